@@ -1,0 +1,88 @@
+# Every target first makes sure that what it needs is installed in .venv, and installs it once: a stamp inside
+# .venv is newer than pyproject.toml and constraints.txt, or the step runs again. Nothing outside is touched.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+CREATED := $(VENV)/created
+RUNTIME := $(VENV)/runtime
+DEV := $(VENV)/dev
+ARGS ?=
+
+# An interpreter counts if it runs (a pyenv shim may exist and not work), is new enough and can make environments.
+USABLE := -c "import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))" >/dev/null 2>&1
+PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	$$python $(USABLE) && { echo $$python; break; }; done)
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test lint format bench count notebook constraints clean distclean same-python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo 'Options: ARGS="..." is handed on, PYTHON=python3.12 makes .venv with that interpreter, VENV=dir puts it elsewhere.'
+
+install: $(DEV) ## install the library and the development tools into .venv
+
+train: $(RUNTIME) ## train on the embedded digits: make train ARGS="--optimizer.learning-rate 0.1"
+	$(BIN)/python -m experiments.train digits $(ARGS)
+
+test: $(DEV) ## run the tests and doctests: make test ARGS="-k penalty"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV) ## check style, formatting, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV) ## format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: $(RUNTIME) ## measure operations and training steps on this machine
+	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+count: $(RUNTIME) ## print parameters and multiply-adds of the networks
+	$(BIN)/python -m experiments.count $(ARGS)
+
+notebook: $(DEV) ## execute the notebooks in place
+	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+constraints: $(CREATED) ## renew the pinned versions in constraints.txt
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
+		--no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
+
+clean: ## remove caches and build output; runs and .venv stay
+	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name '.venv*' -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)
+
+# One chain, created -> runtime -> dev, so that `make -j` never starts pip twice in one environment.
+$(CREATED):
+	@python="$(PYTHON)"; \
+	test -n "$$python" || { echo "make: no Python >= 3.11 on PATH that runs and has venv; name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
+	"$$python" $(USABLE) || { echo "make: PYTHON=$$python does not run, is older than 3.11 or lacks venv; name another" >&2; exit 1; }; \
+	echo "Creating $(VENV) with $$("$$python" -V)"; \
+	"$$python" -m venv $(VENV)
+	@touch $@
+
+$(RUNTIME): $(CREATED) pyproject.toml constraints.txt
+	@echo "Installing shuffle_jax into $(VENV)"
+	@$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	@echo "Installing the development tools into $(VENV)"
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# A .venv made with another interpreter would be used in silence.
+ifeq ($(origin PYTHON),command line)
+$(CREATED): | same-python
+endif
+same-python:
+	@test ! -e $(CREATED) || test "$$($(BIN)/python -V)" = "$$("$(PYTHON)" -V 2>/dev/null)" || { \
+		echo "make: $(VENV) holds $$($(BIN)/python -V), not PYTHON=$(PYTHON): run make distclean, or add VENV=.venv2" >&2; exit 1; }

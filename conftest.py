@@ -1,0 +1,38 @@
+"""How every test runs: as two CPU devices, under JAX's strict settings, compilations kept between runs.
+
+This file stands at the root and not in tests/ because the doctests of shuffle_jax/ must run under it as
+well, also when only they are asked for. The settings go through the environment, before JAX is imported, so
+that the processes which tests start inherit them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hypothesis
+
+assert "jax" not in sys.modules, "a pytest plugin imported jax before conftest.py could configure it"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["MPLBACKEND"] = "Agg"  # figures need no display
+
+# Every compilation is kept, however short: most tests are nothing else. `pytest --cache-clear` empties it.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent / ".pytest_cache" / "d" / "jax")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Two devices, never more: a collective over more devices than cores can dead-lock.
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=2".strip()
+
+hypothesis.settings.register_profile(
+    "shuffle_jax",
+    deadline=None,  # the first example of a shape compiles
+    max_examples=20,
+    derandomize="CI" in os.environ,
+)
+hypothesis.settings.load_profile("shuffle_jax")

@@ -1,0 +1,3 @@
+"""Channel mixing for efficient convolutional networks, in JAX and Flax."""
+
+__version__ = "0.1.0"

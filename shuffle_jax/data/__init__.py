@@ -1,0 +1,70 @@
+"""Data sets of images, batches of them on the devices, and their augmentation.
+
+Pixels stay 8-bit until a step normalises them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shuffle_jax.data.augment import (
+    AugmentConfig,
+    augment,
+    cutout,
+    mixup,
+    normalize,
+    random_crop,
+    random_flip,
+)
+from shuffle_jax.data.batches import Batch, Batches, ResidentBatches
+from shuffle_jax.data.dataset import Dataset, Split
+from shuffle_jax.data.digits import DigitsConfig, load_digits
+from shuffle_jax.data.folder import FolderConfig, load_folder
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "Batches",
+    "DataConfig",
+    "Dataset",
+    "DigitsConfig",
+    "FolderConfig",
+    "ResidentBatches",
+    "Split",
+    "augment",
+    "cutout",
+    "load",
+    "load_digits",
+    "load_folder",
+    "mixup",
+    "normalize",
+    "random_crop",
+    "random_flip",
+]
+
+DataConfig = DigitsConfig | FolderConfig
+"""The configuration of any data set."""
+
+
+def load(config: DataConfig, classes: Sequence[str] | None = None) -> Dataset:
+    """Loads the data set that ``config`` describes.
+
+    Args:
+        config: which data set, and how to split and prepare it.
+        classes: the class names in the order of their labels, as kept with a finished run; by default the
+            data set's own order.
+
+    Returns:
+        The data set, its ``classes`` equal to ``classes`` where given.
+
+    Raises:
+        ValueError: the data cannot be read, or has other classes.
+    """
+    match config:
+        case DigitsConfig():
+            dataset = load_digits(config)
+        case FolderConfig():
+            dataset = load_folder(config, classes)
+    if classes is not None and dataset.classes != tuple(classes):
+        raise ValueError(f"{dataset.name} has the classes {dataset.classes}, not {tuple(classes)}; use its own")
+    return dataset

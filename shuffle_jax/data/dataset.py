@@ -1,0 +1,175 @@
+"""What a data set is: two splits of 8-bit images with integer labels, and the names of the classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import SupportsIndex
+
+import numpy as np
+
+from shuffle_jax.typing import Float, Int, UInt8
+
+_PIXELS_PER_CHUNK = 1 << 22
+"""``np.bincount`` widens its input to 8 bytes a value; counting in chunks bounds that copy to 32 MiB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with their labels, indexable one by one as grain's ``RandomAccessDataSource`` is.
+
+    Args:
+        images: uint8 (n, h, w, c), n at least 1.
+        labels: int32 (n,), nonnegative.
+
+    Raises:
+        ValueError: an array has another shape or dtype, or the two lengths differ.
+    """
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int[np.ndarray, "n"]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise ValueError(f"images must be uint8 (n, h, w, c), got {_describe(self.images)}")
+        if self.labels.ndim != 1 or self.labels.dtype != np.int32:
+            raise ValueError(f"labels must be int32 (n,), got {_describe(self.labels)}")
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"every image needs a label, got {len(self.images)} images, {len(self.labels)} labels")
+        if 0 in self.images.shape:
+            raise ValueError(f"a split needs at least one image of at least one pixel, got {_describe(self.images)}")
+        if self.labels.min() < 0:
+            raise ValueError(f"labels must be at least 0, got {self.labels.min()}")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w c"], np.int32]:
+        return self.images[index], self.labels[index]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training split, a test split and what is common to both.
+
+    Args:
+        name: a short name for reports.
+        classes: the class names; label ``k`` means ``classes[k]``.
+        train: the images to train on.
+        test: the images to measure on, of the same shape.
+
+    Raises:
+        ValueError: a class name is missing or repeated, or the image shapes of the splits differ.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+    def __post_init__(self) -> None:
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if repeated:
+            raise ValueError(f"class names must differ, got {repeated[0]!r} more than once")
+        largest = int(max(self.train.labels.max(), self.test.labels.max()))
+        if largest >= len(self.classes):
+            raise ValueError(f"label {largest} has no name among {len(self.classes)} classes; name every label")
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise ValueError(
+                f"both splits need one image shape, got train {self.train.images.shape[1:]} "
+                f"and test {self.test.images.shape[1:]}"
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        _, height, width, channels = self.train.images.shape
+        return height, width, channels
+
+    @property
+    def mean(self) -> Float[np.ndarray, "c"]:
+        """Mean of the training pixels of each channel, float32 in [0, 1]."""
+        return self._moments[0]
+
+    @property
+    def std(self) -> Float[np.ndarray, "c"]:
+        """Standard deviation of the training pixels of each channel, float32 in [1/255, 1/2].
+
+        The floor of one grey level keeps a constant channel from a division by zero.
+        """
+        return self._moments[1]
+
+    @cached_property
+    def _moments(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
+        counts = _histograms(self.train.images).astype(np.float64)
+        levels = np.arange(256.0) / 255
+        total = counts.sum(axis=1)
+        mean = counts @ levels / total
+        variance = (counts * (levels[None, :] - mean[:, None]) ** 2).sum(axis=1) / total
+        return mean.astype(np.float32), np.maximum(np.sqrt(variance), 1 / 255).astype(np.float32)
+
+
+def stratified_holdout(
+    labels: Int[np.ndarray, "n"], classes: Sequence[str], fraction: float, seed: int
+) -> tuple[Int[np.ndarray, "kept"], Int[np.ndarray, "held"]]:
+    """Splits positions into kept and held out so that every class is in both.
+
+    A class of ``m`` images gives ``round(fraction * m)`` of them, at least 1 and at most ``m - 1``. Which
+    ones depends on ``m`` and ``seed`` only, so a class keeps its hold-out whatever other classes there are.
+
+    Args:
+        labels: integers (n,) in [0, len(classes)).
+        classes: the class names, for the error message.
+        fraction: the part to hold out, in (0, 1).
+        seed: in [0, 2**32).
+
+    Returns:
+        The kept and the held positions, both increasing; together each position once.
+
+    Raises:
+        ValueError: a class that occurs has a single image.
+
+    >>> kept, held = stratified_holdout(np.array([0, 0, 0, 0, 1, 1]), ("cat", "dog"), 0.25, seed=0)
+    >>> len(kept), len(held)
+    (4, 2)
+    """
+    held = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        if len(members) < 2:
+            raise ValueError(f"class {classes[label]!r} has 1 image, but a hold-out needs at least 2; add images")
+        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
+        # RandomState's stream is frozen, so a hold-out stays the same under every NumPy version.
+        held[np.random.RandomState(seed).permutation(members)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def check_holdout(name: str, fraction: float, seed: int) -> None:
+    """Raises ValueError unless ``fraction`` is in (0, 1) and ``seed`` in [0, 2**32).
+
+    Args:
+        name: the name of the fraction in the configuration, for the error message.
+        fraction: the part to hold out.
+        seed: chooses which images are held out.
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"{name} must be between 0 and 1, both excluded, got {fraction}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+
+
+def _histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, "c 256"]:
+    """How often each of the 256 levels occurs in each channel."""
+    n, h, w, c = images.shape
+    step = max(1, _PIXELS_PER_CHUNK // (h * w))
+    counts = np.zeros((c, 256), np.int64)
+    for start in range(0, n, step):
+        chunk = images[start : start + step]
+        for channel in range(c):
+            counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
+    return counts
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} {array.shape}"

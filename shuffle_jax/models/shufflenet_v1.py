@@ -1,0 +1,118 @@
+"""ShuffleNet, the first version (Zhang, Zhou, Lin and Sun, 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shuffle_jax.models.stem import Stem, StemKind
+from shuffle_jax.nn import ChannelShuffle, DepthwiseConv, PointwiseConv, batch_norm
+from shuffle_jax.typing import Array, Float, Images
+
+CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+"""Channels of stage 2 at width 1.0 by number of groups; each later stage has twice as many."""
+
+WIDTHS = (0.5, 1.0, 1.5, 2.0)
+UNITS = (4, 8, 4)
+
+
+def stem_features(groups: int, width: float) -> int:
+    """Channels of the stem: 24 at most widths, scaled and kept divisible at 0.5 for g = 3 and 8, 48 at 2.0."""
+    narrow = {3: 12, 8: 16}
+    return {0.5: narrow.get(groups, 24), 2.0: 48}.get(width, 24)
+
+
+class ShuffleNetV1(nn.Module):
+    """ShuffleNet with an exchangeable shuffle and exchangeable grouped 1x1 convolutions.
+
+    Attributes:
+        classes: number of classes.
+        groups: 1, 2, 3, 4 or 8; fixes the channels, see :data:`CHANNELS`.
+        width: 0.5, 1.0, 1.5 or 2.0. At 0.5 and 1.5 not every number of groups divides the channels.
+        stem: "imagenet", or "small" for images of 32 x 32 and below.
+        mixer: factory of the 16 mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit; the
+            paper's shuffle in ``groups`` groups by default (None).
+        pointwise: factory of the 1x1 convolutions, called as
+            ``pointwise(features=..., groups=..., dtype=..., name=...)``.
+        head_bias: whether the classifier has a bias; published counts exist with and without.
+        dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+    """
+
+    classes: int
+    groups: int = 3
+    width: float = 1.0
+    stem: StemKind = "imagenet"
+    mixer: Callable[..., nn.Module] | None = None
+    pointwise: Callable[..., nn.Module] = PointwiseConv
+    head_bias: bool = True
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
+        """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
+
+        Raises:
+            ValueError: the number of groups or the width is not published, or the groups do not divide the channels.
+        """
+        if self.groups not in CHANNELS:
+            raise ValueError(f"ShuffleNetV1 has no {self.groups} groups: choose one of {list(CHANNELS)}")
+        if self.width not in WIDTHS:
+            raise ValueError(f"ShuffleNetV1 has no width {self.width}: choose one of {list(WIDTHS)}")
+        features = int(CHANNELS[self.groups] * self.width)
+        mixer = self.mixer or partial(ChannelShuffle, groups=self.groups)
+        unit = partial(Unit, groups=self.groups, mixer=mixer, pointwise=self.pointwise, dtype=self.dtype)
+
+        x = Stem(stem_features(self.groups, self.width), self.stem, self.dtype, name="stem")(x, train)
+        for stage, units in enumerate(UNITS, start=2):
+            for i in range(units):
+                first = stage == 2 and i == 0
+                x = unit(features, stride=2 if i == 0 else 1, group_first=not first, name=f"stage{stage}_{i}")(x, train)
+            features *= 2
+        x = x.mean((1, 2), dtype=jnp.float32)
+        return nn.Dense(self.classes, use_bias=self.head_bias, name="head")(x)
+
+
+class Unit(nn.Module):
+    """One residual unit: grouped 1x1 to a quarter of the channels, mixer, depthwise 3x3, grouped 1x1.
+
+    With stride 1 the result is added to the input; with stride 2 it is concatenated to the average-pooled input.
+
+    Attributes:
+        features: output channels.
+        stride: 1 or 2; with 1 the input must have ``features`` channels.
+        groups: of both 1x1 convolutions.
+        mixer: factory of the mixer between them.
+        pointwise: factory of the 1x1 convolutions.
+        group_first: False leaves the first 1x1 ungrouped, as the paper does where the input has few channels.
+        dtype: type of the computation.
+    """
+
+    features: int
+    stride: int
+    groups: int
+    mixer: Callable[..., nn.Module]
+    pointwise: Callable[..., nn.Module]
+    group_first: bool = True
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
+        residual = self.stride == 1
+        middle, out = self.features // 4, self.features - (0 if residual else x.shape[-1])
+        pointwise = partial(self.pointwise, dtype=self.dtype)
+        norm = partial(batch_norm, train, self.dtype)
+
+        first_groups = self.groups if self.group_first else 1
+        y = pointwise(features=middle, groups=first_groups, name="pointwise1")(x, train=train)
+        y = nn.relu(norm(name="norm1")(y))
+        y = self.mixer(name="mixer")(y, train=train)
+        y = norm(name="norm2")(DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(y))
+        y = norm(name="norm3")(pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train))
+        if residual:
+            return nn.relu(x + y)
+        shortcut = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return nn.relu(jnp.concatenate([shortcut, y], axis=-1))

@@ -1,0 +1,17 @@
+"""Thin Flax modules over :mod:`shuffle_jax.ops`: they declare parameters and call the mathematics."""
+
+from shuffle_jax.nn.auto_shuffle import AutoShuffle
+from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.normalization import batch_norm
+from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
+
+__all__ = [
+    "AutoShuffle",
+    "ChannelShuffle",
+    "Conv",
+    "DepthwiseConv",
+    "FixedPermutation",
+    "Identity",
+    "PointwiseConv",
+    "batch_norm",
+]

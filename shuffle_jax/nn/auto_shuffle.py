@@ -1,0 +1,79 @@
+"""The learned shuffle of AutoShuffleNet."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops import mixing, permutation, relaxation
+from shuffle_jax.ops.penalty import l1_minus_l2
+from shuffle_jax.typing import Array, Float, Images, Key
+
+RELAXED = "relaxed_permutation"
+"""The name of every parameter that is a relaxed permutation; the optimiser keeps those leaves bistochastic."""
+
+PENALTIES = "penalties"
+"""The variable collection into which modules sow scalars for the loss."""
+
+
+class AutoShuffle(nn.Module):
+    """A mixer whose permutation is learned as a nonnegative matrix M: ``y = M x`` at every position.
+
+    The penalty :func:`shuffle_jax.ops.penalty.l1_minus_l2` of M is sown into "penalties"; the optimiser keeps M near
+    the doubly stochastic matrices (:func:`shuffle_jax.train.optimizer.keep_bistochastic`). Where the collection
+    "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden`, there is no
+    matrix: the layer is one gather.
+
+    M costs c^2 parameters in training and none afterwards. The start is this project's choice, as the paper's is not
+    known to us: uniform entries on [0, 1] and 20 normalisation passes.
+
+    Attributes:
+        init: "uniform", the start above; "shuffle", the fixed shuffle blended with it.
+        noise: weight of the uniform part in the "shuffle" start, in (0, 1].
+        groups: of the fixed shuffle in the "shuffle" start.
+
+    Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
+    """
+
+    init: Literal["uniform", "shuffle"] = "uniform"
+    noise: float = 0.5
+    groups: int = 2
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
+        if self.has_variable(PERMUTATIONS, "index"):
+            return mixing.permute(x, self.get_variable(PERMUTATIONS, "index"))
+        matrix = self.param(RELAXED, self._start, x.shape[-1])
+        self.sow(PENALTIES, "l1_minus_l2", l1_minus_l2(matrix), reduce_fn=lambda _, new: new, init_fn=lambda: 0.0)
+        return mixing.mix(x, matrix)
+
+    def multiply_adds(self, x: Images, y: Images) -> int:
+        """Multiply-adds of one image: c for each value while M is a matrix, none once it is an index vector."""
+        return 0 if self.has_variable(PERMUTATIONS, "index") else y[0].size * x.shape[-1]
+
+    def _start(self, key: Key, channels: int) -> Float[Array, "c c"]:
+        uniform = relaxation.random_bistochastic(key, channels)
+        if self.init == "uniform":
+            return uniform
+        if not 0 < self.noise <= 1:
+            raise ValueError(f"noise is {self.noise}: give a number above 0 (a permutation is a trap) and at most 1")
+        fixed = permutation.to_matrix(permutation.channel_shuffle(channels, self.groups))
+        return (1 - self.noise) * fixed + self.noise * uniform
+
+
+def relaxed_permutations(params: dict) -> dict[str, Float[Array, "c c"]]:
+    """Every relaxed permutation of a network, by the path of its layer, in the order of the network.
+
+    Args:
+        params: the collection "params" of a network.
+
+    Returns:
+        A dictionary such as ``{"stage2_0/mixer": (116, 116) matrix, ...}``.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [([key.key for key in path], leaf) for path, leaf in leaves]
+    return {"/".join(path[:-1]): leaf for path, leaf in names if path[-1] == RELAXED}

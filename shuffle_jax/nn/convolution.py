@@ -1,0 +1,111 @@
+"""Convolution layers with the kernels of ``flax.linen.Conv`` and the platform-aware forms of ``ops.convolution``.
+
+The parameter is called ``kernel`` and has the HWIO shape that ``flax.linen.Conv`` gives it. ``train`` is taken and
+ignored, so that layers which need it (dynamic ones) can stand in the same place.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shuffle_jax.ops import convolution as ops
+from shuffle_jax.typing import Array, Float, Images
+
+kernel_init = nn.initializers.he_normal()
+
+
+class Conv(nn.Module):
+    """A dense convolution, :func:`shuffle_jax.ops.convolution.convolution`.
+
+    Attributes:
+        features: output channels.
+        kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
+        stride: the same for rows and columns.
+        use_bias: adds a learned constant to every output channel.
+        dtype: type of the computation; that of the input by default. Parameters are float32.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        y = ops.convolution(x, kernel, self.stride)
+        return _add_bias(self, y) if self.use_bias else y
+
+    def multiply_adds(self, x: Images, y: Images) -> int:
+        """Multiply-adds of one image: one for each output value and weight it sees."""
+        return y[0].size * self.kernel_size**2 * x.shape[-1]
+
+
+class DepthwiseConv(nn.Module):
+    """A depthwise convolution, :func:`shuffle_jax.ops.convolution.depthwise`: as many channels out as in.
+
+    Attributes:
+        kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
+        stride: the same for rows and columns.
+        dtype: type of the computation; that of the input by default. Parameters are float32.
+    """
+
+    kernel_size: int = 3
+    stride: int = 1
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        return ops.depthwise(x, kernel, self.stride)
+
+    def multiply_adds(self, x: Images, y: Images) -> int:
+        """Multiply-adds of one image: one for each output value and tap of its window."""
+        return y[0].size * self.kernel_size**2
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution, plain or grouped, :func:`shuffle_jax.ops.convolution.pointwise`.
+
+    This is the default of every network's ``pointwise`` factory, which is called as
+    ``pointwise(features=..., groups=..., dtype=..., name=...)`` and gives a module ``(x, train) -> y``.
+
+    Attributes:
+        features: output channels.
+        groups: divides the channels in and out.
+        use_bias: adds a learned constant to every output channel.
+        dtype: type of the computation; that of the input by default. Parameters are float32.
+    """
+
+    features: int
+    groups: int = 1
+    use_bias: bool = False
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
+        shape = (1, 1, x.shape[-1] // self.groups, self.features)
+        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        y = ops.pointwise(x, kernel, self.groups)
+        return _add_bias(self, y) if self.use_bias else y
+
+    def multiply_adds(self, x: Images, y: Images) -> int:
+        """Multiply-adds of one image: one for each output value and channel of its group."""
+        return y[0].size * (x.shape[-1] // self.groups)
+
+
+def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:
+    dtype = dtype or x.dtype
+    return x.astype(dtype), kernel.astype(dtype)
+
+
+def _add_bias(layer: Conv | PointwiseConv, y: Images) -> Images:
+    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,))
+    return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)

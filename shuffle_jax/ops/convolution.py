@@ -1,0 +1,247 @@
+"""The convolutions of efficient networks, each in the form that is fastest on the platform it runs on.
+
+The choice is made here and nowhere else, by ``jax.lax.platform_dependent`` at lowering time. On CPU, XLA's native
+depthwise and grouped convolutions are 5 to 50 times slower than shifted multiply-adds and dot products, and their
+gradients more; on GPU and TPU the native ones are used. ``python -m experiments.benchmark`` measures the difference.
+
+Layout is NHWC for images and HWIO for kernels. Padding is symmetric by default, ``k // 2`` zeros on either side, which
+keeps the size at stride 1 and matches the published networks at stride 2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shuffle_jax.ops.permutation import check_groups
+from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.typing import Array, Float, Images
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros before and after the rows, and before and after the columns."""
+
+
+def depthwise(
+    x: Images, kernel: Float[Array, "kh kw 1 c"], stride: int = 1, padding: Pads | None = None
+) -> Float[Array, "n oh ow c"]:
+    """Convolves every channel with its own kernel.
+
+    ``y[n, i, j, c] = sum_ab K[a, b, 0, c] x[n, s i + a - top, s j + b - left, c]``
+
+    On CPU a sum of ``kh kw`` shifted copies, whose kernel gradient is one variadic reduction over rows and columns;
+    elsewhere the native convolution. Half-precision inputs are summed in float32.
+
+    Args:
+        x: ``(n, h, w, c)``.
+        kernel: ``(kh, kw, 1, c)``, of the type of x.
+        stride: s, at least 1, the same for rows and columns.
+        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+
+    Returns:
+        ``(n, oh, ow, c)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
+
+    Raises:
+        ValueError: the kernel does not fit the channels, or is larger than the padded image.
+
+    >>> x = jnp.ones((1, 3, 3, 1))
+    >>> depthwise(x, jnp.ones((3, 3, 1, 1)))[0, :, :, 0].tolist()
+    [[4.0, 6.0, 4.0], [6.0, 9.0, 6.0], [4.0, 6.0, 4.0]]
+    """
+    channels = x.shape[-1]
+    if kernel.shape[2:] != (1, channels):
+        raise ValueError(
+            f"a depthwise kernel for {channels} channels has the shape (kh, kw, 1, {channels}), not {kernel.shape}"
+        )
+    pads = resolve_padding(x.shape[1:3], kernel.shape[:2], padding)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_depthwise_shifts, stride, pads),
+        default=partial(_native, stride, pads, channels),
+    )
+
+
+def pointwise(x: Images, kernel: Float[Array, "1 1 i o"], groups: int = 1) -> Float[Array, "n h w o"]:
+    """A 1x1 convolution, plain or grouped.
+
+    ``y[n, h, w, :] = x[n, h, w, :] K[0, 0]`` for one group; for g groups the k-th ``i = c / g`` input channels give
+    the k-th ``o / g`` output channels.
+
+    One group is a matrix product on every platform. Several are g products of slices on CPU, the native grouped
+    convolution elsewhere.
+
+    Args:
+        x: ``(n, h, w, c)``.
+        kernel: ``(1, 1, c / g, o)``, of the type of x.
+        groups: g, a divisor of c and o.
+
+    Returns:
+        ``(n, h, w, o)``.
+
+    Raises:
+        ValueError: g does not divide the channels, or the kernel does not fit them.
+
+    >>> pointwise(jnp.array([[[[1.0, 2.0]]]]), jnp.array([[[[3.0, 4.0]]]]), groups=2).tolist()
+    [[[[3.0, 8.0]]]]
+    """
+    channels, features = x.shape[-1], kernel.shape[-1]
+    check_groups(channels, groups)
+    check_groups(features, groups)
+    if kernel.shape[:3] != (1, 1, channels // groups):
+        raise ValueError(
+            f"a 1x1 kernel for {channels} channels in {groups} groups has the shape "
+            f"(1, 1, {channels // groups}, o), not {kernel.shape}"
+        )
+    if groups == 1:
+        return _dot(x, kernel[0, 0])
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_pointwise_slices, groups),
+        default=partial(_native, 1, ((0, 0), (0, 0)), groups),
+    )
+
+
+def convolution(
+    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | None = None
+) -> Float[Array, "n oh ow o"]:
+    """A dense convolution, ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + a - top, s j + b - left, c]``.
+
+    On CPU a 1x1 kernel is a matrix product, and a larger one over at most 4 channels (an image stem) gathers its
+    patches for one; otherwise the native convolution.
+
+    Args:
+        x: ``(n, h, w, c)``.
+        kernel: ``(kh, kw, c, o)``, of the type of x.
+        stride: s, at least 1.
+        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+
+    Returns:
+        ``(n, oh, ow, o)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
+
+    Raises:
+        ValueError: the kernel does not fit the channels, or is larger than the padded image.
+
+    >>> convolution(jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 3)), stride=2).shape
+    (1, 1, 1, 3)
+    """
+    channels = x.shape[-1]
+    if kernel.shape[2] != channels:
+        raise ValueError(f"a kernel for {channels} channels has the shape (kh, kw, {channels}, o), not {kernel.shape}")
+    pads = resolve_padding(x.shape[1:3], kernel.shape[:2], padding)
+    native = partial(_native, stride, pads, 1)
+    if channels > _PATCH_CHANNELS:
+        return native(x, kernel)
+    return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads), default=native)
+
+
+_PATCH_CHANNELS = 4  # Up to here the patches cost less than what the native kernel gradient loses.
+
+
+def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pads | None) -> Pads:
+    """The explicit padding of a ``window`` over an image of ``size``; ``k // 2`` on every side if none is given."""
+    if padding is None:
+        padding = ((window[0] // 2, window[0] // 2), (window[1] // 2, window[1] // 2))
+    for n, k, (before, after) in zip(size, window, padding, strict=True):
+        if n + before + after < k:
+            raise ValueError(
+                f"a window of {window[0]} x {window[1]} does not fit an image of {size[0]} x {size[1]} padded by "
+                f"{padding}: use a larger image, fewer strides or more padding"
+            )
+    return padding
+
+
+def _native(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _dot(x: Images, matrix: Float[Array, "i o"]) -> Images:
+    # Two-dimensional on purpose: the kernel gradient is then one plain product.
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+
+
+def _pointwise_slices(groups: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
+    rows = x.reshape(-1, x.shape[-1])
+    parts = zip(jnp.split(rows, groups, axis=-1), jnp.split(kernel[0, 0], groups, axis=-1), strict=True)
+    products = jnp.concatenate([part @ weights for part, weights in parts], axis=-1)
+    return products.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+    kh, kw, channels, features = kernel.shape
+    taps = _taps(_pad(x, pads), kh, kw, stride)
+    return _dot(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * channels, features))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _depthwise_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
+    kh, kw, _, _ = kernel.shape
+    return _sum_of_taps(_taps(_pad(x, pads), kh, kw, stride), kernel)
+
+
+def _depthwise_forward(
+    stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
+) -> tuple[Images, tuple[Images, Float[Array, "kh kw 1 c"]]]:
+    return _depthwise_shifts(stride, pads, x, kernel), (x, kernel)
+
+
+def _depthwise_backward(
+    stride: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Images
+) -> tuple[Images, Float[Array, "kh kw 1 c"]]:
+    x, kernel = saved
+    kh, kw, _, channels = kernel.shape
+    wide_gradient = at_least_float32(gradient)
+
+    # The barrier keeps XLA from padding anew inside each of the kh kw products.
+    padded = lax.optimization_barrier(_pad(x, pads))
+    products = tuple(at_least_float32(tap) * wide_gradient for tap in _taps(padded, kh, kw, stride))
+    # One reduction for all taps that keeps the batch axis, along which XLA runs it in parallel.
+    zero = jnp.zeros((), wide_gradient.dtype)
+    sums = lax.reduce(
+        products, (zero,) * (kh * kw), lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1, 2)
+    )
+    kernel_gradient = jnp.stack([s.sum(0) for s in sums]).reshape(kh, kw, 1, channels).astype(kernel.dtype)
+
+    # The input's gradient is the full correlation of the (spread out) output gradient with the flipped kernel.
+    axes = zip(x.shape[1:3], (kh, kw), pads, gradient.shape[1:3], strict=True)
+    spread = [_spread(size, window, before, out, stride) for size, window, (before, _), out in axes]
+    dense = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
+    x_gradient = _sum_of_taps(_taps(dense, kh, kw, 1), kernel[::-1, ::-1])
+    return x_gradient, kernel_gradient
+
+
+_depthwise_shifts.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def _spread(size: int, window: int, before: int, out: int, stride: int) -> tuple[int, int, int]:
+    """Padding (low, high, interior) that turns ``out`` strided values into ``size + window - 1`` dense ones."""
+    low = window - 1 - before
+    return low, size + window - 1 - low - ((out - 1) * stride + 1), stride - 1
+
+
+def _pad(x: Images, pads: Pads) -> Images:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+def _taps(padded: Images, kh: int, kw: int, stride: int) -> list[Images]:
+    """The shifted, strided views of a padded image, one for each position of the kernel, in row-major order."""
+    rows = (padded.shape[1] - kh) // stride * stride + 1
+    columns = (padded.shape[2] - kw) // stride * stride + 1
+    return [padded[:, a : a + rows : stride, b : b + columns : stride] for a in range(kh) for b in range(kw)]
+
+
+def _sum_of_taps(taps: list[Images], kernel: Float[Array, "kh kw 1 c"]) -> Images:
+    channels = kernel.shape[-1]
+    weights = kernel.reshape(-1, 1, 1, 1, channels)
+    products = [at_least_float32(tap) * at_least_float32(w) for tap, w in zip(taps, weights, strict=True)]
+    return sum(products[1:], start=products[0]).astype(taps[0].dtype)

@@ -1,0 +1,83 @@
+"""Penalties that vanish exactly on permutations."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+
+from shuffle_jax.typing import Array, Float, Matrix
+
+
+def l1_minus_l2(matrix: Matrix) -> Float[Array, "*batch"]:
+    """The exact penalty of AutoShuffleNet.
+
+    ``P(M) = sum_i (|M_i:|_1 - |M_i:|_2) + sum_j (|M_:j|_1 - |M_:j|_2)``
+
+    P is nonnegative, and for a doubly stochastic M it is zero iff M is a permutation. On nonnegative matrices it is
+    invariant under permutations of rows and columns and concave on the Birkhoff polytope. The gradient is
+    ``2 - M_ij / |M_i:|_2 - M_ij / |M_:j|_2`` for nonnegative entries. It is finite everywhere: a quotient with a norm
+    of zero counts as zero, and an entry of zero has the slope 2 of the nonnegative side, which keeps it at zero.
+
+    The l1 norm is kept even where rows are known to sum to 1: division by the sum cancels the radial part of the
+    gradient, and the l1 term does the work.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices, usually nonnegative.
+
+    Returns:
+        ``(...)`` values in ``[0, P_max]`` on doubly stochastic matrices, see :func:`max_l1_minus_l2`.
+
+    >>> float(l1_minus_l2(jnp.eye(3)))
+    0.0
+
+    Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
+    """
+    magnitude = jnp.where(matrix >= 0, matrix, -matrix)  # |M| with the slope 1 at 0; jnp.abs leaves it open
+    rows = magnitude.sum(-1) - safe_norm(matrix, axis=-1)
+    columns = magnitude.sum(-2) - safe_norm(matrix, axis=-2)
+    return (rows + columns).sum(-1)
+
+
+def max_l1_minus_l2(channels: int) -> float:
+    """The largest value of :func:`l1_minus_l2` on the Birkhoff polytope, reached at ``J / c``.
+
+    ``P_max = 2 c (1 - c^(-1/2))``
+
+    Args:
+        channels: c, at least 1.
+
+    Returns:
+        A nonnegative number.
+
+    >>> max_l1_minus_l2(4)
+    4.0
+    """
+    return 2 * channels * (1 - 1 / math.sqrt(channels))
+
+
+def normalized_l1_minus_l2(matrix: Matrix) -> Float[Array, "*batch"]:
+    """:func:`l1_minus_l2` over its maximum: 0 at a permutation, 1 at ``J / c``.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices.
+
+    Returns:
+        ``(...)`` values, in [0, 1] on doubly stochastic matrices; 0 for c = 1.
+
+    >>> round(float(normalized_l1_minus_l2(jnp.full((4, 4), 0.25))), 6)
+    1.0
+    """
+    return l1_minus_l2(matrix) / (max_l1_minus_l2(matrix.shape[-1]) or 1.0)
+
+
+def safe_norm(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The Euclidean norm along an axis, with gradient zero (and not NaN) where the norm is zero.
+
+    >>> float(safe_norm(jnp.array([3.0, 4.0]), axis=0))
+    5.0
+    """
+    square = jnp.square(array).sum(axis)
+    positive = square > 0
+    # The inner `where` keeps sqrt away from 0, whose infinite slope would turn the masked gradient into NaN.
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0)

@@ -1,0 +1,147 @@
+"""From a relaxed matrix to a hard permutation, and what can be said about the step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from shuffle_jax.ops.penalty import l1_minus_l2
+from shuffle_jax.ops.permutation import to_matrix
+from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.typing import Array, Bool, Float, Int, Matrix, Permutation
+
+
+def argmax(matrix: Matrix) -> Int[Array, "*batch c"]:
+    """The largest entry of every row, ``p[i] = argmax_j M_ij``.
+
+    This need not be a permutation: see :func:`certificate` for when it must be, and
+    :func:`~shuffle_jax.ops.permutation.is_permutation` for whether it is. Cost O(c^2).
+
+    Args:
+        matrix: ``(..., c, c)`` matrices.
+
+    Returns:
+        ``(..., c)`` int32 indices.
+
+    >>> argmax(jnp.array([[0.9, 0.1], [0.6, 0.4]])).tolist()
+    [0, 0]
+    """
+    return jnp.argmax(matrix, axis=-1).astype(jnp.int32)
+
+
+def assignment(matrix: Matrix) -> Permutation:
+    """The permutation nearest to a matrix: ``argmax_p sum_i M[i, p[i]]``, a linear assignment.
+
+    For a doubly stochastic M this is the vertex of the Birkhoff polytope with the least Frobenius distance. The
+    result is always a permutation. Solved by the Hungarian algorithm, O(c^3); leading axes are solved in turn.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices of finite numbers.
+
+    Returns:
+        ``(..., c)`` int32 permutations.
+
+    >>> assignment(jnp.array([[0.9, 0.1], [0.6, 0.4]])).tolist()
+    [0, 1]
+
+    Source: Kuhn, 1955; the implementation is ``optax.assignment.hungarian_algorithm``.
+    """
+    # Imported here: optax takes longer to import than the rest of this package.
+    from optax.assignment import hungarian_algorithm
+
+    def one(matrix: Float[Array, "c c"]) -> Int[Array, " c"]:
+        rows, columns = hungarian_algorithm(-matrix)
+        return jnp.zeros(matrix.shape[-1], jnp.int32).at[rows].set(columns.astype(jnp.int32))
+
+    # Batches run one after the other: under vmap every matrix would wait for the slowest at every inner step.
+    flat = jax.lax.stop_gradient(matrix).reshape(-1, *matrix.shape[-2:])
+    return jax.lax.map(one, flat).reshape(matrix.shape[:-1])
+
+
+def straight_through(matrix: Matrix, permutation: Permutation) -> Matrix:
+    """Hard in the forward pass, relaxed in the backward pass: ``P + M - stop_gradient(M)``.
+
+    Args:
+        matrix: ``(..., c, c)`` relaxed matrices, which receive the gradient.
+        permutation: ``(..., c)`` their rounding, by :func:`argmax` or :func:`assignment`.
+
+    Returns:
+        ``(..., c, c)`` matrices equal to :func:`~shuffle_jax.ops.permutation.to_matrix` of the permutation, exactly.
+
+    >>> straight_through(jnp.array([[0.9, 0.1], [0.2, 0.8]]), jnp.array([0, 1])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+
+    Source: Bengio, Leonard and Courville, 2013.
+    """
+    hard = jax.lax.stop_gradient(to_matrix(permutation, matrix.dtype))
+    # In this order the forward value is exact: M - M is zero, while M + (P - M) would miss P by a rounding error.
+    return hard + (matrix - jax.lax.stop_gradient(matrix))
+
+
+class Certificate(NamedTuple):
+    """What :func:`certificate` states of a nonnegative matrix ``M`` of size c. All fields have its leading axes.
+
+    Attributes:
+        row_slack: ``(..., c)``, ``|M_i:|_1 - |M_i:|_2``; ``1 - |M_i:|_2`` where rows sum to 1. Zero iff one-hot.
+        column_slack: ``(..., c)``, the same of the columns. All slacks together sum to the penalty P(M).
+        residual: largest ``|sum - 1|`` over rows and columns; 0 for a doubly stochastic matrix.
+        guaranteed: row-argmax is proved to be a permutation P*.
+        l1_bound: if guaranteed, ``sum |M - P*|`` is at most this.
+        frobenius_bound: if guaranteed, ``|M - P*|_F`` is at most this.
+    """
+
+    row_slack: Float[Array, "*batch c"]
+    column_slack: Float[Array, "*batch c"]
+    residual: Float[Array, "*batch"]
+    guaranteed: Bool[Array, "*batch"]
+    l1_bound: Float[Array, "*batch"]
+    frobenius_bound: Float[Array, "*batch"]
+
+
+def certificate(matrix: Matrix) -> Certificate:
+    """Proves, where it can, that row-argmax of a nonnegative matrix is a permutation near it.
+
+    The largest entry of a row is at least ``|M_i:|_2^2 / |M_i:|_1``. If that exceeds half the largest column sum in
+    every row, no two rows can share a column::
+
+        guaranteed = min_i |M_i:|_2^2 / |M_i:|_1  >  max_j |M_:j|_1 / 2
+
+    For doubly stochastic M this says that every slack is below ``1 - 1/sqrt(2) = 0.2929``. With
+    ``R = sum_i |1 - |M_i:|_1| + sum_j |1 - |M_:j|_1|``, which is 0 for doubly stochastic M, then::
+
+        sum |M - P*|  <=  2 P(M) + R / 2          |M - P*|_F  <=  sqrt(2) P(M) + R / 2
+
+    The test is sufficient and not necessary; it costs O(c^2). A penalty near zero alone proves nothing: rows may be
+    one-hot and share a column, which only the column sums reveal.
+
+    Args:
+        matrix: ``(..., c, c)`` nonnegative matrices.
+
+    Returns:
+        A :class:`Certificate`.
+
+    >>> c = certificate(jnp.array([[0.9, 0.1], [0.1, 0.9]]))
+    >>> bool(c.guaranteed), round(float(c.l1_bound), 3)
+    (True, 0.756)
+
+    Source: derived here from the penalty of Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020, who prove exactness and
+    error bounds of their own.
+    """
+    matrix = at_least_float32(matrix)
+    row_sum, column_sum = matrix.sum(-1), matrix.sum(-2)
+    row_square = jnp.square(matrix).sum(-1)
+    row_slack = row_sum - jnp.sqrt(row_square)
+    column_slack = column_sum - jnp.sqrt(jnp.square(matrix).sum(-2))
+    row_error, column_error = jnp.abs(1 - row_sum), jnp.abs(1 - column_sum)
+    least_peak = row_square / jnp.where(row_sum > 0, row_sum, 1)
+    penalty, excess = l1_minus_l2(matrix), (row_error + column_error).sum(-1) / 2
+    return Certificate(
+        row_slack=row_slack,
+        column_slack=column_slack,
+        residual=jnp.maximum(row_error.max(-1), column_error.max(-1)),
+        guaranteed=least_peak.min(-1) > column_sum.max(-1) / 2,
+        l1_bound=2 * penalty + excess,
+        frobenius_bound=2**0.5 * penalty + excess,
+    )

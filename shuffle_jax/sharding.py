@@ -1,0 +1,33 @@
+"""The device mesh and the two ways arrays lie on it: split along the batch, or copied to every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+BATCH_AXIS = "batch"
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh for data parallelism.
+
+    Args:
+        devices: the devices to use; all of ``jax.devices()`` by default.
+
+    Returns:
+        A mesh with the single axis ``"batch"`` in Auto mode: the partitioner places the collectives.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over all devices of ``mesh``."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device of ``mesh``."""
+    return NamedSharding(mesh, PartitionSpec())

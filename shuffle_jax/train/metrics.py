@@ -1,0 +1,218 @@
+"""Where the numbers of a training run go: a file of JSON lines, TensorBoard event files and the console.
+
+A record is a flat dictionary with a ``"kind"`` (train, test, permutation or result) and a ``"step"``; each of
+the three destinations takes what it can show of it. ``Metrics`` hands every record to all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shuffle_jax.analysis.records import read_records
+from shuffle_jax.train.console import Console
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+Record = Mapping[str, Any]
+
+IMAGE_SIDE = 256
+"""Smaller matrices are enlarged to this many pixels or more for TensorBoard, each entry a square."""
+
+
+class JsonLines:
+    """Appends records to a file, one JSON object a line, each on disk as soon as it is written.
+
+    Numbers of NumPy and JAX become plain ones; non-finite floats become the strings that ``read_records``
+    turns back. A line cut short by an earlier interruption is removed on opening, so that nothing is glued
+    to it.
+
+    Args:
+        path: the file; it and its folder are made when missing.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            truncate_after(path, None)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def write(self, record: Record) -> None:
+        """Appends one record.
+
+        Raises:
+            ValueError: a value is not a number, a string, a boolean or None.
+        """
+        self._file.write(_line(record))
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+
+def truncate_after(path: Path | str, step: int | None) -> None:
+    """Removes the records of steps later than ``step``, as a run resumed from there writes them again.
+
+    The file is replaced in one move: an interruption leaves the old one or the new one, never half of either.
+
+    Args:
+        path: a file of JSON lines; a missing one is left missing.
+        step: the last step to keep; None keeps all and removes only a torn last line.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    records = read_records(path)
+    kept = [record for record in records if step is None or record.get("step", step) <= step]
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(map(_line, kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _line(record: Record) -> str:
+    plain = {key: _plain(key, value) for key, value in record.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+def _plain(key: str, value: Any) -> str | bool | int | float | None:
+    """The Python value behind a scalar of any library, non-finite floats spelt out."""
+    array = np.asarray(value)
+    plain = array.item() if array.ndim == 0 else value
+    if plain is not None and not isinstance(plain, str | bool | int | float):
+        raise ValueError(
+            f"record value {key!r} is of type {type(value).__name__} and shape {array.shape}; "
+            "a record holds numbers, strings and booleans"
+        )
+    return str(plain) if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+class TensorBoard:
+    """Writes event files: the numbers of each record as curves, matrices as grey images.
+
+    Curves are called ``train/loss``, ``test/top1``, ``permutation/<layer>/penalty`` or
+    ``result/hardened/top1``.
+
+    Args:
+        folder: where the event file goes.
+        first_step: the first step to be written; TensorBoard hides what earlier files hold from there on.
+    """
+
+    def __init__(self, folder: Path | str, first_step: int = 0) -> None:
+        from tensorboardX import SummaryWriter
+
+        # Files are named by the second: without a suffix a run resumed within one would overwrite the file.
+        earlier = len(list(Path(folder).glob("events.out.tfevents.*")))
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=f".{earlier:04d}")
+
+    def write(self, record: Record) -> None:
+        """Adds the numbers of one record, all as one event."""
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        parts = [record["kind"], *(str(record[key]) for key in ("layer", "network") if key in record)]
+        values = [
+            Summary.Value(tag="/".join([*parts, key]), simple_value=float(value))
+            for key, value in record.items()
+            if key not in ("step", "epoch") and value is not None and not isinstance(value, str)
+        ]
+        # Not add_scalar: it would log a line for every value that is not finite.
+        self._writer.file_writer.add_summary(Summary(value=values), int(record["step"]))
+
+    def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
+        """Adds nonnegative matrices as images ``permutation/<layer>/matrix``; see ``grey_image``.
+
+        Args:
+            step: the training step.
+            matrices: arrays (c, c) by layer.
+        """
+        for layer, matrix in matrices.items():
+            self._writer.add_image(f"permutation/{layer}/matrix", grey_image(matrix), int(step), dataformats="HW")
+
+    def close(self) -> None:
+        """Writes what is still waiting and closes the file; a second call does nothing."""
+        self._writer.close()
+
+
+def grey_image(matrix: np.ndarray) -> np.ndarray:
+    """A matrix as a grey image: 0 is black, its largest entry white, each entry a square of pixels.
+
+    Args:
+        matrix: (c, c), nonnegative; what is negative or not a number is drawn black.
+
+    Returns:
+        (k c, k c) uint8, with the smallest k that gives at least ``IMAGE_SIDE`` pixels a side.
+    """
+    values = np.nan_to_num(np.asarray(matrix, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
+    pixels = np.rint(255 * values / max(values.max(), np.finfo(np.float64).tiny)).astype(np.uint8)
+    factor = -(-IMAGE_SIDE // len(pixels))
+    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+class Metrics:
+    """Hands every record of a run to its JSON lines, its TensorBoard events and the console.
+
+    A context manager: leaving it, also by an exception, closes all three. What an interrupted run wrote after
+    the step it is resumed from is removed first; a run that starts at step 0 starts with nothing.
+
+    Args:
+        run: the run's folder, which gets ``metrics.jsonl`` and ``tensorboard/``.
+        total_steps: the length of the whole run.
+        steps_per_epoch: how many steps make an epoch.
+        resumed_at: the step of the checkpoint that the run continues from, 0 for a new run.
+        console: where to show progress; standard output by default.
+    """
+
+    def __init__(
+        self,
+        run: Path | str,
+        total_steps: int,
+        steps_per_epoch: int,
+        resumed_at: int = 0,
+        console: RichConsole | None = None,
+    ) -> None:
+        # Records of the checkpoint's own step were written before it; a new run writes step 0 itself.
+        first_step = resumed_at + 1 if resumed_at else 0
+        lines = Path(run) / "metrics.jsonl"
+        truncate_after(lines, first_step - 1)
+        with ExitStack() as stack:
+            self._lines = JsonLines(lines)
+            stack.callback(self._lines.close)
+            self._tensorboard = TensorBoard(Path(run) / "tensorboard", first_step)
+            stack.callback(self._tensorboard.close)
+            self.console = Console(total_steps, steps_per_epoch, resumed_at, console)
+            stack.callback(self.console.close)
+            self._stack = stack.pop_all()
+
+    def write(self, record: Record) -> None:
+        """Writes one record to all three."""
+        self._lines.write(record)
+        self._tensorboard.write(record)
+        self.console.write(record)
+
+    def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
+        """Shows relaxed matrices, arrays (c, c) by layer, in TensorBoard."""
+        self._tensorboard.matrices(step, matrices)
+
+    def close(self) -> None:
+        """Closes all three, each even when another fails; a second call does nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

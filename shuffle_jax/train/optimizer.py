@@ -1,0 +1,130 @@
+"""Learning-rate schedules, the optimiser chain, and the constraint on relaxed permutations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import optax
+
+from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.ops.relaxation import clamp_normalize
+from shuffle_jax.typing import PyTree
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its learning rate over time."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """"sgd" with Nesterov momentum, or "adamw"."""
+
+    learning_rate: float = 0.1
+    """The peak, reached after the warm-up."""
+
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """How the learning rate falls from its peak: "cosine" and "linear" end at 0, "step" multiplies at boundaries."""
+
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises linearly from 0."""
+
+    step_boundaries: tuple[float, ...] = (0.5, 0.75)
+    """Where the schedule "step" falls, as shares of the whole training, ascending."""
+
+    step_factor: float = 0.1
+    """What the schedule "step" multiplies the learning rate by at each boundary."""
+
+    momentum: float = 0.9
+    """Of SGD."""
+
+    weight_decay: float = 1e-4
+    """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
+
+
+def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate at each optimiser step.
+
+    Args:
+        config: peak, shape and warm-up.
+        steps: steps of the whole training.
+        steps_per_epoch: turns epochs of warm-up into steps.
+
+    Returns:
+        A function from the step to the learning rate.
+
+    Raises:
+        ValueError: the warm-up takes the whole training.
+    """
+    peak, warmup = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
+    if warmup >= steps:
+        raise ValueError(
+            f"a warm-up of {warmup} steps leaves nothing of the {steps} steps of training: "
+            "lower warmup_epochs or train longer"
+        )
+    match config.schedule:
+        case "cosine":
+            fall = optax.cosine_decay_schedule(peak, steps - warmup)
+        case "linear":
+            fall = optax.linear_schedule(peak, 0.0, steps - warmup)
+        case "step":
+            boundaries = {round(share * steps) - warmup: config.step_factor for share in config.step_boundaries}
+            fall = optax.piecewise_constant_schedule(peak, boundaries)
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup]) if warmup else fall
+
+
+def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The chain: decay of kernels, SGD or AdamW, and last the constraint on relaxed permutations.
+
+    Args:
+        config: kind and strengths.
+        schedule: from :func:`learning_rate`.
+
+    Returns:
+        An optax transformation whose updates need the parameters.
+    """
+    match config.kind:
+        case "sgd":
+            descent = optax.chain(
+                optax.add_decayed_weights(config.weight_decay, mask=decays),
+                optax.sgd(schedule, config.momentum, nesterov=True),
+            )
+        case "adamw":
+            descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
+    return optax.chain(descent, optax.masked(keep_bistochastic(), is_relaxed))
+
+
+def keep_bistochastic(passes: int = 1) -> optax.GradientTransformationExtraArgs:
+    """Replaces an update ``u`` of M by ``N(M + u) - M``, N the clamp-column-row normalisation.
+
+    Put it last in a chain, so that the parameters after ``optax.apply_updates`` are nonnegative, with rows that sum to
+    1 and columns that nearly do. It applies to every leaf: ``(..., c, c)`` matrices; select leaves by ``optax.masked``.
+
+    Args:
+        passes: normalisation passes per step, see :func:`shuffle_jax.ops.relaxation.clamp_normalize`.
+
+    Returns:
+        A stateless optax transformation that needs the parameters.
+
+    Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
+    """
+
+    def constrain(update: PyTree, parameter: PyTree) -> PyTree:
+        return clamp_normalize(parameter + update, passes).astype(parameter.dtype) - parameter
+
+    def update(updates: PyTree, params: PyTree | None) -> PyTree:
+        if params is None:
+            raise ValueError("keep_bistochastic constrains parameters: pass them to optimizer.update(..., params)")
+        return jax.tree.map(constrain, updates, params)
+
+    return optax.with_extra_args_support(optax.stateless(update))
+
+
+def decays(params: PyTree) -> PyTree:
+    """Which leaves feel weight decay: those with two axes or more that are not relaxed permutations."""
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key != RELAXED, params)
+
+
+def is_relaxed(params: PyTree) -> PyTree:
+    """Which leaves are relaxed permutations."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == RELAXED, params)

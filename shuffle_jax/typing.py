@@ -1,0 +1,41 @@
+"""Array types with named dimensions, used in every public signature.
+
+The letters mean the same everywhere: ``n`` images, ``h`` rows, ``w`` columns, ``c`` channels, ``k`` classes.
+A leading ``*batch`` stands for any number of leading axes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray, UInt8
+
+__all__ = [
+    "Array",
+    "ArrayLike",
+    "Bool",
+    "Float",
+    "Images",
+    "Int",
+    "Key",
+    "Matrix",
+    "Num",
+    "Permutation",
+    "PyTree",
+    "UInt8",
+]
+
+Images = Float[Array, "n h w c"]
+"""A batch of feature maps or normalised images."""
+
+Matrix = Float[Array, "*batch c c"]
+"""Square matrices over channels, such as relaxed permutations."""
+
+Permutation = Int[Array, "*batch c"]
+"""Index vectors ``p`` with ``y[..., i] = x[..., p[i]]``."""
+
+Key = PRNGKeyArray
+"""A typed JAX random key (``jax.random.key``)."""
+
+PyTree = Any
+"""A tree of arrays: parameters, variables or an optimiser state."""

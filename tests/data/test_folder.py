@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shuffle_jax.data import Dataset, FolderConfig, load, load_folder
+from shuffle_jax.data.folder import read_image
+
+RED, GREEN, BLUE = (200, 30, 20), (20, 180, 40), (10, 40, 220)
+ORIENTATION = 0x0112
+
+
+def plain(mode: str, colour, size: tuple[int, int] = (9, 7)) -> Image.Image:
+    return Image.new(mode, size, colour)
+
+
+def save(image: Image.Image, path: Path, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+    return path
+
+
+def tree(root: Path, split: str, **counts: int) -> None:
+    """``count`` images a class; the red level says the class, the green level the image."""
+    for label, (name, count) in enumerate(sorted(counts.items())):
+        (root / split / name).mkdir(parents=True)
+        for index in range(count):
+            save(plain("RGB", (label, index, 255)), root / split / name / f"{index:02d}.png")
+
+
+def content(dataset: Dataset) -> dict[str, list[tuple[int, int, int]]]:
+    """For each split, the label, the red and the green level of every image."""
+    splits = {"train": dataset.train, "test": dataset.test}
+    return {
+        name: [(int(label), *map(int, image[0, 0, :2])) for image, label in split] for name, split in splits.items()
+    }
+
+
+# Reading one image
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "expected"),
+    [
+        (plain("1", 1), "bits.png", (255, 255, 255)),
+        (plain("L", 120), "grey.png", (120, 120, 120)),
+        (plain("LA", (120, 10)), "grey-alpha.png", (120, 120, 120)),
+        (plain("RGB", RED), "colour.png", RED),
+        (plain("RGBA", (*GREEN, 7)), "alpha.png", GREEN),
+        (plain("RGB", BLUE).quantize(4), "palette.png", BLUE),
+        (Image.fromarray(np.full((5, 8), 0x80FF, np.uint16)), "grey16.png", (128, 128, 128)),
+        (Image.fromarray(np.full((5, 8), 0xFFFF, np.uint16)), "white16.png", (255, 255, 255)),
+        (plain("L", 77), "grey.jpg", (77, 77, 77)),
+        (plain("RGB", GREEN), "colour.jpeg", GREEN),
+        (plain("RGB", RED).convert("CMYK"), "cmyk.jpg", RED),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_mode_becomes_rgb(tmp_path, image, name, expected):
+    path = save(image, tmp_path / name)
+    with Image.open(path) as file:
+        assert file.mode == ("I;16" if "16" in name else image.mode)  # the file holds what the case promises
+    result = read_image(path, 4)
+    assert result.shape == (4, 4, 3)
+    assert result.dtype == np.uint8
+    tolerance = 0 if path.suffix == ".png" else 4
+    assert np.abs(result.astype(int) - np.array(expected)).max() <= tolerance
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path):
+    levels = np.arange(0, 1 << 16, 1 << 10, dtype=np.uint16).reshape(8, 8)
+    result = read_image(save(Image.fromarray(levels), tmp_path / "ramp.png"), 8)
+    np.testing.assert_array_equal(result, np.repeat((levels >> 8)[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128])])
+def test_palette_with_transparency_keeps_its_colours(tmp_path, transparency):
+    image = plain("P", 0)
+    image.putpalette([*RED, *GREEN])
+    result = read_image(save(image, tmp_path / "clear.png", transparency=transparency), 3)
+    np.testing.assert_array_equal(result, np.broadcast_to(RED, (3, 3, 3)))
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 11])
+@pytest.mark.parametrize("shape", [(6, 6), (5, 17), (17, 5), (1, 1), (1, 30), (33, 50)])
+def test_every_size_becomes_a_square(tmp_path, shape, size):
+    result = read_image(save(plain("RGB", RED, shape), tmp_path / "image.png"), size)
+    np.testing.assert_array_equal(result, np.broadcast_to(RED, (size, size, 3)))
+
+
+def test_an_image_of_the_right_size_is_unchanged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(read_image(save(Image.fromarray(pixels), tmp_path / "a.png"), 6), pixels)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_the_centre_is_kept(tmp_path, wide):
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 14, 3), dtype=np.uint8)
+    centre = pixels[:, 4:10]
+    if not wide:
+        pixels, centre = pixels.swapaxes(0, 1), centre.swapaxes(0, 1)
+    np.testing.assert_array_equal(read_image(save(Image.fromarray(pixels), tmp_path / "a.png"), 6), centre)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_reduction_is_antialiased(tmp_path, suffix):
+    """Stripes of one pixel, alternately black and white, become grey and not a pattern."""
+    stripes = np.zeros((320, 320), np.uint8)
+    stripes[:, ::2] = 255
+    result = read_image(save(Image.fromarray(stripes), tmp_path / f"stripes.{suffix}"), 10)
+    assert np.abs(result[:, 1:-1].astype(int) - 128).max() <= 3
+
+
+def test_a_large_jpeg_is_not_softened_by_reduced_decoding(tmp_path):
+    coarse = Image.fromarray(np.random.default_rng(2).integers(0, 256, (100, 100, 3), dtype=np.uint8))
+    photo = save(coarse.resize((800, 800), Image.Resampling.BICUBIC), tmp_path / "photo.jpg", quality=95)
+    with Image.open(photo) as file:  # the same pixels in a format that is always decoded in full
+        exact = read_image(save(file.convert("RGB"), tmp_path / "photo.png"), 100)
+    difference = read_image(photo, 100).astype(int) - exact.astype(int)
+    assert np.abs(difference).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("name", "scale"), [("photo.jpg", 16), ("photo.jpg", 160), ("photo.png", 16)])
+def test_images_are_turned_upright(tmp_path, orientation, name, scale):
+    """Four colours in the corners, stored in each of the eight ways that a camera may be held."""
+    upright = Image.fromarray(np.array([[RED, GREEN], [BLUE, (255, 255, 255)]], np.uint8))
+    upright = upright.resize((2 * scale, 2 * scale), Image.Resampling.NEAREST)
+    stored = {  # the inverse of what the orientation tells the reader to do
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }[orientation]
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = upright if stored is None else upright.transpose(stored)
+    result = read_image(save(image, tmp_path / name, exif=exif), 8).astype(int)
+    corners = result[[0, 0, 7, 7], [0, 7, 0, 7]]
+    assert np.abs(corners - np.array([RED, GREEN, BLUE, (255, 255, 255)])).max() <= 20
+
+
+def damage(path: Path, how: str) -> Path:
+    data = path.read_bytes()
+    path.write_bytes({"empty": b"", "text": b"no image", "truncated": data[: len(data) // 2]}[how])
+    return path
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "truncated"])
+@pytest.mark.parametrize("name", ["bad.png", "bad.jpg"])
+def test_a_damaged_image_is_named(tmp_path, name, how):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    path = damage(save(Image.fromarray(pixels), tmp_path / name), how)
+    with pytest.raises(ValueError, match=f"^cannot read image {path}: .*; repair or remove the file$"):
+        read_image(path, 8)
+
+
+# Loading a folder
+
+
+def test_classes_are_sorted_and_files_in_order(tmp_path):
+    tree(tmp_path, "train", cat=3, ant=2, bee=1)
+    tree(tmp_path, "val", cat=1, ant=1, bee=2)
+    data = load(FolderConfig(tmp_path, image_size=5))
+    assert data.name == tmp_path.name
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.image_shape == (5, 5, 3)
+    assert content(data) == {
+        "train": [(0, 0, 0), (0, 0, 1), (1, 1, 0), (2, 2, 0), (2, 2, 1), (2, 2, 2)],
+        "test": [(0, 0, 0), (1, 1, 0), (1, 1, 1), (2, 2, 0)],
+    }
+
+
+def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
+    folder = tmp_path / "train" / "cat"
+    for index, name in enumerate(("a.JPG", "b.jpeg", "c.PNG", "d.Jpeg")):
+        save(plain("L", 60 * index), folder / name)
+    for name in (".hidden.png", "._a.JPG", "notes.txt", "Thumbs.db", "image.gif"):
+        (folder / name).write_bytes(b"no image")
+    (folder / "folder.png").mkdir()
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "README").write_text("no folder")
+    tree(tmp_path, "val", cat=1)
+    data = load_folder(FolderConfig(tmp_path, image_size=4))
+    assert data.classes == ("cat",)
+    np.testing.assert_allclose(data.train.images[:, 0, 0, 0], [0, 60, 120, 180], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [
+        (("val", "validation", "test"), "val"),
+        (("validation", "test"), "validation"),
+        (("test",), "test"),
+    ],
+)
+def test_the_first_test_folder_is_taken(tmp_path, present, chosen):
+    tree(tmp_path, "train", cat=4)
+    for count, name in enumerate(("val", "validation", "test"), start=1):
+        if name in present:
+            tree(tmp_path, name, cat=count)
+    data = load_folder(FolderConfig(tmp_path, image_size=2))
+    assert len(data.train) == 4
+    assert len(data.test) == {"val": 1, "validation": 2, "test": 3}[chosen]
+
+
+def test_a_test_folder_may_lack_a_class(tmp_path):
+    tree(tmp_path, "train", ant=1, bee=1, cat=1)
+    tree(tmp_path, "val", cat=2)
+    data = load_folder(FolderConfig(tmp_path, image_size=2))
+    assert data.test.labels.tolist() == [2, 2]
+
+
+def test_without_a_test_folder_a_part_of_each_class_is_held_out(tmp_path):
+    tree(tmp_path, "train", ant=10, bee=5, cat=2)
+    config = FolderConfig(tmp_path, image_size=2, holdout=0.3)
+    found = content(load_folder(config))
+    assert sorted(found["train"] + found["test"]) == [
+        (label, label, index) for label, count in enumerate((10, 5, 2)) for index in range(count)
+    ]
+    assert [label for label, _, _ in found["test"]] == [0, 0, 0, 1, 1, 2]
+    assert content(load_folder(config)) == found
+    assert content(load_folder(FolderConfig(tmp_path, image_size=2, holdout=0.3, seed=1))) != found
+
+
+@pytest.mark.parametrize("with_test_folder", [True, False])
+def test_the_classes_of_a_finished_run_fix_the_labels(tmp_path, with_test_folder):
+    tree(tmp_path, "train", ant=4, bee=4, cat=4)
+    if with_test_folder:
+        tree(tmp_path, "val", ant=1, bee=1, cat=1)
+    config = FolderConfig(tmp_path, image_size=2, holdout=0.5)
+    plain_order = load(config)
+    data = load(config, ["cat", "ant", "bee"])
+    assert data.classes == ("cat", "ant", "bee")
+    label = {0: 1, 1: 2, 2: 0}  # of ant, bee, cat
+    for split, rows in content(plain_order).items():
+        assert content(data)[split] == [(label[folder], folder, index) for _, folder, index in rows]
+
+
+def no_root(root: Path) -> FolderConfig:
+    return FolderConfig(root / "nowhere")
+
+
+def no_train(root: Path) -> FolderConfig:
+    tree(root, "val", cat=1)
+    return FolderConfig(root)
+
+
+def no_classes(root: Path) -> FolderConfig:
+    save(plain("RGB", RED), root / "train" / "loose.png")
+    return FolderConfig(root)
+
+
+def no_test_classes(root: Path) -> FolderConfig:
+    tree(root, "train", cat=1)
+    (root / "test").mkdir()
+    return FolderConfig(root)
+
+
+def empty_class(root: Path) -> FolderConfig:
+    tree(root, "train", ant=2, bee=0)
+    return FolderConfig(root)
+
+
+def empty_test_class(root: Path) -> FolderConfig:
+    tree(root, "train", ant=2, bee=2)
+    tree(root, "val", ant=2, bee=0)
+    return FolderConfig(root)
+
+
+def unknown_class(root: Path) -> FolderConfig:
+    tree(root, "train", ant=2, bee=2)
+    tree(root, "val", ant=2, wasp=2)
+    return FolderConfig(root)
+
+
+def single_image(root: Path) -> FolderConfig:
+    tree(root, "train", ant=2, bee=1)
+    return FolderConfig(root)
+
+
+def damaged(root: Path) -> FolderConfig:
+    tree(root, "train", ant=3)
+    tree(root, "val", ant=3)
+    damage(root / "val" / "ant" / "01.png", "truncated")
+    return FolderConfig(root)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (no_root, "no folder {root}/nowhere; set root to the folder that holds 'train'"),
+        (no_train, "no folder {root}/train; put the training images in {root}/train/<class>/"),
+        (
+            no_classes,
+            "no class folders in {root}/train; put the images of each class in {root}/train/<class>/",
+        ),
+        (
+            no_test_classes,
+            "no class folders in {root}/test; put the images of each class in {root}/test/<class>/",
+        ),
+        (empty_class, "no .jpg, .jpeg or .png image in {root}/train/bee; add images, or remove the folder"),
+        (
+            empty_test_class,
+            "no .jpg, .jpeg or .png image in {root}/val/bee; add images, or remove the folder",
+        ),
+        (
+            unknown_class,
+            "{root}/val/wasp is not among the 2 known classes; remove the folder, or add the class to",
+        ),
+        (single_image, "class 'bee' has 1 image, but a hold-out needs at least 2; add images"),
+        (damaged, "cannot read image {root}/val/ant/01.png: "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, make, message):
+    config = make(tmp_path)
+    with pytest.raises(ValueError) as raised:
+        load_folder(config)
+    assert str(raised.value).startswith(message.format(root=tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (
+            ("ant", "bee", "cat"),
+            "class 'cat' has no folder in {root}/train; the folders must be the classes given",
+        ),
+        (("ant",), "{root}/train/bee is not among the 1 known classes"),
+        (("ant", "bee", "ant"), "class names must differ, got 'ant' more than once"),
+    ],
+)
+def test_other_classes_than_those_of_a_finished_run_are_named(tmp_path, classes, message):
+    tree(tmp_path, "train", ant=2, bee=2)
+    with pytest.raises(ValueError) as raised:
+        load_folder(FolderConfig(tmp_path, image_size=2), classes)
+    assert str(raised.value).startswith(message.format(root=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"holdout": 0.0}, "holdout must be between 0 and 1, both excluded, got 0.0"),
+        ({"holdout": 1.0}, "holdout must be between 0 and 1, both excluded, got 1.0"),
+        ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
+    ],
+)
+def test_config_rejects(options, message):
+    with pytest.raises(ValueError, match=message):
+        FolderConfig(Path(), **options)

@@ -1,0 +1,75 @@
+"""The frame around the code: import contracts, the cost of an import, versions, pins, README example."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import jax
+import pytest
+
+import shuffle_jax
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONSTRAINTS = (ROOT / "constraints.txt").read_text().splitlines()
+HEAVY = {"flax", "optax", "orbax", "chex", "matplotlib", "sklearn", "PIL", "tyro", "rich", "tensorboardX"}
+
+
+def run_python(code: str) -> str:
+    """Standard output of ``code`` in a fresh interpreter at the root of the repository."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, f"{code}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_tests_run_under_strict_settings() -> None:
+    assert jax.config.jax_numpy_dtype_promotion == "strict"
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+    assert jax.default_backend() != "cpu" or jax.device_count() == 2
+
+
+def test_import_contracts_hold() -> None:
+    report = run_python("from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])")
+    kept, broken = re.search(r"Contracts: (\d+) kept, (\d+) broken", report).groups()
+    assert int(kept) > 0
+    assert broken == "0"
+
+
+def test_ops_cost_jax_and_nothing_more() -> None:
+    loaded = run_python("import shuffle_jax.ops, sys; print(*{name.split('.')[0] for name in sys.modules})")
+    assert "jax" in loaded.split()
+    assert HEAVY.isdisjoint(loaded.split()), f"loaded: {sorted(HEAVY.intersection(loaded.split()))}"
+
+
+def test_version_is_the_same_everywhere() -> None:
+    citation = re.findall(r"^version: (\S+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert citation == [shuffle_jax.__version__]
+    assert PROJECT["dynamic"] == ["version"]  # the build reads it from shuffle_jax/__init__.py
+    assert "version" not in PROJECT
+
+
+def test_constraints_pin_everything_and_name_no_index() -> None:
+    assert CONSTRAINTS
+    assert [line for line in CONSTRAINTS if not re.fullmatch(r"[a-z0-9-]+==\d[\w.]*( ; [^/]+)?", line)] == []
+
+
+def test_constraints_cover_every_declared_dependency() -> None:
+    declared = [*PROJECT["dependencies"]]
+    for extra in PROJECT["optional-dependencies"].values():
+        declared += extra
+    names = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in declared}
+    pinned = {line.partition("==")[0] for line in CONSTRAINTS}
+    assert names <= pinned, f"not pinned: {sorted(names - pinned)}; run make constraints"
+
+
+@pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="there is no README.md yet")
+def test_readme_example_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    examples = [block for block in blocks if "shuffle_jax" in block]
+    assert examples, "README.md shows no Python example of shuffle_jax"
+    run_python(examples[0])

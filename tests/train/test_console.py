@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console as RichConsole
+
+from shuffle_jax.train.console import Console
+
+TRAIN = {
+    "kind": "train",
+    "step": 135,
+    "epoch": 3.0,
+    "loss": 0.412,
+    "accuracy": 0.894,
+    "images_per_second": 812.3,
+}
+
+
+def permutation(layer: str, penalty: float) -> dict[str, Any]:
+    return {"kind": "permutation", "step": 135, "layer": layer, "penalty": penalty}
+
+
+def terminal(width: int = 120) -> tuple[RichConsole, io.StringIO]:
+    file = io.StringIO()
+    return RichConsole(force_terminal=True, color_system=None, file=file, width=width), file
+
+
+def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(total_steps=13500, steps_per_epoch=45)
+    console.write(permutation("a/mixer", 0.42))
+    console.write(permutation("b/mixer", 0.90))
+    console.write(permutation("b/mixer", 0.20))  # The later one counts.
+    console.write(TRAIN)
+    console.write({"kind": "test", "step": 135, "epoch": 3.0, "loss": 0.52, "top1": 0.871, "top5": 0.99})
+    console.write({"kind": "result", "step": 13500, "network": "hardened", "loss": np.float32(0.5), "top1": 0.87})
+    console.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch   3  step   135  loss 0.412  accuracy 0.894  P/Pmax 0.31  img/s 812",
+        "epoch   3  step   135  test  loss 0.520  top-1 0.871  top-5 0.990",
+        "epoch 300  step 13500  hardened  loss 0.500  top-1 0.870",
+    ]
+
+
+def test_plain_lines_without_learned_permutations(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(total_steps=1350, steps_per_epoch=45)
+    console.write({"kind": "train", "step": 45, "loss": float("nan"), "accuracy": 0.1})
+    assert capsys.readouterr().out == "epoch  1  step   45  loss   nan  accuracy 0.100\n"
+
+
+def test_plain_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(10, 10)
+    console.table("Accuracy", ["network", "top-1", "images"], [["relaxed", 0.91234, 360], ["hard", np.float32(1), 7]])
+    assert capsys.readouterr().out.splitlines() == [
+        "Accuracy",
+        "network   top-1  images",
+        "relaxed  0.9123     360",
+        "hard     1.0000       7",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_shows_a_bar_with_all_numbers(width: int) -> None:
+    rich_console, file = terminal(width)
+    console = Console(1350, 45, console=rich_console)
+    console.write(permutation("a/mixer", 0.31))
+    console.write(TRAIN)
+    console.close()
+    console.close()
+    last = file.getvalue().rsplit("epoch", 1)[-1]
+    for part in (" 3 ", "135/1350", "loss 0.412", "accuracy 0.894", "P/Pmax 0.31", "img/s 812", "--:--"):
+        assert part in last
+    assert file.getvalue().endswith("\x1b[?25h")  # The cursor is back.
+
+
+def test_a_terminal_shows_test_lines_messages_and_the_table() -> None:
+    rich_console, file = terminal()
+    console = Console(1350, 45, resumed_at=90, console=rich_console)
+    console.write({"kind": "test", "step": 135, "loss": 0.52, "top1": 0.871})
+    console.message("hardened [16 of 16 certified]")
+    console.table("Accuracy", ["network", "top-1"], [["relaxed", 0.91234]])
+    text = file.getvalue()
+    for part in (
+        "epoch 2",
+        "90/1350",
+        "test  loss 0.520  top-1 0.871",
+        "hardened [16 of 16 certified]",
+        "0.9123",
+    ):
+        assert part in text
+    assert text.index("\x1b[?25h") < text.index("relaxed")  # The bar has ended where the table begins.
