@@ -41,7 +41,7 @@ class NetworkConfig:
     mixer_seed: int = 0
     """Seed of the random permutations. mixer = random only."""
 
-    auto_init: Literal["uniform", "shuffle"] = "uniform"
+    auto_start: Literal["uniform", "shuffle"] = "uniform"
     """Start of the learned permutations: uniform noise, or the fixed shuffle plus noise. mixer = auto only."""
 
     auto_noise: float = 0.5
@@ -61,24 +61,21 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
     Returns:
         A module ``(images, train) -> logits``.
     """
-    common = {
-        "classes": classes,
-        "width": config.width,
-        "stem": config.stem,
-        "dtype": jnp.dtype(config.dtype),
-    }
+    dtype = jnp.dtype(config.dtype)
     match config.family:
         case "shufflenet_v1":
-            return ShuffleNetV1(groups=config.groups, mixer=mixer_factory(config, config.groups), **common)
+            mixer = mixer_factory(config, config.groups)
+            return ShuffleNetV1(classes, config.groups, config.width, config.stem, mixer, dtype=dtype)
         case "shufflenet_v2":
-            return ShuffleNetV2(mixer=mixer_factory(config, groups=2), **common)
+            mixer = mixer_factory(config, groups=2)
+            return ShuffleNetV2(classes, config.width, config.stem, mixer, dtype=dtype)
 
 
 def mixer_factory(config: NetworkConfig, groups: int) -> Callable[..., nn.Module]:
     """The factory of the configured mixer for a network that mixes across ``groups`` channel groups."""
     match config.mixer:
         case "auto":
-            return partial(AutoShuffle, init=config.auto_init, noise=config.auto_noise, groups=groups)
+            return partial(AutoShuffle, start=config.auto_start, noise=config.auto_noise, groups=groups)
         case "shuffle":
             return partial(ChannelShuffle, groups=groups)
         case "random":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -31,14 +32,14 @@ class AutoShuffle(nn.Module):
     known to us: uniform entries on [0, 1] and 20 normalisation passes.
 
     Attributes:
-        init: "uniform", the start above; "shuffle", the fixed shuffle blended with it.
+        start: "uniform", the one above; "shuffle", the fixed shuffle blended with it.
         noise: weight of the uniform part in the "shuffle" start, in (0, 1].
         groups: of the fixed shuffle in the "shuffle" start.
 
     Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
     """
 
-    init: Literal["uniform", "shuffle"] = "uniform"
+    start: Literal["uniform", "shuffle"] = "uniform"
     noise: float = 0.5
     groups: int = 2
 
@@ -47,17 +48,17 @@ class AutoShuffle(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
         if self.has_variable(PERMUTATIONS, "index"):
             return mixing.permute(x, self.get_variable(PERMUTATIONS, "index"))
-        matrix = self.param(RELAXED, self._start, x.shape[-1])
+        matrix = self.param(RELAXED, self._initial, x.shape[-1])
         self.sow(PENALTIES, "l1_minus_l2", l1_minus_l2(matrix), reduce_fn=lambda _, new: new, init_fn=lambda: 0.0)
         return mixing.mix(x, matrix)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: c for each value while M is a matrix, none once it is an index vector."""
-        return 0 if self.has_variable(PERMUTATIONS, "index") else y[0].size * x.shape[-1]
+        return 0 if self.has_variable(PERMUTATIONS, "index") else math.prod(y.shape[1:]) * x.shape[-1]
 
-    def _start(self, key: Key, channels: int) -> Float[Array, "c c"]:
+    def _initial(self, key: Key, channels: int) -> Float[Array, "c c"]:
         uniform = relaxation.random_bistochastic(key, channels)
-        if self.init == "uniform":
+        if self.start == "uniform":
             return uniform
         if not 0 < self.noise <= 1:
             raise ValueError(f"noise is {self.noise}: give a number above 0 (a permutation is a trap) and at most 1")

@@ -6,6 +6,8 @@ ignored, so that layers which need it (dynamic ones) can stand in the same place
 
 from __future__ import annotations
 
+import math
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -42,7 +44,7 @@ class Conv(nn.Module):
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and weight it sees."""
-        return y[0].size * self.kernel_size**2 * x.shape[-1]
+        return math.prod(y.shape[1:]) * self.kernel_size**2 * x.shape[-1]
 
 
 class DepthwiseConv(nn.Module):
@@ -67,7 +69,7 @@ class DepthwiseConv(nn.Module):
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and tap of its window."""
-        return y[0].size * self.kernel_size**2
+        return math.prod(y.shape[1:]) * self.kernel_size**2
 
 
 class PointwiseConv(nn.Module):
@@ -98,7 +100,7 @@ class PointwiseConv(nn.Module):
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and channel of its group."""
-        return y[0].size * (x.shape[-1] // self.groups)
+        return math.prod(y.shape[1:]) * (x.shape[-1] // self.groups)
 
 
 def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:

@@ -61,7 +61,7 @@ class JsonLines:
 
 
 def truncate_after(path: Path | str, step: int | None) -> None:
-    """Removes the records of steps later than ``step``, as a run resumed from there writes them again.
+    """Removes the records of steps later than ``step``, and the result, as a run resumed there writes them again.
 
     The file is replaced in one move: an interruption leaves the old one or the new one, never half of either.
 
@@ -73,7 +73,8 @@ def truncate_after(path: Path | str, step: int | None) -> None:
     if not path.exists():
         return
     records = read_records(path)
-    kept = [record for record in records if step is None or record.get("step", step) <= step]
+    # The result is written at the very end, by whoever gets there.
+    kept = [r for r in records if step is None or (r.get("step", step) <= step and r.get("kind") != "result")]
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.writelines(map(_line, kept))

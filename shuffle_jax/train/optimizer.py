@@ -38,6 +38,9 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Of SGD."""
 
+    permutation_rate: float = 1.0
+    """Learning rate of relaxed permutations over that of the other parameters."""
+
     weight_decay: float = 1e-4
     """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
 
@@ -91,7 +94,8 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
             )
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
-    return optax.chain(descent, optax.masked(keep_bistochastic(), is_relaxed))
+    relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic())
+    return optax.chain(descent, optax.masked(relaxed, is_relaxed))
 
 
 def keep_bistochastic(passes: int = 1) -> optax.GradientTransformationExtraArgs:

@@ -1,0 +1,1 @@
+"""What a person runs: training, evaluation, export, measurements."""

@@ -1,0 +1,121 @@
+"""Counts parameters and multiply-adds of every network: `python -m experiments.count`.
+
+Parameters are those of the network in use, with the classifier; relaxed permutations, which hardening turns into
+index vectors, are counted as training only. One multiply-add is one product with the addition that follows it: those
+of convolutions and dense layers, for one image. Nothing is run, the numbers are exact.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments.cli import main, quiet_libraries
+from experiments.table import print_table
+
+if TYPE_CHECKING:
+    from shuffle_jax.analysis.count import Count
+
+NETWORK = ("name", "input", "classes", "parameters", "training_only_parameters", "multiply_adds")
+LAYER = ("layer", "kind", "output", "parameters", "training_only_parameters", "multiply_adds")
+Row = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to count, and how to print it."""
+
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print comma-separated values with a header, for programs, and not a table."""
+
+    layers: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Count the layers of this one network."""
+
+    match: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
+    """Only networks, or with --layers only layers, with this text in their name."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, counts and prints."""
+    options = tyro.cli(Arguments, args=arguments, prog="python -m experiments.count", description=__doc__)
+    quiet_libraries()
+    if options.layers is None:
+        columns, rows = NETWORK, count_networks(options.match)
+    else:
+        columns, rows = LAYER, count_layers_of(options.layers, options.match)
+    if options.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        print_table(columns, rows)
+    sys.stdout.flush()
+
+
+def count_networks(match: str) -> list[Row]:
+    """One row for each network of the catalogue with ``match`` in its name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from shuffle_jax.analysis.count import Known, count
+    from shuffle_jax.models import build
+    from shuffle_jax.models.catalogue import catalogue
+
+    entries = catalogue()
+    names = [name for name in entries if match in name]
+    if not names:
+        raise ValueError(f"no network has {match!r} in its name; near: {nearest(match, entries)}")
+    rows: list[Row] = []
+    known: Known = {}
+    for name in names:
+        config, shape, classes = entries[name]
+        cost = count(build(config, classes), shape, known=known)
+        rows.append((name, size(shape), classes, *in_columns(cost)))
+    return rows
+
+
+def count_layers_of(name: str, match: str) -> list[Row]:
+    """One row for each layer of a network with ``match`` in its path.
+
+    Raises:
+        ValueError: there is no such network, or no such layer in it.
+    """
+    from shuffle_jax.analysis.count import count_layers
+    from shuffle_jax.models import build
+    from shuffle_jax.models.catalogue import catalogue
+
+    entries = catalogue()
+    if name not in entries:
+        raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)}")
+    config, shape, classes = entries[name]
+    found = {layer.path: layer for layer in count_layers(build(config, classes), shape)}
+    paths = [path for path in found if match in path]
+    if not paths:
+        raise ValueError(f"no layer of {name} has {match!r} in its name; near: {nearest(match, found)}")
+    return [(path, found[path].kind, size(found[path].output_shape), *in_columns(found[path].cost)) for path in paths]
+
+
+def in_columns(cost: Count) -> tuple[int, int, int]:
+    """A count as the last three columns show it."""
+    return cost.parameters, cost.training_only_parameters, cost.multiply_adds
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """The three names most like a text."""
+    return ", ".join(difflib.get_close_matches(text, names, n=3, cutoff=0))
+
+
+def size(shape: Sequence[int]) -> str:
+    """A shape as people write it, such as 224x224x3."""
+    return "x".join(map(str, shape))
+
+
+if __name__ == "__main__":
+    main(run)

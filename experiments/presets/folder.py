@@ -1,0 +1,33 @@
+"""Anybody's own pictures."""
+
+from __future__ import annotations
+
+import tyro
+
+from shuffle_jax.data import AugmentConfig, FolderConfig
+from shuffle_jax.models import NetworkConfig
+from shuffle_jax.train.config import PenaltyConfig, TrainConfig
+from shuffle_jax.train.optimizer import OptimizerConfig
+
+
+def folder() -> TrainConfig:
+    """ShuffleNetV2 1.0x with learned shuffles on a folder of images, one subfolder a class.
+
+    Data: ``--data.root ROOT`` with ``ROOT/train/CLASS/*.jpg|png`` and, if there is one, ``ROOT/val`` or ``ROOT/test``;
+    otherwise a tenth of the training images is held out. Pictures of any size are brought to ``--data.image-size``.
+    Below 48 pixels choose ``--network.stem small``.
+
+    Expected: depends on the pictures; see experiments/README.md for sets that were tried.
+
+    Command: ``python -m experiments.train folder --data.root ROOT``
+    """
+    return TrainConfig(
+        data=FolderConfig(root=tyro.MISSING, image_size=64),
+        network=NetworkConfig(family="shufflenet_v2", width=1.0, stem="imagenet", mixer="auto"),
+        augment=AugmentConfig(crop_padding=4, flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=2, weight_decay=1e-4),
+        penalty=PenaltyConfig(weight=1e-2, end=0.5),
+        epochs=60,
+        batch_size=64,
+        label_smoothing=0.1,
+    )

@@ -1,0 +1,70 @@
+"""Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`.
+
+A preset is a complete configuration; every field of it can be overridden by name. The run goes to --run, by default
+runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers, checkpoints, permutations and figures.
+Ctrl-C saves and stops; --resume goes on from there as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from experiments.cli import main, quiet_libraries
+from experiments.presets import PRESETS
+from shuffle_jax.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train, and where to keep it."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+    preset: tyro.conf.Suppress[str]
+
+    run: Path | None = None
+    """Folder of the run. By default runs/PRESET or the first free runs/PRESET-N; with --resume the newest of them."""
+
+    resume: bool = False
+    """Continue from the newest checkpoint of the run."""
+
+    devices: int | None = None
+    """How many local devices to use; all by default."""
+
+
+def parse(arguments: Sequence[str] | None = None) -> Arguments:
+    """A preset, overridden from the command line."""
+    presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
+    return tyro.extras.overridable_config_cli(
+        presets, args=arguments, prog="python -m experiments.train", description=__doc__
+    )
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line and trains."""
+    options = parse(arguments)
+    quiet_libraries()
+    from shuffle_jax.train.loop import train
+    from shuffle_jax.train.run import newest, next_free
+
+    default = Path("runs") / options.preset
+    folder = options.run
+    if folder is None:
+        folder = newest(default) if options.resume else next_free(default)
+        if folder is None:
+            raise ValueError(f"there is no run to resume in {default}: name one with --run, or leave out --resume")
+    print(f"{'Resuming' if options.resume else 'Training'} {options.preset} in {folder}", flush=True)
+    train(options.config, folder, resume=options.resume, devices=options.devices)
+
+
+def _summary(preset: object) -> str:
+    return (preset.__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,181 @@
+"""Parameters and multiply-adds of a network, exact, from shapes alone: no array is made and nothing is run.
+
+One multiply-add is one product of two values of which at least one depends on the image, with the addition that follows
+it. So convolutions, dense layers and mixing matrices count; batch normalisation (folded into the convolution before it
+when deployed), biases, ReLU, pooling, averages, and gathers (a shuffle, a permutation) count as none. All numbers are
+for one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.typing import Array, PyTree
+
+
+class Count(NamedTuple):
+    """What a network or a layer costs. Relaxed permutations, which hardening turns into gathers, stand apart.
+
+    Attributes:
+        parameters: trained numbers that remain after hardening; running statistics are none.
+        training_only_parameters: numbers in relaxed permutations.
+        multiply_adds: of one image, after hardening.
+        training_only_multiply_adds: of one image in relaxed permutations.
+    """
+
+    parameters: int
+    training_only_parameters: int
+    multiply_adds: int
+    training_only_multiply_adds: int
+
+
+NOTHING = Count(0, 0, 0, 0)
+
+
+class Layer(NamedTuple):
+    """One layer of a network.
+
+    Attributes:
+        path: such as "stage2_0/pointwise1".
+        kind: the name of its class.
+        output_shape: of one image.
+        cost: what it adds to the count of the network.
+    """
+
+    path: str
+    kind: str
+    output_shape: tuple[int, ...]
+    cost: Count
+
+
+Known = dict[Hashable, tuple[str, list[Layer], PyTree]]
+"""What was counted before: by the likeness of a module, the path it had, its layers and the shape of its output."""
+
+
+def count(
+    network: nn.Module, image_shape: tuple[int, ...], variables: PyTree | None = None, known: Known | None = None
+) -> Count:
+    """Counts a whole network: the sum of :func:`count_layers`.
+
+    Args:
+        network: called as ``network(images)``.
+        image_shape: of one image, (h, w, c).
+        variables: arrays or shapes to count the network with, such as those of a hardened network; those that the
+            network itself would initialise by default.
+        known: a dictionary to share between calls: one that starts empty makes counting many like networks faster.
+
+    Returns:
+        The :class:`Count` for one image.
+
+    Raises:
+        ValueError: a layer has weights and no rule for its multiply-adds.
+
+    >>> from shuffle_jax.models import ShuffleNetV2
+    >>> count(ShuffleNetV2(classes=1000), (224, 224, 3)).parameters
+    2278604
+    """
+    counts = [layer.cost for layer in count_layers(network, image_shape, variables, known)]
+    return Count(*map(sum, zip(*counts, strict=True)))
+
+
+def count_layers(
+    network: nn.Module, image_shape: tuple[int, ...], variables: PyTree | None = None, known: Known | None = None
+) -> list[Layer]:
+    """Counts every layer of a network, in the order in which they are called.
+
+    A layer is a module that calls no other, or one with a method ``multiply_adds(x, y)``, which speaks for all that is
+    inside it. A module that calls others appears only for parameters of its own.
+
+    Args:
+        network: called as ``network(images)``.
+        image_shape: of one image, (h, w, c).
+        variables: as for :func:`count`.
+        known: as for :func:`count`.
+
+    Returns:
+        One :class:`Layer` each.
+
+    Raises:
+        ValueError: a layer has weights and no rule for its multiply-adds.
+    """
+    layers: list[Layer] = []
+    known = {} if known is None else known  # Networks repeat their units: what is alike is traced once.
+
+    def visit(call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        module, path, before = context.module, "/".join(context.module.path), len(layers)
+        likeness = _likeness(module, args, kwargs) if variables is None else None
+        if likeness in known:
+            place, inside, y = known[likeness]
+            for layer in inside:
+                append(layer._replace(path=path + layer.path.removeprefix(place)))
+            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
+        y = call(*args, **kwargs)
+        rule = _rule(module)
+        if rule:
+            del layers[before:]
+        has_children = len(layers) > before
+        layer = _layer(module, path, y, rule(args[0], y) if rule else None, has_children)
+        if not has_children or layer.cost != NOTHING:
+            append(layer)
+        if likeness is not None:
+            known[likeness] = path, layers[before:], jax.eval_shape(lambda: y)
+        return y
+
+    def append(layer: Layer) -> None:
+        if any(earlier.path == layer.path for earlier in layers):  # A second call shares its parameters.
+            layer = layer._replace(cost=layer.cost._replace(parameters=0, training_only_parameters=0))
+        layers.append(layer)
+
+    def run(images: Array) -> PyTree:
+        if variables is None:
+            return network.init(jax.random.key(0), images)
+        return network.apply(variables, images)
+
+    with nn.intercept_methods(visit):
+        jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+    return layers
+
+
+def _rule(module: nn.Module) -> Callable[[Any, Any], int] | None:
+    """The multiply-adds of a module from its input and output, where it or this library has a rule for them."""
+    if isinstance(module, nn.Dense | nn.Conv):
+        kernel = module.variables["params"]["kernel"]
+        return lambda x, y: math.prod(y.shape[1:-1]) * kernel.size  # Every position sees every weight.
+    return getattr(module, "multiply_adds", None)
+
+
+def _layer(module: nn.Module, path: str, y: PyTree, multiply_adds: int | None, has_children: bool) -> Layer:
+    kind, params = type(module).__name__, module.variables.get("params", {})
+    if has_children:  # They are counted already.
+        params = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
+    leaves = [(keys[-1].key, leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
+    if multiply_adds is None and any(leaf.ndim > 1 for _, leaf in leaves):
+        raise ValueError(
+            f"the layer {path or kind!r} has weights and no rule for its multiply-adds: give the class {kind} a "
+            f"method multiply_adds(x, y)"
+        )
+    relaxed = sum(leaf.size for name, leaf in leaves if name == RELAXED)
+    total, multiply_adds = sum(leaf.size for _, leaf in leaves), multiply_adds or 0
+    cost = Count(total - relaxed, relaxed, 0, multiply_adds) if relaxed else Count(total, 0, multiply_adds, 0)
+    return Layer(path, kind, jax.tree.leaves(y)[0].shape[1:], cost)
+
+
+def _likeness(module: nn.Module, args: Any, kwargs: Any) -> Hashable | None:
+    """What two modules share that do the same to inputs of the same shape; None if that cannot be told."""
+    leaves, structure = jax.tree.flatten((args, kwargs))
+    inputs = [(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf for leaf in leaves]
+    likeness = module.clone(parent=None, name=None), structure, tuple(inputs)
+    try:
+        hash(likeness)
+    except TypeError:  # A field of the module is a list.
+        return None
+    return likeness

@@ -1,0 +1,56 @@
+"""Every published network of the library, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from shuffle_jax.models import shufflenet_v1, shufflenet_v2
+from shuffle_jax.models.build import NetworkConfig
+
+
+class Entry(NamedTuple):
+    """One network of the catalogue, as :func:`shuffle_jax.models.build` makes it.
+
+    Attributes:
+        config: the network.
+        image_shape: (h, w, c) of its images.
+        classes: number of logits.
+    """
+
+    config: NetworkConfig
+    image_shape: tuple[int, int, int]
+    classes: int
+
+
+def catalogue() -> dict[str, Entry]:
+    """Every family in every published width, with the shuffle of its paper and with learned ones.
+
+    Returns:
+        Entries by names such as ``shufflenet_v2_1.0x`` and ``shufflenet_v1_g3_0.5x``, for 224 x 224 pixels and 1000
+        classes. The prefix ``auto_`` stands for AutoShuffle mixers, the suffix ``_small`` for the stem, size and number
+        of classes of small images: 32 x 32 pixels, 10 classes.
+
+    >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
+    >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
+    ('auto', 3, (224, 224, 3), 1000)
+    """
+    entries: dict[str, Entry] = {}
+    for name, config in _families():
+        shape, classes = ((224, 224, 3), 1000) if config.stem == "imagenet" else ((32, 32, 3), 10)
+        entries[name] = Entry(replace(config, mixer="shuffle"), shape, classes)
+        entries[f"auto_{name}"] = Entry(replace(config, mixer="auto"), shape, classes)
+    return entries
+
+
+def _families() -> Iterator[tuple[str, NetworkConfig]]:
+    """The name and configuration of each network; the mixer is chosen later. A new family is one more loop."""
+    for groups in shufflenet_v1.CHANNELS:
+        for width in shufflenet_v1.WIDTHS if groups in (3, 8) else (1.0,):
+            name = f"shufflenet_v1_g{groups}_{width}x"
+            yield name, NetworkConfig(family="shufflenet_v1", width=width, groups=groups, stem="imagenet")
+    for width in shufflenet_v2.WIDTHS:
+        yield f"shufflenet_v2_{width}x", NetworkConfig(family="shufflenet_v2", width=width, stem="imagenet")
+    for width in shufflenet_v2.WIDTHS:
+        yield f"shufflenet_v2_{width}x_small", NetworkConfig(family="shufflenet_v2", width=width, stem="small")

@@ -1,0 +1,153 @@
+"""The folder of a run: where each file is, and whether a configuration belongs to it.
+
+::
+
+    run/
+      config.json         the configuration, the class names, the versions
+      metrics.jsonl       every number, one JSON object a line
+      tensorboard/        the same for TensorBoard
+      checkpoints/<step>/
+      snapshots/<step>.npz    relaxed matrices by layer: at the start, in the middle, at the end
+      permutations.npz    hardened index vectors by layer
+      figures/*.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shuffle_jax import __version__
+from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "figures"
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self._config.exists()
+
+    def start(self, config: TrainConfig, classes: Sequence[str]) -> None:
+        """Makes the folder of a new run.
+
+        Raises:
+            ValueError: the folder holds something already.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = {"config": to_json(config), "classes": list(classes), "versions": _versions()}
+        replace_file(self._config, json.dumps(about, indent=2).encode() + b"\n")
+
+    def config(self) -> TrainConfig:
+        """The configuration the run was started with.
+
+        Raises:
+            ValueError: there is no run here, or it is of another version.
+        """
+        return from_json(TrainConfig, self._about()["config"])
+
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of their labels."""
+        return tuple(self._about()["classes"])
+
+    def check(self, config: TrainConfig) -> None:
+        """Raises a ValueError that shows the difference unless ``config`` is the run's own."""
+        different = differences(self._about()["config"], json.loads(json.dumps(to_json(config))))
+        if different:
+            raise ValueError(
+                f"{self.path} was started with another configuration ({'; '.join(different)}): "
+                "resume it with its own, or name another --run"
+            )
+
+    def save_snapshot(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
+        """Keeps the relaxed matrices of one step."""
+        _save_arrays(self._snapshots / f"{step:08d}.npz", matrices)
+
+    def save_permutations(self, permutations: Mapping[str, np.ndarray]) -> None:
+        """Keeps the hardened index vectors."""
+        _save_arrays(self.path / "permutations.npz", permutations)
+
+    def forget_after(self, step: int) -> None:
+        """Removes the snapshots of later steps, which a resumed run makes again."""
+        for path in self._snapshots.glob("*.npz"):
+            if int(path.stem) > step:
+                path.unlink()
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    def _about(self) -> dict[str, Any]:
+        if not self._config.exists():
+            raise ValueError(f"there is no run in {self.path}: it has no config.json")
+        return json.loads(self._config.read_text())
+
+
+def next_free(path: Path) -> Path:
+    """The path itself if nothing is there, else the first of ``path-2``, ``path-3``, ... that is free."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def newest(path: Path) -> Path | None:
+    """The run that was started last among ``path``, ``path-2``, ...; None if there is none."""
+    runs = [p.parent for p in path.parent.glob(f"{path.name}*/config.json") if _is_numbered(p.parent.name, path.name)]
+    return max(runs, key=lambda run: (run / "config.json").stat().st_mtime_ns, default=None)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in one move: a crash leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _is_numbered(name: str, stem: str) -> bool:
+    return name == stem or (name.startswith(f"{stem}-") and name[len(stem) + 1 :].isdigit())
+
+
+def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    return {"shuffle_jax": __version__, **{name: version(name) for name in ("jax", "flax", "optax", "numpy")}}
