@@ -51,7 +51,7 @@ notebook: $(DEV) ## execute the notebooks in place
 constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
-		--no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
+		--no-header --no-annotate --output-file constraints.txt pyproject.toml
 
 clean: ## remove caches and build output; runs and .venv stay
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

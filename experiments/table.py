@@ -1,4 +1,4 @@
-"""Tables on standard output: ruled and in bold on a terminal, plain aligned text elsewhere."""
+"""Tables on standard output: narrow and with a bold heading on a terminal, plain aligned text elsewhere."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> 
 
     numbers = [isinstance(cell, int) for cell in rows[0]]
     cells = [[f"{cell:,}" if isinstance(cell, int) else cell for cell in row] for row in rows]
-    console = Console()
+    console = Console(highlight=False, markup=False)
     if console.is_terminal:
-        table = Table()
+        table = Table(box=None, collapse_padding=True, pad_edge=False)
         for column, number in zip(columns, numbers, strict=True):
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
+            table.add_column(
+                column.replace("_", "\n"), justify="right" if number else "left", no_wrap=number, overflow="fold"
+            )
         for row in cells:
             table.add_row(*row)
-        console.print(table, highlight=False, markup=False)
+        console.print(table)
         return
     # Not rich's: it wraps at 80 columns, and a file has none.
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

@@ -119,12 +119,11 @@ def count_layers(
                 append(layer._replace(path=path + layer.path.removeprefix(place)))
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
         y = call(*args, **kwargs)
-        rule = _rule(module)
+        inside, rule = layers[before:], _rule(module)
+        layer = _layer(module, path, y, inside, rule(args[0], y) if rule else None)
         if rule:
             del layers[before:]
-        has_children = len(layers) > before
-        layer = _layer(module, path, y, rule(args[0], y) if rule else None, has_children)
-        if not has_children or layer.cost != NOTHING:
+        if rule or not inside or layer.cost != NOTHING:
             append(layer)
         if likeness is not None:
             known[likeness] = path, layers[before:], jax.eval_shape(lambda: y)
@@ -135,13 +134,13 @@ def count_layers(
             layer = layer._replace(cost=layer.cost._replace(parameters=0, training_only_parameters=0))
         layers.append(layer)
 
-    def run(images: Array) -> PyTree:
+    def run(variables: PyTree | None, images: Array) -> PyTree:
         if variables is None:
             return network.init(jax.random.key(0), images)
         return network.apply(variables, images)
 
     with nn.intercept_methods(visit):
-        jax.eval_shape(run, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+        jax.eval_shape(run, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
     return layers
 
 
@@ -153,20 +152,26 @@ def _rule(module: nn.Module) -> Callable[[Any, Any], int] | None:
     return getattr(module, "multiply_adds", None)
 
 
-def _layer(module: nn.Module, path: str, y: PyTree, multiply_adds: int | None, has_children: bool) -> Layer:
+def _layer(module: nn.Module, path: str, y: PyTree, inside: list[Layer], multiply_adds: int | None) -> Layer:
+    """The row of a module: what is its own, and with a rule (``multiply_adds``) what is inside as well."""
     kind, params = type(module).__name__, module.variables.get("params", {})
-    if has_children:  # They are counted already.
+    if inside:
         params = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
     leaves = [(keys[-1].key, leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
-    if multiply_adds is None and any(leaf.ndim > 1 for _, leaf in leaves):
-        raise ValueError(
-            f"the layer {path or kind!r} has weights and no rule for its multiply-adds: give the class {kind} a "
-            f"method multiply_adds(x, y)"
-        )
+    total = sum(leaf.size for _, leaf in leaves)
     relaxed = sum(leaf.size for name, leaf in leaves if name == RELAXED)
-    total, multiply_adds = sum(leaf.size for _, leaf in leaves), multiply_adds or 0
-    cost = Count(total - relaxed, relaxed, 0, multiply_adds) if relaxed else Count(total, 0, multiply_adds, 0)
-    return Layer(path, kind, jax.tree.leaves(y)[0].shape[1:], cost)
+    shape = jax.tree.leaves(y)[0].shape[1:]
+    if multiply_adds is None:
+        if any(leaf.ndim > 1 for _, leaf in leaves):
+            raise ValueError(
+                f"the layer {path or kind!r} has weights and no rule for its multiply-adds: give the class {kind} a "
+                f"method multiply_adds(x, y)"
+            )
+        return Layer(path, kind, shape, Count(total - relaxed, relaxed, 0, 0))
+    remaining = total - relaxed + sum(layer.cost.parameters for layer in inside)
+    relaxed += sum(layer.cost.training_only_parameters for layer in inside)
+    work = (0, multiply_adds) if relaxed else (multiply_adds, 0)
+    return Layer(path, kind, shape, Count(remaining, relaxed, *work))
 
 
 def _likeness(module: nn.Module, args: Any, kwargs: Any) -> Hashable | None:

@@ -44,6 +44,9 @@ class NetworkConfig:
     auto_start: Literal["uniform", "shuffle"] = "uniform"
     """Start of the learned permutations: uniform noise, or the fixed shuffle plus noise. mixer = auto only."""
 
+    auto_candidates: int | None = None
+    """Inputs that each output of a learned permutation averages at the start; None for all. mixer = auto only."""
+
     auto_noise: float = 0.5
     """Share of noise in the start "shuffle", above 0 and at most 1. mixer = auto only."""
 
@@ -75,7 +78,13 @@ def mixer_factory(config: NetworkConfig, groups: int) -> Callable[..., nn.Module
     """The factory of the configured mixer for a network that mixes across ``groups`` channel groups."""
     match config.mixer:
         case "auto":
-            return partial(AutoShuffle, start=config.auto_start, noise=config.auto_noise, groups=groups)
+            return partial(
+                AutoShuffle,
+                start=config.auto_start,
+                candidates=config.auto_candidates,
+                noise=config.auto_noise,
+                groups=groups,
+            )
         case "shuffle":
             return partial(ChannelShuffle, groups=groups)
         case "random":

@@ -29,8 +29,8 @@ def catalogue() -> dict[str, Entry]:
 
     Returns:
         Entries by names such as ``shufflenet_v2_1.0x`` and ``shufflenet_v1_g3_0.5x``, for 224 x 224 pixels and 1000
-        classes. The prefix ``auto_`` stands for AutoShuffle mixers, the suffix ``_small`` for the stem, size and number
-        of classes of small images: 32 x 32 pixels, 10 classes.
+        classes. The prefix ``auto_`` stands for AutoShuffle mixers, the suffix ``_32`` for the stem for small images,
+        32 x 32 pixels and 10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
     >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
@@ -53,4 +53,4 @@ def _families() -> Iterator[tuple[str, NetworkConfig]]:
     for width in shufflenet_v2.WIDTHS:
         yield f"shufflenet_v2_{width}x", NetworkConfig(family="shufflenet_v2", width=width, stem="imagenet")
     for width in shufflenet_v2.WIDTHS:
-        yield f"shufflenet_v2_{width}x_small", NetworkConfig(family="shufflenet_v2", width=width, stem="small")
+        yield f"shufflenet_v2_{width}x_32", NetworkConfig(family="shufflenet_v2", width=width, stem="small")

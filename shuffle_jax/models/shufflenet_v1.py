@@ -7,6 +7,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import ChannelShuffle, DepthwiseConv, PointwiseConv, batch_norm
@@ -114,5 +115,6 @@ class Unit(nn.Module):
         y = norm(name="norm3")(pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train))
         if residual:
             return nn.relu(x + y)
-        shortcut = nn.avg_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        # The average of 3x3, zeros outside included. nn.avg_pool divides by an integer array: no strict promotion.
+        shortcut = nn.pool(x, 0.0, lax.add, (3, 3), (2, 2), ((1, 1), (1, 1))) / 9
         return nn.relu(jnp.concatenate([shortcut, y], axis=-1))

@@ -40,6 +40,7 @@ class AutoShuffle(nn.Module):
     """
 
     start: Literal["uniform", "shuffle"] = "uniform"
+    candidates: int | None = None
     noise: float = 0.5
     groups: int = 2
 
@@ -57,7 +58,7 @@ class AutoShuffle(nn.Module):
         return 0 if self.has_variable(PERMUTATIONS, "index") else math.prod(y.shape[1:]) * x.shape[-1]
 
     def _initial(self, key: Key, channels: int) -> Float[Array, "c c"]:
-        uniform = relaxation.random_bistochastic(key, channels)
+        uniform = relaxation.random_bistochastic(key, channels, self.candidates)
         if self.start == "uniform":
             return uniform
         if not 0 < self.noise <= 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.ops.permutation import random, to_matrix
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Key, Matrix
 
@@ -99,25 +100,46 @@ def clamp_normalize(matrix: Matrix, passes: int = 1) -> Matrix:
     return jax.lax.scan(one_pass, matrix, length=passes)[0]
 
 
-def random_bistochastic(key: Key, channels: int, passes: int = 20) -> Float[Array, "c c"]:
+def random_bistochastic(
+    key: Key, channels: int, candidates: int | None = None, passes: int = 20
+) -> Float[Array, "c c"]:
     """A random, nearly doubly stochastic matrix: uniform entries on [0, 1], normalised.
 
-    It lies close to ``J / c`` (all entries ``1 / c``), which it must not equal: there every gradient of the penalty
-    is the same for all entries and nothing breaks the tie.
+    By default every entry is drawn. For c channels the rows are then averages of all c inputs: the matrix lies close to
+    ``J / c`` and shrinks the variance of what it mixes about c times. With ``candidates = k`` only the entries of k
+    random permutations are drawn, the others are 0: a row averages at most k inputs.
+
+    Never start at ``J / c`` itself: there every gradient of the penalty is the same for all entries, and nothing breaks
+    the tie.
 
     Args:
         key: random key.
         channels: c.
+        candidates: k, at least 1; None for all c.
         passes: passes of :func:`clamp_normalize`.
 
     Returns:
-        ``(c, c)`` float32 matrix; rows sum to 1, and columns to within 1e-5 after the default number of passes.
+        ``(c, c)`` float32 matrix; rows sum to 1, and columns to within 1e-5 after the default number of passes if all
+        entries were drawn. Few candidates converge more slowly.
+
+    Raises:
+        ValueError: candidates is below 1.
 
     >>> m = random_bistochastic(jax.random.key(0), 8)
     >>> bool(jnp.abs(m.sum(0) - 1).max() < 1e-5)
     True
+    >>> int((random_bistochastic(jax.random.key(0), 8, candidates=2) > 0).sum(1).max())
+    2
     """
-    return clamp_normalize(jax.random.uniform(key, (channels, channels)), passes)
+    if candidates is not None and candidates < 1:
+        raise ValueError(f"candidates is {candidates}: give 1 or more, or None for all")
+    entry_key, support_key = jax.random.split(key)
+    matrix = jax.random.uniform(entry_key, (channels, channels))
+    if candidates is not None:
+        keys = jax.random.split(support_key, candidates)
+        drawn = jax.vmap(lambda k: to_matrix(random(k, channels)))(keys)
+        matrix = matrix * drawn.max(0)
+    return clamp_normalize(matrix, passes)
 
 
 def _divide_by_sum(matrix: Matrix, axis: int) -> Matrix:

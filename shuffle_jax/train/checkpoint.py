@@ -64,7 +64,7 @@ class Checkpoints:
             raise FileNotFoundError(f"there is no checkpoint in {self._manager.directory}")
         if step is not None and step not in steps:
             raise FileNotFoundError(
-                f"there is no checkpoint of step {step} in {self._manager.directory}: choose one of {steps}"
+                f"{self._manager.directory} has no checkpoint of step {step}: choose one of {steps}"
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._manager.restore(steps[-1] if step is None else step, args=ocp.args.StandardRestore(abstract))

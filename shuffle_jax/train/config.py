@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ import optax
 
 from shuffle_jax.data import AugmentConfig, DataConfig, DigitsConfig
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.train.optimizer import OptimizerConfig
+from shuffle_jax.train.optimizer import OptimizerConfig, in_float
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class TrainConfig:
 def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
     """The weight of the penalties at each step of a training of ``steps`` steps."""
     first, last = round(config.start * steps), round(config.end * steps)
-    return optax.linear_schedule(0.0, config.weight, max(last - first, 1), transition_begin=first)
+    return in_float(optax.linear_schedule(0.0, config.weight, max(last - first, 1), transition_begin=first))
 
 
 def to_json(config: Any) -> Any:
@@ -127,11 +126,11 @@ def from_json(kind: Any, value: Any) -> Any:
     Raises:
         ValueError: a field is unknown or missing, as in the configuration of another version.
     """
-    if isinstance(kind, types.UnionType):
-        names = {option.__name__: option for option in typing.get_args(kind)}
-        if not isinstance(value, Mapping) or value.get("type") not in names:
-            raise ValueError(f"expected one of {list(names)} in the configuration, found {value!r}")
-        kind = names[value["type"]]
+    options = {o.__name__: o for o in typing.get_args(kind) if dataclasses.is_dataclass(o) and isinstance(o, type)}
+    if options:
+        if not isinstance(value, Mapping) or value.get("type") not in options:
+            raise ValueError(f"expected one of {list(options)} in the configuration, found {value!r}")
+        kind = options[value["type"]]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         given = {name: item for name, item in value.items() if name != "type"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from shuffle_jax.nn.auto_shuffle import RELAXED
@@ -73,7 +74,14 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
         case "step":
             boundaries = {round(share * steps) - warmup: config.step_factor for share in config.step_boundaries}
             fall = optax.piecewise_constant_schedule(peak, boundaries)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup]) if warmup else fall
+    if warmup:
+        fall = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
+    return in_float(fall)
+
+
+def in_float(schedule: optax.Schedule) -> optax.Schedule:
+    """The schedule with its step as a float, as strict type promotion asks; exact below 2^24 steps."""
+    return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

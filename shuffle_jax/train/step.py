@@ -142,8 +142,8 @@ def make_eval_step(
         return {
             "count": batch.weight.sum(),
             "loss": (batch.weight * loss).sum(),
-            "top1": (batch.weight * (rank < 1)).sum(),
-            f"top{top}": (batch.weight * (rank < top)).sum(),
+            "top1": batch.weight.sum(where=rank < 1),
+            f"top{top}": batch.weight.sum(where=rank < top),
         }
 
     return step

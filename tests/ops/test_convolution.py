@@ -1,4 +1,4 @@
-"""Every form of every convolution equals the native one, forward and backward."""
+"""Every form of every convolution equals its equation, forward and backward."""
 
 from __future__ import annotations
 
@@ -14,30 +14,90 @@ from jax import lax
 
 from shuffle_jax.ops import convolution as conv
 
+NO_PADS = ((0, 0), (0, 0))
 
-def native(x, kernel, stride, pads, groups=1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        pads,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
+
+def oracle(x, kernel, cotangent, stride, pads, groups):
+    """The equation and its two adjoints in float64, one output pixel at a time."""
+    kh, kw, per_group, features = kernel.shape
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), *pads, (0, 0)))
+    grouped_kernel = np.asarray(kernel, np.float64).reshape(kh, kw, per_group, groups, features // groups)
+    cotangent = np.asarray(cotangent, np.float64).reshape(*cotangent.shape[:3], groups, features // groups)
+    y, padded_gradient = np.zeros(cotangent.shape), np.zeros(padded.shape)
+    kernel_gradient = np.zeros(grouped_kernel.shape)
+    for i in range(cotangent.shape[1]):
+        for j in range(cotangent.shape[2]):
+            here = np.s_[:, i * stride : i * stride + kh, j * stride : j * stride + kw]
+            window = padded[here].reshape(-1, kh, kw, groups, per_group)
+            y[:, i, j] = np.einsum("nabgc,abcgo->ngo", window, grouped_kernel)
+            spread = np.einsum("ngo,abcgo->nabgc", cotangent[:, i, j], grouped_kernel)
+            padded_gradient[here] += spread.reshape(padded[here].shape)
+            kernel_gradient += np.einsum("nabgc,ngo->abcgo", window, cotangent[:, i, j])
+    (top, _), (left, _) = pads
+    x_gradient = padded_gradient[:, top : top + x.shape[1], left : left + x.shape[2]]
+    return y.reshape(*y.shape[:3], features), x_gradient, kernel_gradient.reshape(kernel.shape)
+
+
+def output_shape(x, kernel, stride, pads):
+    rows, columns = (
+        (size + sum(pad) - k) // stride + 1 for size, pad, k in zip(x.shape[1:3], pads, kernel.shape[:2], strict=True)
     )
+    return (x.shape[0], rows, columns, kernel.shape[-1])
 
 
-def draw(seed, *shapes, dtype=np.float64):
+def half_of(kernel):
+    """The default padding, ``k // 2`` on every side."""
+    return tuple((k // 2, k // 2) for k in kernel.shape[:2])
+
+
+def with_gradients(op, x, kernel, cotangent):
+    y, pull_back = jax.vjp(op, x, kernel)
+    return (y, *pull_back(cotangent))
+
+
+def draw(seed, *shapes):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+    return [rng.standard_normal(shape) for shape in shapes]
 
 
-def assert_same_with_gradients(one, other, *args, rtol=1e-12):
-    expected, pull_back = jax.vjp(other, *args)
-    actual, pull_back_actual = jax.vjp(one, *args)
-    np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol)
-    (cotangent,) = draw(9, expected.shape, dtype=expected.dtype)
-    for a, b in zip(pull_back_actual(cotangent), pull_back(cotangent), strict=True):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * 10)
+def assert_equals_the_equation(op, x, kernel, stride, pads, groups):
+    """In float64, values and both gradients from a single compilation."""
+    (cotangent,) = draw(9, output_shape(x, kernel, stride, pads))
+    with jax.enable_x64(True):
+        actual = jax.jit(partial(with_gradients, op))(x, kernel, cotangent)
+    for a, b in zip(actual, oracle(x, kernel, cotangent, stride, pads, groups), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.fixture(params=["on CPU", "elsewhere"])
+def form(request, monkeypatch):
+    """Runs the test once in the form that CPU takes, and once in the form of all other platforms."""
+    if request.param == "elsewhere":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, **platforms: default(*args))
+
+
+WINDOWS = {  # h, w, kh, kw, stride, padding
+    "one pixel, one tap": (1, 1, 1, 1, 1, None),
+    "a window larger than the image": (1, 1, 3, 3, 2, None),
+    "as in the networks": (6, 5, 3, 3, 2, None),
+    "an even window grows the image": (4, 6, 2, 4, 1, None),
+    "a long window": (7, 6, 4, 5, 3, None),
+    "an odd rest that no window reaches": (7, 6, 2, 3, 3, NO_PADS),
+    "gaps between windows": (7, 5, 1, 2, 3, NO_PADS),
+    "a single output": (4, 5, 4, 5, 1, NO_PADS),
+    "more padding than window": (3, 5, 3, 1, 1, ((4, 0), (0, 4))),
+    "padded taps": (5, 4, 1, 1, 2, ((3, 2), (0, 1))),
+    "rows and columns apart": (2, 7, 4, 3, 2, ((2, 0), (1, 4))),
+    "zeros alone under the first windows": (1, 2, 2, 5, 3, ((3, 4), (4, 4))),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_depthwise_equals_its_equation(name):
+    h, w, kh, kw, stride, pads = WINDOWS[name]
+    x, kernel = draw(0, (2, h, w, 3), (kh, kw, 1, 3))
+    op = partial(conv.depthwise, stride=stride, padding=pads)
+    assert_equals_the_equation(op, x, kernel, stride, pads or half_of(kernel), groups=3)
 
 
 @given(
@@ -48,99 +108,126 @@ def assert_same_with_gradients(one, other, *args, rtol=1e-12):
     stride=st.integers(1, 3),
     pads=st.none() | st.tuples(*[st.tuples(st.integers(0, 4), st.integers(0, 4))] * 2),
 )
-def test_depthwise_equals_native_for_any_window(h, w, kh, kw, stride, pads):
-    with jax.enable_x64(True):
-        x, kernel = draw(0, (2, h, w, 3), (kh, kw, 1, 3))
-        explicit = pads or ((kh // 2, kh // 2), (kw // 2, kw // 2))
-        if h + sum(explicit[0]) < kh or w + sum(explicit[1]) < kw:
-            with pytest.raises(ValueError, match="does not fit an image"):
-                conv.depthwise(x, kernel, stride, pads)
-            return
-        assert_same_with_gradients(
-            lambda x, k: conv.depthwise(x, k, stride, pads),
-            lambda x, k: native(x, k, stride, explicit, groups=3),
-            x,
-            kernel,
-        )
+def test_every_window_that_fits_has_the_stated_size_and_every_other_is_refused(h, w, kh, kw, stride, pads):
+    x, kernel = np.zeros((2, h, w, 3), np.float32), np.zeros((kh, kw, 1, 3), np.float32)
+    explicit = pads or half_of(kernel)
+    op = partial(conv.depthwise, stride=stride, padding=pads)
+    if h + sum(explicit[0]) < kh or w + sum(explicit[1]) < kw:
+        with pytest.raises(ValueError, match=f"a window of {kh} x {kw} does not fit an image of {h} x {w} padded by"):
+            jax.eval_shape(op, x, kernel)
+        return
+    cotangent = np.zeros(output_shape(x, kernel, stride, explicit), np.float32)
+    shapes = [result.shape for result in jax.eval_shape(partial(with_gradients, op), x, kernel, cotangent)]
+    assert shapes == [cotangent.shape, x.shape, kernel.shape]
+
+
+@pytest.mark.parametrize(("stride", "pads"), [(1, None), (2, ((0, 1), (2, 1)))])
+def test_depthwise_has_one_meaning_on_all_platforms(form, stride, pads):
+    x, kernel = draw(1, (2, 5, 6, 3), (3, 3, 1, 3))
+    op = partial(conv.depthwise, stride=stride, padding=pads)
+    assert_equals_the_equation(op, x, kernel, stride, pads or half_of(kernel), groups=3)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
-def test_pointwise_equals_native(groups):
-    with jax.enable_x64(True):
-        x, kernel = draw(1, (2, 3, 5, 6), (1, 1, 6 // groups, 12))
-        assert_same_with_gradients(
-            lambda x, k: conv.pointwise(x, k, groups),
-            lambda x, k: native(x, k, 1, ((0, 0), (0, 0)), groups),
-            x,
-            kernel,
-        )
+def test_pointwise_equals_its_equation(form, groups):
+    x, kernel = draw(1, (2, 3, 5, 6), (1, 1, 6 // groups, 12))
+    assert_equals_the_equation(partial(conv.pointwise, groups=groups), x, kernel, 1, NO_PADS, groups)
 
 
-@pytest.mark.parametrize(("channels", "window", "stride"), [(1, 3, 1), (3, 3, 2), (4, 1, 2), (5, 3, 2), (3, 7, 2)])
-def test_convolution_equals_native(channels, window, stride):
-    with jax.enable_x64(True):
-        x, kernel = draw(2, (2, 7, 6, channels), (window, window, channels, 4))
-        pads = ((window // 2, window // 2),) * 2
-        assert_same_with_gradients(
-            lambda x, k: conv.convolution(x, k, stride), lambda x, k: native(x, k, stride, pads), x, kernel
-        )
+@pytest.mark.parametrize(
+    ("channels", "window", "stride", "pads"),
+    [
+        (1, 3, 1, None),
+        (3, 3, 2, None),
+        (4, 1, 2, None),
+        (5, 1, 1, None),
+        (5, 3, 2, None),
+        (3, 5, 2, None),
+        (3, 2, 1, ((0, 1), (2, 0))),
+    ],
+)
+def test_convolution_equals_its_equation(form, channels, window, stride, pads):
+    x, kernel = draw(2, (2, 7, 6, channels), (window, window, channels, 4))
+    op = partial(conv.convolution, stride=stride, padding=pads)
+    assert_equals_the_equation(op, x, kernel, stride, pads or half_of(kernel), groups=1)
 
 
-OPS = {
-    "depthwise": (partial(conv.depthwise, stride=2), (3, 3, 1, 4)),
-    "pointwise": (conv.pointwise, (1, 1, 4, 6)),
-    "grouped": (partial(conv.pointwise, groups=2), (1, 1, 2, 6)),
-    "convolution": (conv.convolution, (3, 3, 4, 5)),
+OPS = {  # op, kernel shape, stride, groups
+    "depthwise": (partial(conv.depthwise, stride=2), (3, 3, 1, 4), 2, 4),
+    "pointwise": (conv.pointwise, (1, 1, 4, 6), 1, 1),
+    "grouped": (partial(conv.pointwise, groups=2), (1, 1, 2, 6), 1, 2),
+    "convolution": (conv.convolution, (3, 3, 4, 5), 1, 1),
 }
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_jit_and_vmap_equal_eager(name):
-    op, shape = OPS[name]
-    x, kernel = draw(3, (3, 2, 5, 5, 4), (3, *shape), dtype=np.float32)
-    eager = jnp.stack([op(x[i], kernel[i]) for i in range(3)])
-    np.testing.assert_allclose(jax.vmap(op)(x, kernel), eager, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(jax.jit(op)(x[0], kernel[0]), eager[0], rtol=1e-5, atol=1e-5)
-
-    def loss(x, kernel):
-        return jnp.sin(op(x, kernel)).sum()
-
-    per_sample = jax.vmap(jax.grad(loss, argnums=1))(x, kernel)
-    np.testing.assert_allclose(per_sample[1], jax.grad(loss, argnums=1)(x[1], kernel[1]), rtol=1e-4, atol=1e-5)
+def test_eager_and_a_kernel_per_sample_under_vmap_and_jit(name):
+    op, shape, stride, groups = OPS[name]
+    x, kernel = draw(3, (3, 2, 5, 5, 4), (3, *shape))
+    pads = half_of(kernel[0])
+    (cotangent,) = draw(4, (3, *output_shape(x[0], kernel[0], stride, pads)))
+    x, kernel, cotangent = (a.astype(np.float32) for a in (x, kernel, cotangent))
+    per_sample = jax.jit(jax.vmap(partial(with_gradients, op)))(x, kernel, cotangent)
+    for i in range(3):
+        expected = oracle(x[i], kernel[i], cotangent[i], stride, pads, groups)
+        for actual, value in zip(per_sample, expected, strict=True):
+            np.testing.assert_allclose(actual[i], value, rtol=1e-5, atol=1e-5)
+    eager = op(jnp.asarray(x[2]), jnp.asarray(kernel[2]))
+    np.testing.assert_allclose(eager, expected[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_half_precision_is_summed_in_float32(name):
-    op, shape = OPS[name]
-    x, kernel = draw(4, (2, 9, 9, 4), shape, dtype=np.float32)
-    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-    half = op(x, kernel)
-    assert half.dtype == jnp.bfloat16
-    full = op(x.astype(jnp.float32), kernel.astype(jnp.float32))
-    np.testing.assert_allclose(half.astype(np.float32), full, rtol=2**-7, atol=2**-7)
-    gradient = jax.grad(lambda k: op(x, k).astype(jnp.float32).sum())(kernel)
-    exact = jax.grad(lambda k: op(x.astype(jnp.float32), k).sum())(kernel.astype(jnp.float32))
-    np.testing.assert_allclose(gradient.astype(np.float32), exact, rtol=2**-7, atol=2**-6)
+def test_half_precision_is_summed_in_float32_and_rounded_once(name):
+    op, shape, stride, groups = OPS[name]
+    rng = np.random.default_rng(5)
+    pads = half_of(np.empty(shape))
+    out = output_shape(np.empty((2, 9, 9, 4)), np.empty(shape), stride, pads)
+    # Integers whose sums are exact in float32, in any order, and far from it in bfloat16.
+    arrays = [rng.integers(-100, 101, size).astype(jnp.bfloat16) for size in ((2, 9, 9, 4), shape, out)]
+    actual = jax.jit(partial(with_gradients, op))(*arrays)
+    results = zip(("y", "x", "kernel"), actual, oracle(*arrays, stride, pads, groups), strict=True)
+    for of, a, exact in results:
+        assert a.dtype == jnp.bfloat16
+        if (name, of) != ("convolution", "x"):  # no training takes an image's gradient: it is summed in half precision
+            np.testing.assert_array_equal(np.asarray(a, np.float64), exact.astype(jnp.bfloat16).astype(np.float64))
 
 
 @pytest.mark.parametrize("name", OPS)
 def test_gpu_and_tpu_lower_to_the_native_convolution_and_cpu_never_does(name):
-    op, shape = OPS[name]
-    x, kernel = draw(5, (2, 6, 6, 4), shape, dtype=np.float32)
+    op, shape, _, _ = OPS[name]
+    x, kernel = np.zeros((2, 6, 6, 4), np.float32), np.zeros(shape, np.float32)
     traced = jax.jit(jax.grad(lambda x, k: op(x, k).sum(), argnums=(0, 1))).trace(x, kernel)
-    cpu = traced.lower(lowering_platforms=("cpu",)).as_text()
-    cuda = traced.lower(lowering_platforms=("cuda",)).as_text()
-    assert "stablehlo.convolution" not in cpu
-    assert ("stablehlo.convolution" in cuda) == (name != "pointwise")
+    assert not has_convolution(traced, "cpu")
+    for platform in ("cuda", "tpu"):
+        assert has_convolution(traced, platform) == (name != "pointwise")
+
+
+def test_beyond_a_stem_the_native_convolution_is_taken_on_cpu_too():
+    x, kernel = np.zeros((2, 6, 6, 5), np.float32), np.zeros((3, 3, 5, 2), np.float32)
+    assert has_convolution(jax.jit(conv.convolution).trace(x, kernel), "cpu")
+
+
+def has_convolution(traced, platform):
+    return "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def test_errors_name_value_limit_and_remedy():
-    x = jnp.ones((1, 4, 4, 6))
+    x = np.ones((1, 4, 4, 6), np.float32)
+
+    def kernel(*shape):
+        return np.ones(shape, np.float32)
+
     with pytest.raises(ValueError, match=r"6 channels cannot be split into 4 groups: choose one of \[1, 2, 3, 6\]"):
-        conv.pointwise(x, jnp.ones((1, 1, 1, 8)), groups=4)
-    with pytest.raises(ValueError, match=r"shape \(1, 1, 3, o\), not \(1, 1, 6, 8\)"):
-        conv.pointwise(x, jnp.ones((1, 1, 6, 8)), groups=2)
-    with pytest.raises(ValueError, match=r"shape \(kh, kw, 1, 6\), not \(3, 3, 6, 1\)"):
-        conv.depthwise(x, jnp.ones((3, 3, 6, 1)))
-    with pytest.raises(ValueError, match=r"shape \(kh, kw, 6, o\), not \(3, 3, 1, 8\)"):
-        conv.convolution(x, jnp.ones((3, 3, 1, 8)))
+        conv.pointwise(x, kernel(1, 1, 1, 8), groups=4)
+    with pytest.raises(ValueError, match=r"7 channels cannot be split into 2 groups: choose one of \[1, 7\]"):
+        conv.pointwise(x, kernel(1, 1, 3, 7), groups=2)
+    with pytest.raises(ValueError, match=r"6 channels in 2 groups .* \(1, 1, 3, o\), not \(1, 1, 6, 8\)"):
+        conv.pointwise(x, kernel(1, 1, 6, 8), groups=2)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 6, o\), not \(3, 1, 6, 8\)"):
+        conv.pointwise(x, kernel(3, 1, 6, 8))
+    with pytest.raises(ValueError, match=r"6 channels has the shape \(kh, kw, 1, 6\), not \(3, 3, 6, 1\)"):
+        conv.depthwise(x, kernel(3, 3, 6, 1))
+    with pytest.raises(ValueError, match=r"6 channels has the shape \(kh, kw, 6, o\), not \(3, 3, 1, 8\)"):
+        conv.convolution(x, kernel(3, 3, 1, 8))
+    with pytest.raises(ValueError, match=r"window of 2 x 7 .* 4 x 4 padded by \(\(0, 0\), \(1, 1\)\): use a larger"):
+        conv.convolution(x, kernel(2, 7, 6, 8), padding=((0, 0), (1, 1)))

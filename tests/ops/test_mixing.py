@@ -14,27 +14,53 @@ from shuffle_jax.ops import mixing, permutation
 
 def arrays(*shapes, seed=0):
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
-@given(channels=st.integers(1, 9), leading=st.lists(st.integers(1, 3), max_size=3), seed=st.integers(0, 99))
-def test_permute_equals_its_matrix_forward_and_backward(channels, leading, seed):
-    p = permutation.random(jax.random.key(seed), channels)
-    x, cotangent = arrays((*leading, channels), (*leading, channels), seed=seed)
+@jax.jit
+def by_index_and_by_matrix(x, p, cotangent):
     y, pull_back = jax.vjp(lambda x: mixing.permute(x, p), x)
     z, pull_back_matrix = jax.vjp(lambda x: mixing.mix(x, permutation.to_matrix(p)), x)
-    np.testing.assert_array_equal(y, z)
-    np.testing.assert_array_equal(pull_back(cotangent)[0], pull_back_matrix(cotangent)[0])
+    return (y, *pull_back(cotangent)), (z, *pull_back_matrix(cotangent))
+
+
+SHAPES = st.sampled_from([(1,), (2,), (8,), (3, 5), (2, 1), (2, 3, 1, 5)])  # every one compiles
+
+
+@given(st.data(), SHAPES)
+def test_permute_equals_its_matrix_forward_and_backward(data, shape):
+    p = np.array(data.draw(st.permutations(range(shape[-1]))), np.int32)
+    x, cotangent = arrays(shape, shape)
+    by_index, by_matrix = by_index_and_by_matrix(x, p, cotangent)
+    gradient = np.empty_like(x)
+    gradient[..., p] = cotangent
+    for y, expected in [(by_index, (x[..., p], gradient)), (by_matrix, by_index)]:
+        np.testing.assert_array_equal(y[0], expected[0])
+        np.testing.assert_array_equal(y[1], expected[1])
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
 def test_shuffle_equals_permute_forward_and_backward(groups):
     x, cotangent = arrays((2, 3, 1, 12), (2, 3, 1, 12))
-    p = permutation.channel_shuffle(12, groups)
-    y, pull_back = jax.vjp(lambda x: mixing.shuffle(x, groups), x)
-    z, pull_back_permute = jax.vjp(lambda x: mixing.permute(x, p), x)
-    np.testing.assert_array_equal(y, z)
-    np.testing.assert_array_equal(pull_back(cotangent)[0], pull_back_permute(cotangent)[0])
+    p = np.asarray(permutation.channel_shuffle(12, groups))
+
+    @jax.jit
+    def shuffled(x, cotangent):
+        y, pull_back = jax.vjp(lambda x: mixing.shuffle(x, groups), x)
+        return y, *pull_back(cotangent)
+
+    y, gradient = shuffled(x, cotangent)
+    np.testing.assert_array_equal(y, x[..., p])
+    np.testing.assert_array_equal(np.asarray(gradient)[..., p], cotangent)
+    (permuted, permuted_gradient), _ = by_index_and_by_matrix(x, p, cotangent)
+    np.testing.assert_array_equal(y, permuted)
+    np.testing.assert_array_equal(gradient, permuted_gradient)
+
+
+def test_shuffle_moves_a_single_vector_and_refuses_what_groups_do_not_divide():
+    assert mixing.shuffle(jnp.arange(6), 3).tolist() == [0, 2, 4, 1, 3, 5]
+    with pytest.raises(ValueError, match=r"6 channels cannot be split into 4 groups: choose one of \[1, 2, 3, 6\]"):
+        mixing.shuffle(jnp.ones((2, 6)), 4)
 
 
 def test_the_gradient_of_permute_is_a_gather_and_never_a_scatter():
@@ -46,25 +72,39 @@ def test_the_gradient_of_permute_is_a_gather_and_never_a_scatter():
 
 def test_permute_under_vmap_takes_a_permutation_per_sample():
     (x,) = arrays((4, 3, 5))
-    p = jax.vmap(lambda k: permutation.random(k, 5))(jax.random.split(jax.random.key(1), 4))
-    expected = np.stack([np.asarray(x[i])[:, np.asarray(p[i])] for i in range(4)])
-    np.testing.assert_array_equal(jax.vmap(mixing.permute)(x, p), expected)
-    gradient = jax.grad(lambda x: (jax.vmap(mixing.permute)(x, p) * expected).sum())(x)
+    p = np.array([np.random.default_rng(i).permutation(5) for i in range(4)], np.int32)
+    expected = np.stack([x[i][:, p[i]] for i in range(4)])
+
+    @jax.jit
+    def mapped(x, p, cotangent):
+        y, pull_back = jax.vjp(lambda x: jax.vmap(mixing.permute)(x, p), x)
+        return y, *pull_back(cotangent)
+
+    y, gradient = mapped(x, p, expected)
+    np.testing.assert_array_equal(y, expected)
     np.testing.assert_array_equal(gradient, x)  # P^T P x = x
 
 
 def test_permute_keeps_the_type_and_moves_integers():
     p = jnp.array([1, 2, 0])
     for dtype in (jnp.bfloat16, jnp.int8, jnp.uint8, jnp.bool_):
-        assert mixing.permute(jnp.ones((2, 3), dtype), p).dtype == dtype
+        x = np.array([[1, 0, 3], [0, 5, 6]]).astype(dtype)
+        y = mixing.permute(jnp.asarray(x), p)
+        assert y.dtype == dtype
+        np.testing.assert_array_equal(y, x[:, [1, 2, 0]])
     assert mixing.permute(jnp.array([7, 8, 9]), p).tolist() == [8, 9, 7]
 
 
 def test_mix_is_the_matrix_product_and_its_gradients_are_the_outer_ones():
     x, matrix, cotangent = arrays((2, 4, 3), (5, 3), (2, 4, 5))
-    y, pull_back = jax.vjp(mixing.mix, x, matrix)
+
+    @jax.jit
+    def mixed(x, matrix, cotangent):
+        y, pull_back = jax.vjp(mixing.mix, x, matrix)
+        return y, *pull_back(cotangent)
+
+    y, x_gradient, matrix_gradient = mixed(x, matrix, cotangent)
     np.testing.assert_allclose(y, np.einsum("nmj,ij->nmi", x, matrix), rtol=1e-5, atol=1e-6)
-    x_gradient, matrix_gradient = pull_back(cotangent)
     np.testing.assert_allclose(x_gradient, np.einsum("nmi,ij->nmj", cotangent, matrix), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(matrix_gradient, np.einsum("nmi,nmj->ij", cotangent, x), rtol=1e-5, atol=1e-5)
 
@@ -72,5 +112,7 @@ def test_mix_is_the_matrix_product_and_its_gradients_are_the_outer_ones():
 def test_mix_computes_in_the_type_of_the_features_and_returns_a_float32_gradient():
     (matrix,) = arrays((3, 3))
     x = jnp.ones((2, 3), jnp.bfloat16)
-    assert mixing.mix(x, matrix).dtype == jnp.bfloat16
-    assert jax.grad(lambda m: mixing.mix(x, m).astype(jnp.float32).sum())(matrix).dtype == jnp.float32
+    assert jax.eval_shape(mixing.mix, x, matrix).dtype == jnp.bfloat16
+    gradient = jax.grad(lambda m: mixing.mix(x, m).astype(jnp.float32).sum())(jnp.asarray(matrix))
+    assert gradient.dtype == jnp.float32
+    np.testing.assert_array_equal(gradient, np.full((3, 3), 2.0))

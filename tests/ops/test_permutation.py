@@ -1,80 +1,145 @@
-"""Laws of index vectors: they act as their matrices do."""
+"""Laws of index vectors: they act as their matrices do. Proved for all small permutations, sampled for larger ones."""
 
 from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shuffle_jax.ops import mixing, permutation
 
-
-def permutations(length):
-    return st.permutations(range(length)).map(lambda p: jnp.array(p, jnp.int32))
-
-
-pairs = st.integers(1, 8).flatmap(lambda n: st.tuples(permutations(n), permutations(n)))
-
-
-@given(pairs)
-def test_index_vectors_form_the_group_of_their_matrices(pair):
-    p, q = pair
-    matrix = permutation.to_matrix
-    np.testing.assert_array_equal(matrix(permutation.compose(p, q)), matrix(q) @ matrix(p))
-    np.testing.assert_array_equal(matrix(permutation.invert(p)), matrix(p).T)
-    np.testing.assert_array_equal(permutation.compose(p, permutation.invert(p)), permutation.identity(len(p)))
+compose = jax.jit(permutation.compose)
+invert = jax.jit(permutation.invert)
+kron = jax.jit(permutation.kron)
+to_matrix = jax.jit(permutation.to_matrix)
+random = jax.jit(jax.vmap(permutation.random, in_axes=(0, None)), static_argnums=1)
 
 
-@given(st.tuples(st.integers(1, 4), st.integers(1, 4)).flatmap(lambda s: st.tuples(*map(permutations, s))))
-def test_kron_is_the_kronecker_product_of_the_matrices(pair):
-    outer, inner = pair
-    expected = np.kron(permutation.to_matrix(outer), permutation.to_matrix(inner))
-    np.testing.assert_array_equal(permutation.to_matrix(permutation.kron(outer, inner)), expected)
+def every(size):
+    """All permutations of a small size, 24 of a larger one: ``(count, size)``."""
+    if math.factorial(size) <= 24:
+        return np.array(list(itertools.permutations(range(size))), np.int32)
+    rng = np.random.default_rng(size)
+    return np.array([rng.permutation(size) for _ in range(24)], np.int32)
 
 
-@given(pairs)
-def test_the_convention_is_gather(pair):
-    p, _ = pair
-    x = np.arange(10.0, 10.0 + len(p), dtype=np.float32)
-    expected = [x[i] for i in p.tolist()]
-    np.testing.assert_array_equal(mixing.permute(jnp.array(x), p), expected)
-    np.testing.assert_array_equal(permutation.to_matrix(p) @ x, expected)
+def every_pair(first, second):
+    """``(count, size)`` of both, every one of the first with every one of the second."""
+    a, b = every(first), every(second)
+    return np.repeat(a, len(b), axis=0), np.tile(b, (len(a), 1))
+
+
+def matrix_of(p):
+    matrix = np.zeros((*p.shape, p.shape[-1]), np.float32)
+    np.put_along_axis(matrix, np.asarray(p)[..., None], 1, axis=-1)
+    return matrix
+
+
+SIZES = [1, 2, 3, 4, 8]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_index_vectors_form_the_group_of_their_matrices(size):
+    p, q = every_pair(size, size)
+    np.testing.assert_array_equal(to_matrix(p), matrix_of(p))
+    product, inverse = compose(p, q), invert(p)
+    np.testing.assert_array_equal(matrix_of(product), matrix_of(q) @ matrix_of(p))
+    np.testing.assert_array_equal(matrix_of(inverse), np.swapaxes(matrix_of(p), -1, -2))
+    neutral = np.broadcast_to(permutation.identity(size), p.shape)
+    np.testing.assert_array_equal(compose(p, inverse), neutral)
+    np.testing.assert_array_equal(compose(inverse, p), neutral)
+    np.testing.assert_array_equal(neutral[0], np.arange(size))
+    assert {a.dtype for a in (product, inverse, permutation.identity(size))} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(("outer", "inner"), [(1, 1), (1, 4), (4, 1), (2, 3), (3, 2), (4, 3)])
+def test_kron_is_the_kronecker_product_of_the_matrices(outer, inner):
+    p, q = every_pair(outer, inner)
+    product = kron(p, q)
+    assert product.dtype == np.int32
+    expected = [np.kron(a, b) for a, b in zip(matrix_of(p), matrix_of(q), strict=True)]
+    np.testing.assert_array_equal(matrix_of(product), expected)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_convention_is_gather(size):
+    p = every(size)
+    x = np.arange(10.0, 10.0 + size, dtype=np.float32)
+    expected = [[x[i] for i in row] for row in p.tolist()]
+    np.testing.assert_array_equal(jax.jit(jax.vmap(mixing.permute, in_axes=(None, 0)))(x, p), expected)
+    np.testing.assert_array_equal(np.asarray(to_matrix(p)) @ x, expected)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(6, 2), (6, 3), (12, 4), (5, 1), (5, 5), (116, 2)])
 def test_channel_shuffle_is_reshape_and_transpose_and_inverts_with_the_cofactor(channels, groups):
     p = permutation.channel_shuffle(channels, groups)
+    assert p.dtype == jnp.int32
     assert p.tolist() == [(i % groups) * (channels // groups) + i // groups for i in range(channels)]
     other = permutation.channel_shuffle(channels, channels // groups)
-    np.testing.assert_array_equal(permutation.compose(p, other), permutation.identity(channels))
+    np.testing.assert_array_equal(np.asarray(p)[np.asarray(other)], np.arange(channels))
 
 
 def test_groups_must_divide_the_channels():
     with pytest.raises(ValueError, match=r"10 channels cannot be split into 4 groups: choose one of \[1, 2, 5, 10\]"):
         permutation.channel_shuffle(10, 4)
-    with pytest.raises(ValueError, match="into 0 groups"):
-        permutation.channel_shuffle(10, 0)
+    for groups in (0, -2):
+        with pytest.raises(ValueError, match=f"into {groups} groups"):
+            permutation.channel_shuffle(10, groups)
 
 
-@given(st.lists(st.integers(-1, 4), min_size=1, max_size=5))
-def test_is_permutation_accepts_permutations_alone(values):
-    expected = sorted(values) == list(range(len(values)))
-    assert bool(permutation.is_permutation(jnp.array(values, jnp.int32))) == expected
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_is_permutation_accepts_permutations_alone(size):
+    values = np.array(list(itertools.product(range(-1, size + 1), repeat=size)), np.int32)
+    expected = [sorted(row) == list(range(size)) for row in values.tolist()]
+    np.testing.assert_array_equal(jax.jit(permutation.is_permutation)(values), expected)
 
 
-def test_batched_operations_equal_one_by_one():
-    keys = jax.random.split(jax.random.key(0), 3)
-    p = jax.vmap(lambda k: permutation.random(k, 7))(keys)
+def test_any_integer_type_is_understood():
+    p, q = every_pair(3, 3)
+    for kind in (np.int8, np.uint8):
+        a, b = p.astype(kind), q.astype(kind)
+        assert np.all(jax.jit(permutation.is_permutation)(a))
+        for op in (compose, kron):
+            np.testing.assert_array_equal(op(a, b), op(p, q))
+        assert compose(a, b).dtype == kron(a, b).dtype == invert(a).dtype == jnp.int32
+
+
+def test_random_permutations_are_uniform():
+    drawn = random(jax.random.split(jax.random.key(0), 1200), 3)
+    assert drawn.dtype == jnp.int32
+    counts = Counter(map(tuple, drawn.tolist()))
+    assert set(counts) == set(itertools.permutations(range(3)))
+    chi_square = sum((n - 200) ** 2 / 200 for n in counts.values())
+    assert chi_square < 20.5  # exceeded by one key in a thousand, were the key drawn as well
+
+
+def test_the_key_alone_decides_a_random_permutation():
+    keys = jax.random.split(jax.random.key(1), 3)
+    drawn = [permutation.random(key, 7).tolist() for key in keys]
+    assert len(set(map(tuple, drawn))) == 3
+    np.testing.assert_array_equal(random(keys, 7), drawn)
+
+
+def test_matrices_take_the_type_that_is_asked_for():
+    assert permutation.to_matrix(jnp.array([1, 0, 2])).dtype == jnp.float32
+    assert permutation.to_matrix(jnp.array([1, 0, 2]), jnp.bfloat16).dtype == jnp.bfloat16
+
+
+def test_batched_operations_equal_one_by_one_and_eager():
+    p = every(7)[:3]
     q = p[::-1]
-    assert permutation.is_permutation(p).tolist() == [True] * 3
-    assert len({tuple(row.tolist()) for row in p}) == 3
-    for batched, single in [
-        (permutation.invert(p), [permutation.invert(a) for a in p]),
-        (permutation.compose(p, q), [permutation.compose(a, b) for a, b in zip(p, q, strict=True)]),
-        (permutation.kron(p, q), [permutation.kron(a, b) for a, b in zip(p, q, strict=True)]),
-        (permutation.to_matrix(p), [permutation.to_matrix(a) for a in p]),
+    for op, args in [
+        (permutation.invert, (p,)),
+        (permutation.to_matrix, (p,)),
+        (permutation.is_permutation, (p,)),
+        (permutation.compose, (p, q)),
+        (permutation.kron, (p, q)),
     ]:
-        np.testing.assert_array_equal(batched, jnp.stack(single))
+        batched = jax.jit(op)(*args)
+        np.testing.assert_array_equal(batched, jax.jit(jax.vmap(op))(*args))
+        np.testing.assert_array_equal(batched[1], op(*(jnp.asarray(a[1]) for a in args)))

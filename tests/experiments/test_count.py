@@ -1,0 +1,126 @@
+"""The count command: what it prints, to whom, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from experiments import count as command
+from experiments.cli import main
+from shuffle_jax.models.catalogue import catalogue
+
+ONE = ["--match", "auto_shufflenet_v2_0.5x_32"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """The whole catalogue as CSV."""
+    with pytest.MonkeyPatch.context() as patch:
+        lines: list[str] = []
+        patch.setattr(sys, "stdout", Lines(lines))
+        command.run(["--csv"])
+    return list(csv.reader("".join(lines).splitlines()))
+
+
+class Lines:
+    """A text file that keeps what is written."""
+
+    def __init__(self, lines):
+        self.write = lines.append
+
+    def flush(self):
+        pass
+
+
+def test_csv_holds_the_whole_catalogue(rows):
+    header, *body = rows
+    assert header == ["name", "input", "classes", "parameters", "training_only_parameters", "multiply_adds"]
+    assert [row[0] for row in body] == list(catalogue())
+    by_name = {row[0]: row[1:] for row in body}
+    assert by_name["shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "0", "144907992"]
+    assert by_name["auto_shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "1345600", "144907992"]
+    assert by_name["shufflenet_v1_g3_1.0x"] == ["224x224x3", "1000", "1865728", "0", "137460672"]
+    assert by_name["shufflenet_v1_g8_0.5x"][2] == "1011448"
+    # The stem is as large and the stages are the same; the head has 10 classes.
+    assert by_name["shufflenet_v2_1.0x_32"][:3] == ["32x32x3", "10", str(2_278_604 - 990 * 1025)]
+
+
+def test_learned_mixers_change_only_the_training(rows):
+    by_name = {row[0]: row[1:] for row in rows[1:]}
+    for name, (size, classes, parameters, training_only, multiply_adds) in by_name.items():
+        if name.startswith("auto_"):
+            assert by_name[name.removeprefix("auto_")] == [size, classes, parameters, "0", multiply_adds]
+            assert int(training_only) > 0
+
+
+def test_plain_table_is_aligned_and_ends_with_the_longest_number(capsys):
+    command.run(ONE)
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == [*command.NETWORK]
+    assert row.split() == ["auto_shufflenet_v2_0.5x_32", "32x32x3", "10", "352,042", "230,400", "10,902,016"]
+    assert [header.index(word) for word in ("name", "input")] == [row.index(word) for word in ("auto", "32x32x3")]
+    assert len(header) == len(row)
+
+
+def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    command.run(ONE)
+    *heading, row = capsys.readouterr().out.splitlines()
+    assert "\x1b[1m" in heading[0]
+    assert row.split() == ["auto_shufflenet_v2_0.5x_32", "32x32x3", "10", "352,042", "230,400", "10,902,016"]
+    assert len(row) <= 80
+
+
+def test_layers_sum_to_the_network(capsys, rows):
+    name = "auto_shufflenet_v2_0.5x"
+    command.run(["--layers", name, "--csv"])
+    header, *body = csv.reader(capsys.readouterr().out.splitlines())
+    assert tuple(header) == command.LAYER
+    assert ["stage2_0/mixer", "AutoShuffle", "28x28x48", "0", "2304", "0"] in body
+    total = [str(sum(int(row[column]) for row in body)) for column in (3, 4, 5)]
+    assert total == next(row[3:] for row in rows if row[0] == name)
+    command.run(["--layers", name, "--csv", "--match", "stage2_0/m"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "shuflenet_v2_1.0"], "there is no network 'shuflenet_v2_1.0'; near: shufflenet_v2_1.0x, "),
+        (["--match", "mobile"], "no network has 'mobile' in its name; near: "),
+        (
+            ["--layers", "shufflenet_v2_0.5x_32", "--match", "mixxer"],
+            "no layer of shufflenet_v2_0.5x_32 has 'mixxer' in its name; near: ",
+        ),
+    ],
+)
+def test_a_wrong_name_is_one_line_with_the_nearest_and_code_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: command.run(arguments))
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(message)
+    assert printed.err.count("\n") == 1
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.run(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("python -m experiments.count", "--csv", "--layers NAME", "--match TEXT"):
+        assert part in text
+    assert "--no-csv" not in text
+
+
+def test_a_reader_who_has_seen_enough_is_no_error():
+    arguments = [sys.executable, "-m", "experiments.count", "--layers", "shufflenet_v2_0.5x_32"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

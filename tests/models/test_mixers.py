@@ -1,0 +1,216 @@
+"""Every mixer fits every network, and a permutation is the same network in each of its forms.
+
+The networks are narrow, with four units; their images have 8 x 8 pixels, so that the last stage sees one.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2
+from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.nn.auto_shuffle import PENALTIES, RELAXED, relaxed_permutations
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops import permutation
+from shuffle_jax.ops.penalty import l1_minus_l2
+
+pytestmark = pytest.mark.usefixtures("few_units")
+
+SHAPE = (8, 8, 3)
+FAMILIES = {
+    "v1": (partial(ShuffleNetV1, classes=5, groups=3, width=0.5, stem="small"), 3),
+    "v2": (partial(ShuffleNetV2, classes=5, width=0.5, stem="small"), 2),
+}
+MIXERS = {
+    "auto": AutoShuffle,
+    "random": FixedPermutation,
+    "shuffle": ChannelShuffle,
+    "identity": Identity,
+}
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+
+UNITS = {"stage2_0", "stage2_1", "stage3_0", "stage4_0"}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    """A network without its mixer, and the groups of its paper's shuffle."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def network(family):
+    """With learned mixers."""
+    return family[0](mixer=AutoShuffle)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(7).standard_normal((3, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def variables(network, draw):
+    return draw(network, SHAPE)
+
+
+@pytest.fixture(scope="module")
+def evaluate(network):
+    """The learned network in evaluation; one compilation for each kind of variables and batch size."""
+    return compiled(network.apply)
+
+
+def channels_of(variables):
+    return {path: len(matrix) for path, matrix in relaxed_permutations(variables["params"]).items()}
+
+
+def with_matrices(variables, indices):
+    """The variables with the matrix of each index vector in place of the relaxed one."""
+
+    def leaf(path, value):
+        if path[-1].key != RELAXED:
+            return value
+        return np.eye(len(value), dtype=np.float32)[indices["/".join(key.key for key in path[1:-1])]]
+
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+def with_indices(variables, indices):
+    """The variables as after hardening: index vectors, no matrices."""
+    units = {
+        name: {key: leaf for key, leaf in unit.items() if key != "mixer"} for name, unit in variables["params"].items()
+    }
+    permutations = {path.partition("/")[0]: {"mixer": {"index": index}} for path, index in indices.items()}
+    return {**variables, "params": units, PERMUTATIONS: permutations}
+
+
+@pytest.fixture(scope="module")
+def indices(variables):
+    rng = np.random.default_rng(1)
+    return {path: rng.permutation(c).astype(np.int32) for path, c in channels_of(variables).items()}
+
+
+@pytest.fixture(scope="module")
+def permuted(variables, indices, evaluate, images):
+    """The logits with permutation matrices as parameters."""
+    return evaluate(with_matrices(variables, indices), images)
+
+
+def assert_same(actual, expected):
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_learned_permutation_equals_the_same_fixed_one(family, variables, indices, images, permuted):
+    fixed = family[0](mixer=FixedPermutation)
+    assert_same(compiled(fixed.apply)(with_indices(variables, indices), images), permuted)
+
+
+def test_a_hardened_permutation_equals_its_matrix(evaluate, variables, indices, images, permuted):
+    assert_same(evaluate(with_indices(variables, indices), images), permuted)
+
+
+def test_other_permutations_are_another_network(evaluate, variables, indices, images, permuted):
+    rolled = {path: np.roll(index, 1) for path, index in indices.items()}
+    other = evaluate(with_matrices(variables, rolled), images)
+    assert np.abs(np.asarray(other) - permuted).max() > 0.01
+
+
+def test_a_learned_shuffle_equals_the_fixed_one(family, evaluate, variables, images):
+    make, groups = family
+    fixed = make(mixer=partial(ChannelShuffle, groups=groups))
+    shuffles = {path: np.asarray(permutation.channel_shuffle(c, groups)) for path, c in channels_of(variables).items()}
+    expected = evaluate(with_matrices(variables, shuffles), images)
+    without = {name: tree for name, tree in with_indices(variables, shuffles).items() if name != PERMUTATIONS}
+    assert_same(compiled(fixed.apply)(without, images), expected)
+
+
+def products(network, variables, images):
+    return str(jax.make_jaxpr(network.apply)(variables, images)).count("dot_general")
+
+
+def test_hardened_no_product_is_left_of_the_mixers(family, network, variables, indices, images):
+    hard = products(network, with_indices(variables, indices), images)
+    assert hard == products(family[0](mixer=Identity), with_indices(variables, indices), images)
+    assert products(network, variables, images) == hard + len(UNITS)
+
+
+@pytest.fixture(scope="module")
+def trained(network, variables, images):
+    """Gradient of the data's loss alone, penalties, statistics and logits of one training step."""
+
+    def loss(params, statistics, images):
+        logits, updated = network.apply(
+            {"params": params, "batch_stats": statistics}, images, train=True, mutable=["batch_stats", PENALTIES]
+        )
+        return -jax.nn.log_softmax(logits)[:, 0].mean(), (updated, logits)
+
+    step = compiled(jax.grad(loss, has_aux=True))
+    return jax.tree.map(np.asarray, step(variables["params"], variables["batch_stats"], images))
+
+
+def test_the_gradient_reaches_every_parameter(trained):
+    gradient, _ = trained
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all(), path
+        assert np.abs(leaf).max() > 0, path
+
+
+def test_every_mixer_sows_the_penalty_of_its_matrix(trained, variables):
+    _, (updated, _) = trained
+    sown = {
+        "/".join(key.key for key in path[:-1]): leaf for path, leaf in jax.tree.leaves_with_path(updated[PENALTIES])
+    }
+    penalty = compiled(l1_minus_l2)
+    expected = {path: penalty(matrix) for path, matrix in relaxed_permutations(variables["params"]).items()}
+    assert set(sown) == set(expected) == {f"{unit}/mixer" for unit in UNITS}
+    for path, value in expected.items():
+        np.testing.assert_allclose(sown[path], value, rtol=1e-5)
+
+
+def test_training_moves_every_statistic(trained, variables):
+    _, (updated, logits) = trained
+    assert np.isfinite(logits).all()
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), updated["batch_stats"], variables["batch_stats"])
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_one_image_is_a_batch_in_evaluation(evaluate, variables, images):
+    together = evaluate(variables, images)
+    np.testing.assert_allclose(evaluate(variables, images[1:2])[0], together[1], rtol=1e-4, atol=1e-4)
+
+
+def test_one_image_is_a_batch_in_training(network, variables, images):
+    # The last stage sees one value per channel: without a spread it becomes the bias of its normalisation.
+    apply = compiled(partial(network.apply, train=True, mutable=["batch_stats"]))
+    logits, updated = apply(variables, images[:1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((logits, updated)))
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_fits_with_half_precision_inside_only(family, mixer):
+    network = family[0](mixer=MIXERS[mixer], dtype=jnp.dtype(jnp.bfloat16))
+    images = jnp.zeros((2, *SHAPE))
+    with jax.numpy_dtype_promotion("standard"):  # Flax's normalisation relies on it in half precision.
+        variables = jax.eval_shape(network.init, jax.random.key(0), images)
+        apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES])
+        logits, updated = jax.eval_shape(apply, variables, images)
+        jaxpr = jax.make_jaxpr(partial(network.apply, train=False))(draw_zeros(variables), images)
+    assert logits.shape == (2, 5)
+    assert logits.dtype == jnp.float32
+    kinds = {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"], updated))}
+    assert kinds == {jnp.dtype(jnp.float32)}
+    assert len(updated.get(PENALTIES, {})) == (len(UNITS) if mixer == "auto" else 0)
+    assert len(variables.get(PERMUTATIONS, {})) == (len(UNITS) if mixer == "random" else 0)
+    produced = [eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert {out.dtype for out in produced[:-1]} == {jnp.dtype(jnp.bfloat16)}
+    assert (produced[-1].shape, produced[-1].dtype) == ((2, 5), jnp.float32)  # The classifier.
+
+
+def draw_zeros(shapes):
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -1,0 +1,92 @@
+"""Checkpoints: what is restored is what was saved, whatever happened to it since; newest and best are kept."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shuffle_jax.sharding import data_mesh, replicated
+from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.state import TrainState
+
+
+def make_state(average=None):
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params={"unit": {"kernel": jnp.arange(1000.0)}},
+        statistics={"unit": {"mean": jnp.ones(3)}},
+        permutations={},
+        opt_state=(jnp.zeros(3), ()),
+        average=average,
+        key=jax.random.key(3),
+    )
+    return jax.device_put(state, replicated(data_mesh()))
+
+
+@partial(jax.jit, donate_argnums=0)
+def advance(state):
+    return state.replace(step=state.step + 1, params=jax.tree.map(lambda p: p + 1, state.params))
+
+
+def test_saved_states_survive_the_donation_of_their_buffers_and_keep_newest_and_best(tmp_path):
+    state = make_state()
+    scores = [0.1, 0.9, 0.3, 0.9, 0.2, None, 0.4]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for score in scores:
+            checkpoints.save(state, None if score is None else {"top1": score})
+            for _ in range(3):
+                state = advance(state)
+        checkpoints.wait()
+        assert checkpoints.steps() == [9, 15, 18]
+        assert checkpoints.best() == 9
+    with Checkpoints(tmp_path, keep=2, read_only=True) as again:
+        assert again.steps() == [9, 15, 18]
+        assert again.best() == 9
+        for step in again.steps():
+            found = again.restore(make_state(), step)
+            np.testing.assert_array_equal(found.params["unit"]["kernel"], np.arange(1000.0) + step)
+            assert int(found.step) == step
+            assert found.key.dtype == state.key.dtype
+            assert found.params["unit"]["kernel"].sharding == state.params["unit"]["kernel"].sharding
+        assert int(again.restore(make_state()).step) == 18
+
+
+def test_a_step_is_saved_once(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(), {"top1": 0.5})
+        checkpoints.save(make_state())
+        checkpoints.wait()
+        assert checkpoints.steps() == [0]
+        assert checkpoints.best() == 0
+
+
+def test_states_with_a_moving_average_come_back_whole(tmp_path):
+    state = make_state(average={"unit": {"kernel": jnp.full(1000, 2.0)}})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+        found = checkpoints.restore(shapes)
+        assert checkpoints.best() is None
+    np.testing.assert_array_equal(found.average["unit"]["kernel"], 2.0)
+
+
+def test_a_checkpoint_of_two_devices_is_restored_on_one(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state())
+        one = jax.device_put(make_state(), replicated(data_mesh(jax.devices()[:1])))
+        found = checkpoints.restore(one)
+    assert found.params["unit"]["kernel"].sharding.device_set == {jax.devices()[0]}
+
+
+def test_missing_checkpoints_are_named(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+            checkpoints.restore(make_state())
+        checkpoints.save(make_state())
+        checkpoints.wait()
+        with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 7: choose one of \[0\]"):
+            checkpoints.restore(make_state(), 7)

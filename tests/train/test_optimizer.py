@@ -1,0 +1,137 @@
+"""Schedules meet their corners, decay spares what it should, and the last link keeps matrices bistochastic."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from shuffle_jax.ops import invariants, relaxation
+from shuffle_jax.train.optimizer import (
+    OptimizerConfig,
+    decays,
+    is_relaxed,
+    keep_bistochastic,
+    learning_rate,
+    make_optimizer,
+)
+
+PARAMS = {
+    "unit": {
+        "conv": {"kernel": jnp.ones((1, 1, 4, 4))},
+        "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+        "mixer": {"relaxed_permutation": relaxation.random_bistochastic(jax.random.key(0), 4)},
+    },
+    "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+}
+
+
+def standard_promotion():
+    """Optax's Adam takes powers of a float to an integer, which strict promotion refuses."""
+    return jax.numpy_dtype_promotion("standard")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])
+def test_warmup_rises_linearly_to_the_peak(schedule):
+    rate = learning_rate(OptimizerConfig(learning_rate=0.4, schedule=schedule, warmup_epochs=2), 100, 10)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(20)], [0, 0.1, 0.2, 0.4], rtol=1e-6)
+
+
+def test_schedules_fall_as_their_names_say():
+    def rate(schedule, step):
+        config = OptimizerConfig(learning_rate=0.4, schedule=schedule, warmup_epochs=2, step_boundaries=(0.5, 0.75))
+        return float(learning_rate(config, 100, 10)(step))
+
+    np.testing.assert_allclose([rate("linear", 60), rate("linear", 100)], [0.2, 0.0], atol=1e-7)
+    np.testing.assert_allclose([rate("cosine", 60), rate("cosine", 100)], [0.2, 0.0], atol=1e-7)
+    assert rate("cosine", 40) > rate("linear", 40) and rate("cosine", 80) < rate("linear", 80)
+    np.testing.assert_allclose([rate("step", s) for s in (49, 51, 74, 76, 99)], [0.4, 0.04, 0.04, 0.004, 0.004])
+
+
+def test_no_warmup_starts_at_the_peak_and_a_long_one_is_refused():
+    assert float(learning_rate(OptimizerConfig(learning_rate=0.3, warmup_epochs=0), 10, 5)(0)) == pytest.approx(0.3)
+    with pytest.raises(ValueError, match=r"a warm-up of 10 steps leaves nothing of the 10 steps"):
+        learning_rate(OptimizerConfig(warmup_epochs=2), 10, 5)
+
+
+def test_which_leaves_decay_and_which_are_relaxed():
+    names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(decays(PARAMS))}
+    assert {name for name, on in names.items() if on} == {"unit/conv/kernel", "head/kernel"}
+    names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(is_relaxed(PARAMS))}
+    assert {name for name, on in names.items() if on} == {"unit/mixer/relaxed_permutation"}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_without_gradient_only_kernels_move_and_by_the_decay(kind):
+    config = OptimizerConfig(kind=kind, learning_rate=0.1, weight_decay=0.5, warmup_epochs=0, momentum=0.0)
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    with standard_promotion():
+        updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(PARAMS), PARAMS)
+    moved = optax.apply_updates(PARAMS, updates)
+    np.testing.assert_allclose(moved["head"]["kernel"], 0.95, rtol=1e-6)
+    np.testing.assert_allclose(moved["unit"]["conv"]["kernel"], 0.95, rtol=1e-6)
+    for path in (("head", "bias"), ("unit", "norm", "scale"), ("unit", "norm", "bias")):
+        leaf = moved
+        for name in path:
+            leaf = leaf[name]
+        np.testing.assert_array_equal(leaf, 1.0)
+    before, after = (p["unit"]["mixer"]["relaxed_permutation"] for p in (PARAMS, moved))
+    np.testing.assert_allclose(after, before, atol=1e-6)
+
+
+def test_nesterov_momentum_by_hand():
+    optimizer = make_optimizer(OptimizerConfig(momentum=0.9, weight_decay=0.0), optax.constant_schedule(1.0))
+    params, gradient = {"bias": jnp.zeros(1)}, {"bias": jnp.ones(1)}
+    state = optimizer.init(params)
+    moves = []
+    for _ in range(2):
+        update, state = optimizer.update(gradient, state, params)
+        moves.append(float(update["bias"][0]))
+    # velocity v <- 0.9 v + 1 (1, then 1.9); Nesterov moves by 0.9 v + 1
+    np.testing.assert_allclose(moves, [-1.9, -2.71], rtol=1e-6)
+
+
+def test_relaxed_permutations_move_at_their_own_rate():
+    gradient = jax.tree.map(jnp.zeros_like, PARAMS)
+    gradient["unit"]["mixer"]["relaxed_permutation"] = jnp.asarray(
+        np.random.default_rng(0).standard_normal((4, 4)), jnp.float32
+    )
+
+    def moved(rate):
+        config = OptimizerConfig(permutation_rate=rate, momentum=0.0)
+        optimizer = make_optimizer(config, optax.constant_schedule(0.02))
+        updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
+        return optax.apply_updates(PARAMS, updates)["unit"]["mixer"]["relaxed_permutation"]
+
+    start = PARAMS["unit"]["mixer"]["relaxed_permutation"]
+    expected = relaxation.clamp_normalize(start - 0.01 * gradient["unit"]["mixer"]["relaxed_permutation"])
+    np.testing.assert_allclose(moved(0.5), expected, atol=1e-6)
+    np.testing.assert_allclose(moved(0.0), start, atol=1e-6)
+
+
+@pytest.mark.parametrize("passes", [1, 50])
+def test_keep_bistochastic_ends_any_chain_on_any_leaves(passes):
+    optimizer = optax.chain(optax.adam(0.3), keep_bistochastic(passes))
+    params = {"one": relaxation.random_bistochastic(jax.random.key(1), 5)}
+    params["batch"] = jnp.stack([params["one"], params["one"][::-1]])
+    state = optimizer.init(params)
+    for seed in range(3):
+        gradient = jax.tree.map(lambda p, s=seed: jax.random.normal(jax.random.key(s), p.shape), params)
+        with standard_promotion():
+            updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        for leaf in params.values():
+            assert float(leaf.min()) >= -1e-6
+            np.testing.assert_allclose(leaf.sum(-1), jnp.ones(leaf.shape[:-1]), atol=1e-5)
+            if passes == 50:
+                invariants.assert_doubly_stochastic(leaf, atol=1e-3)
+    assert float(jnp.abs(params["one"].sum(0) - 1).max()) > 1e-3 or passes == 50  # one pass leaves columns loose
+
+
+def test_keep_bistochastic_needs_the_parameters():
+    link = keep_bistochastic()
+    with pytest.raises(ValueError, match=r"pass them to optimizer.update\(..., params\)"):
+        link.update(PARAMS, link.init(PARAMS))

@@ -1,0 +1,64 @@
+"""The run folder: never overwritten, checked on resume, numbered when taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from experiments.presets import digits
+from shuffle_jax.train.run import Run, newest, next_free, replace_file
+
+
+def test_a_run_keeps_its_configuration_and_classes(tmp_path):
+    run = Run(tmp_path / "run")
+    assert not run.exists()
+    run.start(digits(), ["cat", "dog"])
+    assert run.exists() and run.config() == digits() and run.classes() == ("cat", "dog")
+    assert set(json.loads((run.path / "config.json").read_text())["versions"]) >= {"shuffle_jax", "jax", "flax"}
+    run.check(digits())
+    with pytest.raises(ValueError, match=r"another configuration \(epochs: \d+ -> 3\): resume it with its own"):
+        run.check(dataclasses.replace(digits(), epochs=3))
+
+
+def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="exists and is not empty: continue it with --resume, or name another --run"):
+        Run(tmp_path).start(digits(), ["a"])
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        Run(tmp_path / "thesis.tex").start(digits(), ["a"])
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_no_run_is_said_to_be_none(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no run in .*: it has no config.json"):
+        Run(tmp_path).config()
+
+
+def test_names_are_counted_up_and_the_newest_found(tmp_path):
+    first = tmp_path / "digits"
+    assert next_free(first) == first and newest(first) is None
+    for name in ("digits", "digits-2", "digits-other"):
+        Run(tmp_path / name).start(digits(), ["a"])
+    assert next_free(first) == tmp_path / "digits-3"
+    assert newest(first) == tmp_path / "digits-2"
+
+
+def test_snapshots_after_the_resumed_step_are_forgotten(tmp_path):
+    run = Run(tmp_path)
+    for step in (0, 5, 10):
+        run.save_snapshot(step, {"stage2_0/mixer": np.full((2, 2), step, np.float32)})
+    run.forget_after(5)
+    kept = sorted((tmp_path / "snapshots").iterdir())
+    assert [p.name for p in kept] == ["00000000.npz", "00000005.npz"]
+    assert np.load(kept[1])["stage2_0/mixer"][0, 0] == 5
+
+
+def test_files_are_replaced_whole(tmp_path):
+    path = tmp_path / "a" / "file"
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]

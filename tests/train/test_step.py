@@ -1,0 +1,218 @@
+"""The step learns, is one step whatever the devices and parts, and its loss is what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from shuffle_jax import nn
+from shuffle_jax.data import AugmentConfig, Batch, normalize
+from shuffle_jax.nn.auto_shuffle import PENALTIES, relaxed_permutations
+from shuffle_jax.ops.penalty import l1_minus_l2
+from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
+from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
+from shuffle_jax.train.state import init_state
+from shuffle_jax.train.step import evaluate, make_eval_step, make_train_step, split_batch
+
+CLASSES, SIZE = 4, 16
+PIXELS = ((0.5,), (0.25,))
+LAYERS = 2
+
+
+class Small(fnn.Module):
+    """The parts of a ShuffleNet, few of each: a step of it compiles in a second."""
+
+    dtype: jnp.dtype | None = None
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(12, dtype=self.dtype)(x)
+        for _ in range(LAYERS):
+            x = nn.PointwiseConv(12, groups=3, dtype=self.dtype)(x)
+            x = fnn.relu(nn.batch_norm(train, self.dtype)(x))
+            x = nn.AutoShuffle(candidates=3)(x)
+            x = nn.DepthwiseConv(dtype=self.dtype)(x)
+        return fnn.Dense(CLASSES)(x.mean((1, 2), dtype=jnp.float32))
+
+
+NETWORK = Small()
+
+
+def make_batch(mesh, seed=0, size=SIZE):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (size, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(size, dtype=np.int32) % CLASSES
+    return jax.device_put(Batch(images, labels, np.ones(size, np.float32)), batch_sharding(mesh))
+
+
+def make(mesh, network=NETWORK, weight=1e-3, rate=0.05, **options):
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(rate))
+    step = make_train_step(
+        network,
+        optimizer,
+        optax.constant_schedule(weight),
+        mesh,
+        classes=CLASSES,
+        pixels=PIXELS,
+        augmentation=options.pop("augmentation", AugmentConfig()),
+        **options,
+    )
+    average = options.get("average_decay", 0) > 0
+    state = jax.jit(
+        lambda: init_state(jax.random.key(0), network, jnp.zeros((1, 8, 8, 1)), optimizer, average),
+        out_shardings=replicated(mesh),
+    )()
+    return step, state
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return data_mesh(jax.devices()[:1])
+
+
+def test_overfits_one_batch(one_device):
+    step, state = make(one_device)
+    batch = make_batch(one_device)
+    losses = []
+    for _ in range(100):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.1 < losses[0]
+    assert float(metrics["accuracy"]) == 1.0
+    assert int(state.step) == 100
+
+
+def test_the_loss_is_cross_entropy_plus_weighted_penalties_and_the_gradient_theirs(one_device):
+    weight, smoothing = 0.3, 0.1
+    step, state = make(one_device, weight=weight, label_smoothing=smoothing)
+    batch = make_batch(one_device)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": state.statistics}
+        images = normalize(batch.images, *PIXELS)
+        logits, _ = NETWORK.apply(variables, images, train=True, mutable=["batch_stats", PENALTIES])
+        targets = jax.nn.one_hot(batch.labels, CLASSES) * (1 - smoothing) + smoothing / CLASSES
+        cross_entropy = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+        matrices = relaxed_permutations(params).values()
+        assert len(matrices) == LAYERS
+        return cross_entropy + weight * sum(map(l1_minus_l2, matrices)), cross_entropy
+
+    (total, cross_entropy), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient)))
+    _, metrics = step(state, batch)
+    np.testing.assert_allclose(metrics["loss"], cross_entropy, rtol=1e-4)
+    np.testing.assert_allclose(metrics["penalty"], total - cross_entropy, rtol=1e-4)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
+
+
+def test_two_devices_equal_one(one_device):
+    # Sums differ in their order alone.
+    results = []
+    for mesh in (one_device, data_mesh(jax.devices()[:2])):
+        step, state = make(mesh, augmentation=AugmentConfig(crop_padding=1, flip=True, cutout=2))
+        for seed in range(2):
+            state, metrics = step(state, make_batch(mesh, seed))
+        results.append((jax.device_get(metrics), jax.device_get((state.params, state.statistics))))
+    (one, one_state), (two, two_state) = results
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(one_state), jax.tree.leaves(two_state), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_the_compiled_step_reduces_over_devices_and_never_gathers_the_batch():
+    mesh = data_mesh(jax.devices()[:2])
+    step, state = make(mesh, augmentation=AugmentConfig(crop_padding=1, flip=True, cutout=2))
+    text = step.lower(state, make_batch(mesh)).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text and "all-to-all" not in text
+
+
+def test_accumulation_averages_the_gradients_of_the_parts(one_device):
+    # Two equal halves: every part has the statistics of the whole batch, so both ways agree.
+    half = make_batch(one_device, size=8)
+    twice = Batch(*(jnp.repeat(array, 2, axis=0) for array in half))
+    whole, state = make(one_device)
+    after, metrics = whole(state, twice)
+    parts, state = make(one_device, accumulate=2)
+    after_parts, metrics_parts = parts(state, twice)
+    for name in metrics:
+        np.testing.assert_allclose(metrics_parts[name], metrics[name], rtol=1e-3)
+    for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(after_parts.params), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
+    assert int(after_parts.step) == 1
+
+
+def test_parts_are_interleaved_so_that_each_lies_on_all_devices():
+    np.testing.assert_array_equal(split_batch(jnp.arange(6), 2), [[0, 2, 4], [1, 3, 5]])
+
+
+def test_the_moving_average_follows_and_is_what_is_evaluated(one_device):
+    step, state = make(one_device, average_decay=0.75)
+    before = jax.device_get(state.params)
+    state, _ = step(state, make_batch(one_device))
+    expected = jax.tree.map(lambda b, p: 0.75 * b + 0.25 * p, before, jax.device_get(state.params))
+    for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert state.variables()["params"] is state.average
+
+
+def test_equal_keys_and_steps_give_equal_results_and_other_steps_other_augmentation(one_device):
+    step, state = make(one_device, rate=0.0, augmentation=AugmentConfig(crop_padding=2))
+    batch = make_batch(one_device)
+    again = jax.tree.map(jnp.copy, state)
+    state, first = step(state, batch)
+    _, repeated = step(again, batch)
+    _, second = step(state.replace(params=jax.tree.map(jnp.copy, state.params)), batch)
+    assert float(first["loss"]) == float(repeated["loss"])
+    assert float(first["loss"]) != float(second["loss"])
+
+
+def test_half_precision_keeps_parameters_statistics_and_metrics_in_float32(one_device):
+    network = NETWORK.clone(dtype=jnp.bfloat16)
+    with jax.numpy_dtype_promotion("standard"):  # flax's batch norm subtracts float32 means from bfloat16 inputs
+        step, state = make(one_device, network=network)
+        state, metrics = step(state, make_batch(one_device))
+    for leaf in jax.tree.leaves((state.params, state.statistics, metrics)):
+        assert leaf.dtype == jnp.float32
+        assert bool(jnp.all(jnp.isfinite(leaf)))
+
+
+def test_evaluation_counts_ranks_and_ignores_padding(one_device):
+    logits = jnp.array([[3.0, 1, 2, 0], [3, 1, 2, 0], [0, 0, 0, 0], [9, 1, 2, 0]])
+    labels = np.array([0, 2, 1, 3], np.int32)
+
+    @dataclasses.dataclass
+    class Fixed:
+        def apply(self, variables, images, train):
+            assert not train
+            return logits
+
+    images = np.zeros((4, 8, 8, 1), np.uint8)
+    step = make_eval_step(Fixed(), one_device, pixels=PIXELS, top=2)
+    batch = Batch(images, labels, np.array([1, 1, 1, 0], np.float32))
+    sums = step({}, batch)
+    # Right; second; all tied, which counts as last; padding.
+    assert {k: float(sums[k]) for k in ("count", "top1", "top2")} == {"count": 3, "top1": 1, "top2": 2}
+    expected = -sum(float(jax.nn.log_softmax(logits[i])[labels[i]]) for i in range(3)) / 3
+    result = evaluate(step, {}, [batch, batch])
+    np.testing.assert_allclose([result["loss"], result["top1"]], [expected, 1 / 3], rtol=1e-5)
+    with pytest.raises(ValueError, match="the test split is empty"):
+        evaluate(step, {}, [])
+
+
+def test_logits_that_are_not_numbers_count_as_wrong(one_device):
+    @dataclasses.dataclass
+    class Broken:
+        def apply(self, variables, images, train):
+            return jnp.full((2, 3), jnp.nan)
+
+    step = make_eval_step(Broken(), one_device, pixels=PIXELS)
+    sums = step({}, Batch(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), np.ones(2, np.float32)))
+    assert float(sums["top1"]) == 0
