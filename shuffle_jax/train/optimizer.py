@@ -39,6 +39,9 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Of SGD."""
 
+    clip_norm: float = 0.0
+    """Largest norm of the gradient, relaxed permutations apart; 0 for no limit."""
+
     permutation_rate: float = 1.0
     """Learning rate of relaxed permutations over that of the other parameters."""
 
@@ -103,7 +106,8 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
     relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic())
-    return optax.chain(descent, optax.masked(relaxed, is_relaxed))
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(optax.masked(clip, is_not_relaxed), descent, optax.masked(relaxed, is_relaxed))
 
 
 def keep_bistochastic(passes: int = 1) -> optax.GradientTransformationExtraArgs:
@@ -140,3 +144,8 @@ def decays(params: PyTree) -> PyTree:
 def is_relaxed(params: PyTree) -> PyTree:
     """Which leaves are relaxed permutations."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == RELAXED, params)
+
+
+def is_not_relaxed(params: PyTree) -> PyTree:
+    """Which leaves are not relaxed permutations."""
+    return jax.tree.map(lambda relaxed: not relaxed, is_relaxed(params))

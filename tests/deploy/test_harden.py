@@ -37,7 +37,7 @@ def variables():
     }
 
 
-apply = jax.jit(lambda variables, images: NETWORK.apply(variables, images))
+apply = jax.jit(NETWORK.apply)
 
 
 def with_matrices(params, change):

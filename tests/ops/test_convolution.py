@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import jax
@@ -225,8 +226,9 @@ def test_errors_name_value_limit_and_remedy():
         conv.pointwise(x, kernel(1, 1, 6, 8), groups=2)
     with pytest.raises(ValueError, match=r"shape \(1, 1, 6, o\), not \(3, 1, 6, 8\)"):
         conv.pointwise(x, kernel(3, 1, 6, 8))
-    with pytest.raises(ValueError, match=r"6 channels has the shape \(kh, kw, 1, 6\), not \(3, 3, 6, 1\)"):
-        conv.depthwise(x, kernel(3, 3, 6, 1))
+    for wrong in [(3, 3, 6, 1), (3, 3, 1, 12), (3, 3, 2, 6)]:
+        with pytest.raises(ValueError, match=re.escape(f"6 channels has the shape (kh, kw, 1, 6), not {wrong}")):
+            conv.depthwise(x, kernel(*wrong))
     with pytest.raises(ValueError, match=r"6 channels has the shape \(kh, kw, 6, o\), not \(3, 3, 1, 8\)"):
         conv.convolution(x, kernel(3, 3, 1, 8))
     with pytest.raises(ValueError, match=r"window of 2 x 7 .* 4 x 4 padded by \(\(0, 0\), \(1, 1\)\): use a larger"):

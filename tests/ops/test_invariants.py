@@ -35,6 +35,7 @@ CASES = {  # every pair holds one good and one bad array of one shape: one compi
     "negative entries": (invariants.assert_doubly_stochastic, [UNIFORM, CYCLE], [CYCLE, NEGATIVE]),
     "NaN": (invariants.assert_doubly_stochastic, [UNIFORM, CYCLE], [CYCLE, np.nan * CYCLE]),
     "scale": (invariants.assert_orthogonal, [ROTATION, CYCLE], [ROTATION, 1.1 * CYCLE]),
+    "NaN, orthogonal": (invariants.assert_orthogonal, [ROTATION, CYCLE], [ROTATION, np.nan * CYCLE]),
     "infinity": (invariants.assert_orthogonal, [ROTATION, CYCLE], [ROTATION, np.full((3, 3), np.inf)]),
 }
 CHECKS = (invariants.assert_permutation, invariants.assert_doubly_stochastic, invariants.assert_orthogonal)
@@ -112,10 +113,12 @@ def with_entry(value):
         (invariants.assert_doubly_stochastic, lambda e: with_entry(-e)),
         (invariants.assert_doubly_stochastic, lambda e: np.full((3, 3), 1 / 3) + [[e], [0], [0]] * np.eye(3)[0]),
         (invariants.assert_doubly_stochastic, lambda e: np.full((3, 3), 1 / 3) - [[e], [0], [0]] * np.eye(3)[0]),
+        (invariants.assert_doubly_stochastic, lambda e: UNIFORM + np.outer([-e, e / 2, e / 2], [1 / 3] * 3)),
+        (invariants.assert_doubly_stochastic, lambda e: UNIFORM + np.outer([1 / 3] * 3, [-e, e / 2, e / 2])),
         (invariants.assert_orthogonal, lambda e: np.eye(3) * np.sqrt(1 + e)),
         (invariants.assert_orthogonal, lambda e: np.eye(3) * np.sqrt(1 - e)),
     ],
-    ids=["entry", "sum above", "sum below", "norm above", "norm below"],
+    ids=["entry", "sum above", "sum below", "row alone", "column alone", "norm above", "norm below"],
 )
 @pytest.mark.parametrize("atol", [1e-4, 1e-2])
 def test_the_tolerance_is_a_bound_on_the_deviation(check, deviating, atol):

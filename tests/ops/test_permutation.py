@@ -87,7 +87,7 @@ def test_channel_shuffle_is_reshape_and_transpose_and_inverts_with_the_cofactor(
 def test_groups_must_divide_the_channels():
     with pytest.raises(ValueError, match=r"10 channels cannot be split into 4 groups: choose one of \[1, 2, 5, 10\]"):
         permutation.channel_shuffle(10, 4)
-    for groups in (0, -2):
+    for groups in (0, -2, 20):
         with pytest.raises(ValueError, match=f"into {groups} groups"):
             permutation.channel_shuffle(10, groups)
 
@@ -107,6 +107,18 @@ def test_any_integer_type_is_understood():
         for op in (compose, kron):
             np.testing.assert_array_equal(op(a, b), op(p, q))
         assert compose(a, b).dtype == kron(a, b).dtype == invert(a).dtype == jnp.int32
+
+
+def test_index_vectors_are_int32_in_64_bit_mode_too():
+    with jax.enable_x64(True):
+        p = permutation.identity(4)
+        results = [
+            p,
+            permutation.channel_shuffle(4, 2),
+            *jax.eval_shape(lambda key: (permutation.random(key, 4), permutation.invert(p)), jax.random.key(0)),
+            *jax.eval_shape(lambda p: (permutation.compose(p, p), permutation.kron(p, p)), np.arange(4)),
+        ]
+    assert [result.dtype for result in results] == [jnp.int32] * 6
 
 
 def test_random_permutations_are_uniform():

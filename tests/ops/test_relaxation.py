@@ -16,7 +16,7 @@ SIZES = [1, 2, 5, 8]
 softmax_rows = jax.jit(relaxation.softmax_rows)
 sinkhorn = jax.jit(relaxation.sinkhorn, static_argnames="iterations")
 clamp_normalize = jax.jit(relaxation.clamp_normalize, static_argnames="passes")
-random_bistochastic = jax.jit(relaxation.random_bistochastic, static_argnums=(1, 2))
+random_bistochastic = jax.jit(relaxation.random_bistochastic, static_argnames=("channels", "candidates", "passes"))
 
 
 def logits(seed, *shape):
@@ -61,6 +61,7 @@ def assert_doubly_stochastic(matrices, atol):
 @pytest.mark.parametrize("size", SIZES)
 def test_clamp_normalize_equals_four_lines_of_numpy(size):
     matrices = logits(0, 50, size, size)
+    matrices[:10] *= 1e-20
     for passes in (1, 3):
         expected = clamp_normalize_oracle(matrices, passes)
         np.testing.assert_allclose(clamp_normalize(matrices, passes=passes), expected, rtol=1e-5)
@@ -82,7 +83,7 @@ def test_permutations_are_fixed_points(size):
 
 
 def test_doubly_stochastic_matrices_are_fixed_points():
-    matrix = random_bistochastic(jax.random.key(0), 16, 20)
+    matrix = random_bistochastic(jax.random.key(0), 16)
     assert_doubly_stochastic(matrix, atol=1e-5)
     np.testing.assert_allclose(clamp_normalize(matrix), matrix, atol=1e-6)
 
@@ -95,10 +96,39 @@ def test_the_start_is_doubly_stochastic_and_not_uniform(channels):
     assert 0.3 / channels < matrix.std() < 0.7 / channels  # 1 / (c sqrt(3)) but for the last digits of the sums
 
 
-def test_the_start_is_the_normalised_uniform_matrix_of_its_key():
-    key = jax.random.key(2)
-    expected = clamp_normalize_oracle(jax.random.uniform(key, (5, 5)), 3)
-    np.testing.assert_allclose(random_bistochastic(key, 5, 3), expected, rtol=1e-5)
+def test_the_start_is_drawn_from_its_key_and_normalised_as_often_as_asked():
+    once = np.asarray(random_bistochastic(jax.random.key(2), 5, passes=1))
+    np.testing.assert_allclose(
+        random_bistochastic(jax.random.key(2), 5, passes=3), clamp_normalize_oracle(once, 2), rtol=1e-5
+    )
+    other = np.asarray(random_bistochastic(jax.random.key(3), 5, passes=1))
+    assert np.abs(once - other).min() > 1e-4
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_the_start_can_have_the_support_of_few_random_permutations(candidates):
+    matrices = [
+        np.asarray(random_bistochastic(jax.random.key(i), 24, candidates=candidates, passes=200)) for i in range(3)
+    ]
+    for matrix in matrices:
+        assert_doubly_stochastic(matrix, atol=1e-2)
+        for axis in (0, 1):
+            count = (matrix > 0).sum(axis)
+            assert count.min() >= 1 and count.max() == candidates
+        # A union of independent permutations, who share few of their entries; and entries that are drawn as well.
+        assert np.mean(matrix > 0) == pytest.approx(1 - (1 - 1 / 24) ** candidates, rel=0.1)
+        assert (np.std(matrix[matrix > 0]) > 0.1) == (candidates > 1)
+    assert not np.array_equal(matrices[0] > 0, matrices[1] > 0)
+
+
+def test_a_start_with_very_many_candidates_draws_every_entry():
+    key = jax.random.key(4)
+    np.testing.assert_array_equal(random_bistochastic(key, 3, candidates=64), random_bistochastic(key, 3))
+
+
+def test_the_start_needs_a_candidate():
+    with pytest.raises(ValueError, match="candidates is 0: give 1 or more, or None for all"):
+        relaxation.random_bistochastic(jax.random.key(0), 4, candidates=0)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -135,7 +165,7 @@ def test_tiny_temperatures_do_not_overflow():
 
 @pytest.mark.parametrize("relax", ORACLES, ids=lambda relax: relax.__name__)
 def test_batches_jit_vmap_and_half_precision(relax):
-    scores = logits(7, 2, 3, 5, 5)
+    scores = 4 * logits(7, 2, 3, 5, 5)  # where every iteration counts
     expected = ORACLES[relax](scores)
     for result in (relax(jnp.asarray(scores)), jax.jit(relax)(scores), jax.jit(jax.vmap(relax))(scores)):
         assert result.dtype == jnp.float32

@@ -69,6 +69,12 @@ def test_rounding_in_batches_under_jit_and_vmap():
             np.testing.assert_array_equal(result, expected)
 
 
+def test_rounded_indices_are_int32_in_64_bit_mode_too():
+    with jax.enable_x64(True):
+        for rounds in (rounding.argmax, rounding.assignment):
+            assert jax.eval_shape(rounds, np.eye(4)).dtype == jnp.int32
+
+
 def test_straight_through_is_hard_forward_and_the_identity_backward():
     matrices, weights = normal(1, 4, 5, 5), normal(2, 4, 5, 5)
 
