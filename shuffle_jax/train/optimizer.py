@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from shuffle_jax.nn.auto_shuffle import RELAXED
-from shuffle_jax.ops.relaxation import clamp_normalize
-from shuffle_jax.typing import PyTree
+from shuffle_jax.ops.relaxation import balance, clamp_normalize
+from shuffle_jax.typing import Matrix, PyTree
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class OptimizerConfig:
 
     permutation_rate: float = 1.0
     """Learning rate of relaxed permutations over that of the other parameters."""
+
+    constraint: Literal["one_pass", "balance"] = "one_pass"
+    """What keeps relaxed permutations bistochastic after each step: one clamp-column-row pass as in the method's
+    re-implementations, or as many as it takes from a positive floor."""
 
     weight_decay: float = 1e-4
     """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
@@ -105,19 +110,21 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
             )
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
-    relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic())
+    constrain: Callable[[Matrix], Matrix] = balance if config.constraint == "balance" else clamp_normalize
+    relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic(constrain))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(optax.masked(clip, is_not_relaxed), descent, optax.masked(relaxed, is_relaxed))
 
 
-def keep_bistochastic(passes: int = 1) -> optax.GradientTransformationExtraArgs:
-    """Replaces an update ``u`` of M by ``N(M + u) - M``, N the clamp-column-row normalisation.
+def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -> optax.GradientTransformationExtraArgs:
+    """Replaces an update ``u`` of M by ``N(M + u) - M``, N a normalisation such as one clamp-column-row pass.
 
     Put it last in a chain, so that the parameters after ``optax.apply_updates`` are nonnegative, with rows that sum to
     1 and columns that nearly do. It applies to every leaf: ``(..., c, c)`` matrices; select leaves by ``optax.masked``.
 
     Args:
-        passes: normalisation passes per step, see :func:`shuffle_jax.ops.relaxation.clamp_normalize`.
+        constrain: N; :func:`shuffle_jax.ops.relaxation.clamp_normalize` with one pass, as the method's public
+            re-implementations do, or :func:`shuffle_jax.ops.relaxation.balance`.
 
     Returns:
         A stateless optax transformation that needs the parameters.
@@ -125,13 +132,13 @@ def keep_bistochastic(passes: int = 1) -> optax.GradientTransformationExtraArgs:
     Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
     """
 
-    def constrain(update: PyTree, parameter: PyTree) -> PyTree:
-        return clamp_normalize(parameter + update, passes).astype(parameter.dtype) - parameter
+    def constrained(update: Matrix, parameter: Matrix) -> Matrix:
+        return constrain(parameter + update).astype(parameter.dtype) - parameter
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         if params is None:
             raise ValueError("keep_bistochastic constrains parameters: pass them to optimizer.update(..., params)")
-        return jax.tree.map(constrain, updates, params)
+        return jax.tree.map(constrained, updates, params)
 
     return optax.with_extra_args_support(optax.stateless(update))
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from shuffle_jax.ops import invariants, relaxation
+from shuffle_jax.ops import relaxation
 from shuffle_jax.train.optimizer import (
     OptimizerConfig,
     decays,
@@ -112,23 +112,36 @@ def test_relaxed_permutations_move_at_their_own_rate():
     np.testing.assert_allclose(moved(0.0), start, atol=1e-6)
 
 
-@pytest.mark.parametrize("passes", [1, 50])
-def test_keep_bistochastic_ends_any_chain_on_any_leaves(passes):
-    optimizer = optax.chain(optax.adam(0.3), keep_bistochastic(passes))
+@pytest.mark.parametrize("constrain", [relaxation.clamp_normalize, relaxation.balance])
+def test_keep_bistochastic_ends_any_chain_on_any_leaves(constrain):
+    optimizer = optax.chain(optax.adam(0.1), keep_bistochastic(constrain))
     params = {"one": relaxation.random_bistochastic(jax.random.key(1), 5)}
     params["batch"] = jnp.stack([params["one"], params["one"][::-1]])
     state = optimizer.init(params)
-    for seed in range(3):
+    with standard_promotion():
+        update = jax.jit(optimizer.update)
+    worst = 0.0
+    for seed in range(5):
         gradient = jax.tree.map(lambda p, s=seed: jax.random.normal(jax.random.key(s), p.shape), params)
         with standard_promotion():
-            updates, state = optimizer.update(gradient, state, params)
+            updates, state = update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         for leaf in params.values():
             assert float(leaf.min()) >= -1e-6
             np.testing.assert_allclose(leaf.sum(-1), jnp.ones(leaf.shape[:-1]), atol=1e-5)
-            if passes == 50:
-                invariants.assert_doubly_stochastic(leaf, atol=1e-3)
-    assert float(jnp.abs(params["one"].sum(0) - 1).max()) > 1e-3 or passes == 50  # one pass leaves columns loose
+        worst = max(worst, float(jnp.abs(params["one"].sum(0) - 1).max()))
+    assert (worst <= 1.01e-2) == (constrain is relaxation.balance)  # one pass leaves the columns loose
+
+
+def test_gradients_are_clipped_and_those_of_permutations_apart():
+    config = OptimizerConfig(momentum=0.0, weight_decay=0.0, clip_norm=2.0)
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0))
+    gradient = jax.tree.map(lambda p: jnp.full_like(p, 3.0), PARAMS)
+    updates, _ = optimizer.update(gradient, optimizer.init(PARAMS), PARAMS)
+    moved = updates["unit"]["mixer"].pop("relaxed_permutation")
+    np.testing.assert_allclose(optax.tree.norm(updates), 2.0, rtol=1e-5)
+    start = PARAMS["unit"]["mixer"]["relaxed_permutation"]
+    np.testing.assert_allclose(start + moved, relaxation.clamp_normalize(start - 3.0), atol=1e-6)
 
 
 def test_keep_bistochastic_needs_the_parameters():
