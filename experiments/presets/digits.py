@@ -15,10 +15,18 @@ def digits() -> TrainConfig:
     """
     return TrainConfig(
         data=DigitsConfig(),
-        network=NetworkConfig(family="shufflenet_v2", width=0.5, stem="small", mixer="auto"),
+        network=NetworkConfig(family="shufflenet_v2", width=0.5, stem="small", mixer="auto", auto_candidates=4),
         augment=AugmentConfig(),
-        optimizer=OptimizerConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=2, weight_decay=5e-4),
-        penalty=PenaltyConfig(weight=1e-2, end=0.5),
+        optimizer=OptimizerConfig(
+            learning_rate=0.1,
+            warmup_epochs=2,
+            weight_decay=5e-4,
+            clip_norm=1.0,
+            permutation_rate=0.1,
+            constraint="balance",
+        ),
+        penalty=PenaltyConfig(weight=0.1, end=0.5),
         epochs=50,
         batch_size=64,
+        evaluate_every=2,
     )

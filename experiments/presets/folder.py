@@ -23,10 +23,17 @@ def folder() -> TrainConfig:
     """
     return TrainConfig(
         data=FolderConfig(root=tyro.MISSING, image_size=64),
-        network=NetworkConfig(family="shufflenet_v2", width=1.0, stem="imagenet", mixer="auto"),
+        network=NetworkConfig(family="shufflenet_v2", width=1.0, stem="imagenet", mixer="auto", auto_candidates=4),
         augment=AugmentConfig(crop_padding=4, flip=True),
-        optimizer=OptimizerConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=2, weight_decay=1e-4),
-        penalty=PenaltyConfig(weight=1e-2, end=0.5),
+        optimizer=OptimizerConfig(
+            learning_rate=0.1,
+            warmup_epochs=2,
+            weight_decay=1e-4,
+            clip_norm=1.0,
+            permutation_rate=0.1,
+            constraint="balance",
+        ),
+        penalty=PenaltyConfig(weight=0.1, end=0.5),
         epochs=60,
         batch_size=64,
         label_smoothing=0.1,

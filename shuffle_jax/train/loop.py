@@ -25,6 +25,9 @@ from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import evaluate
 from shuffle_jax.typing import Images, PyTree
 
+DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
+"""What is recorded of each relaxed matrix."""
+
 
 class NonFiniteLoss(ArithmeticError):
     """The loss became NaN or infinite."""
@@ -101,8 +104,10 @@ class _Loop:
         train_step, meter = experiment.train_step(), _Meter(config.batch_size)
         # Queued steps of several CPU devices can dead-lock in a collective: wait for each.
         wait = experiment.mesh.size > 1 and jax.default_backend() == "cpu"
+        middle = round((config.penalty.start + config.penalty.end) / 2 * steps)  # of the ramp: where most happens
         if first == 0:
             self._snapshot(state, 0)
+            self._diagnose(state, 0)
 
         for step, batch in zip(range(first + 1, steps + 1), experiment.batches.train(first), strict=False):
             state, values = train_step(state, batch)
@@ -112,8 +117,10 @@ class _Loop:
             evaluating = step % (per_epoch * config.evaluate_every) == 0 or step == steps
             if step % config.log_every == 0 or evaluating:
                 self._checked(meter)
-                self._log(meter, step, state if evaluating else None)
-            if step in (steps // 2, steps):
+                if evaluating:
+                    self._diagnose(state, step)
+                self._log(meter, step)
+            if step in (middle, steps):
                 self._snapshot(state, step)
             if evaluating:
                 result = self._evaluate(state)
@@ -139,28 +146,22 @@ class _Loop:
             last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was due yet"
             raise NonFiniteLoss(f"{error}; {last} in {self.run.path}; {advice}") from None
 
-    def _log(self, meter: _Meter, step: int, state: TrainState | None) -> None:
-        """Writes the means since the last record, and of a given state the diagnosis of each permutation."""
-        epoch = step / self.experiment.batches.steps_per_epoch
-        if state is not None:
-            for layer, found in jax.device_get(diagnose_all(state.variables()["params"])).items():
-                self.metrics.write(
-                    {
-                        "kind": "permutation",
-                        "step": step,
-                        "layer": layer,
-                        "size": len(relaxed_permutations(state.params)[layer]),
-                        "penalty": found.penalty,
-                        "residual": found.residual,
-                        "max_row_slack": found.max_row_slack,
-                        "certified": found.certified,
-                    }
-                )
+    def _log(self, meter: _Meter, step: int) -> None:
+        """Writes the means since the last record."""
         rates = {
             "learning_rate": float(self.experiment.learning_rate(step - 1)),
             "penalty_weight": float(self.experiment.penalty_weight(step - 1)),
         }
+        epoch = step / self.experiment.batches.steps_per_epoch
         self.metrics.write({"kind": "train", "step": step, "epoch": epoch, **meter.take(), **rates})
+
+    def _diagnose(self, state: TrainState, step: int) -> None:
+        """Writes how near each relaxed matrix is to a permutation."""
+        params = state.variables()["params"]
+        matrices = relaxed_permutations(params)
+        for layer, found in jax.device_get(diagnose_all(params)).items():
+            record = {"kind": "permutation", "step": step, "layer": layer, "size": len(matrices[layer])}
+            self.metrics.write(record | {name: getattr(found, name) for name in DIAGNOSED})
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         return evaluate(self.experiment.eval_step, state.variables(), self.experiment.batches.test())

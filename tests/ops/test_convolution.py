@@ -143,7 +143,7 @@ def test_pointwise_equals_its_equation(form, groups):
         (4, 1, 2, None),
         (5, 1, 1, None),
         (5, 3, 2, None),
-        (3, 5, 2, None),
+        (3, 4, 2, None),
         (3, 2, 1, ((0, 1), (2, 0))),
     ],
 )

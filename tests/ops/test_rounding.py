@@ -44,7 +44,7 @@ def near_permutations(seed, size, count, noise):
     return p, matrices
 
 
-@pytest.mark.parametrize("size", [1, 2, 5, 9])
+@pytest.mark.parametrize("size", [1, 2, 8])
 def test_assignment_is_a_permutation_and_optimal(size):
     matrices = normal(size, 60, size, size)
     matrices[:20] = np.round(matrices[:20])  # ties
@@ -135,7 +135,7 @@ def assert_certificate_holds(matrices):
     return guaranteed
 
 
-@pytest.mark.parametrize("size", [3, 5, 10])
+@pytest.mark.parametrize("size", [3, 10])
 def test_certificate_on_the_birkhoff_polytope(size):
     _, matrices = near_permutations(size, size, 200, noise=4 / size)
     guaranteed = assert_certificate_holds(matrices)

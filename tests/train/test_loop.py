@@ -78,14 +78,14 @@ def test_a_run_leaves_what_it_promises(whole):
     names = {str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()}
     figures = {f"figures/{name}.png" for name in ("learning_curves", "penalty", "matrices", "permutations")}
     assert names >= {"config.json", "metrics.jsonl", "permutations.npz", *figures}
-    assert names >= {f"snapshots/{step:08d}.npz" for step in (0, 6, 12)}
+    assert names >= {f"snapshots/{step:08d}.npz" for step in (0, 3, 12)}
     assert any(name.startswith("tensorboard/events") for name in names)
     kinds = [(r["kind"], r["step"]) for r in numbers(path) if r["kind"] != "permutation"]
     assert kinds == [
         *[("train", 3), ("train", 4), ("test", 4), ("train", 6), ("train", 8), ("test", 8), ("train", 9)],
         *[("train", 12), ("test", 12), ("result", 12), ("result", 12)],
     ]
-    assert sum(r["kind"] == "permutation" for r in numbers(path)) == 3 * 2
+    assert sum(r["kind"] == "permutation" for r in numbers(path)) == 4 * 2
     with np.load(path / "permutations.npz") as arrays:
         assert len(arrays.files) == outcome.permutations == 2
         for name in arrays.files:
