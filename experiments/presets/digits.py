@@ -12,6 +12,12 @@ def digits() -> TrainConfig:
     """ShuffleNetV2 0.5x with learned shuffles on scikit-learn's handwritten digits.
 
     Data: 1,797 scans of 8 x 8 pixels, embedded in scikit-learn; 1,438 to train, 359 to test.
+
+    Expected: @@EXP@@
+
+    Cost: about a minute on two CPU cores, compilation included.
+
+    Command: ``python -m experiments.train digits``
     """
     return TrainConfig(
         data=DigitsConfig(),

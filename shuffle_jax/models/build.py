@@ -41,8 +41,8 @@ class NetworkConfig:
     mixer_seed: int = 0
     """Seed of the random permutations. mixer = random only."""
 
-    auto_start: Literal["uniform", "shuffle"] = "uniform"
-    """Start of the learned permutations: uniform noise, or the fixed shuffle plus noise. mixer = auto only."""
+    auto_start: Literal["random", "shuffle"] = "random"
+    """Start of the learned permutations: random, or the fixed shuffle blended with it. mixer = auto only."""
 
     auto_candidates: int | None = None
     """Inputs that each output of a learned permutation averages at the start; None for all. mixer = auto only."""

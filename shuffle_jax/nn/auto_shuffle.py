@@ -29,17 +29,19 @@ class AutoShuffle(nn.Module):
     matrix: the layer is one gather.
 
     M costs c^2 parameters in training and none afterwards. The start is this project's choice, as the paper's is not
-    known to us: uniform entries on [0, 1] and 20 normalisation passes.
+    known to us: uniform entries on [0, 1] and 20 normalisation passes. Its rows average all inputs, which starves deep
+    networks of variance; a few ``candidates`` per row do not.
 
     Attributes:
-        start: "uniform", the one above; "shuffle", the fixed shuffle blended with it.
-        noise: weight of the uniform part in the "shuffle" start, in (0, 1].
+        start: "random", the one above; "shuffle", the fixed shuffle blended with it.
+        candidates: inputs that a row of the random start averages at most; None for all.
+        noise: weight of the random part in the "shuffle" start, in (0, 1].
         groups: of the fixed shuffle in the "shuffle" start.
 
     Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
     """
 
-    start: Literal["uniform", "shuffle"] = "uniform"
+    start: Literal["random", "shuffle"] = "random"
     candidates: int | None = None
     noise: float = 0.5
     groups: int = 2
@@ -58,17 +60,17 @@ class AutoShuffle(nn.Module):
         return 0 if self.has_variable(PERMUTATIONS, "index") else math.prod(y.shape[1:]) * x.shape[-1]
 
     def _initial(self, key: Key, channels: int) -> Float[Array, "c c"]:
-        uniform = relaxation.random_bistochastic(key, channels, self.candidates)
-        if self.start == "uniform":
-            return uniform
+        drawn = relaxation.random_bistochastic(key, channels, self.candidates)
+        if self.start == "random":
+            return drawn
         if not 0 < self.noise <= 1:
             raise ValueError(f"noise is {self.noise}: give a number above 0 (a permutation is a trap) and at most 1")
         fixed = permutation.to_matrix(permutation.channel_shuffle(channels, self.groups))
-        return (1 - self.noise) * fixed + self.noise * uniform
+        return (1 - self.noise) * fixed + self.noise * drawn
 
 
 def relaxed_permutations(params: dict) -> dict[str, Float[Array, "c c"]]:
-    """Every relaxed permutation of a network, by the path of its layer, in the order of the network.
+    """Every relaxed permutation of a network, by the path of its layer, in the order of the paths.
 
     Args:
         params: the collection "params" of a network.

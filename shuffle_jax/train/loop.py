@@ -72,12 +72,15 @@ def train(config: TrainConfig, path: Path, *, resume: bool = False, devices: int
     run = Run(path)
     if resume:
         run.check(config)
+    else:
+        run.check_free()
     experiment = prepare(config, devices, run.classes() if resume else None)
+    shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
     if not resume:
         run.start(config, experiment.dataset.classes)
     with Checkpoints(run.checkpoints, config.keep) as checkpoints, Interruption() as interruption:
         saved = checkpoints.steps()
-        state = checkpoints.restore(experiment.state_shapes()) if saved else experiment.init()
+        state = checkpoints.restore(shapes) if saved else experiment.init()
         step = saved[-1] if saved else 0
         run.forget_after(step)
         with Metrics(path, experiment.steps, experiment.batches.steps_per_epoch, step) as metrics:

@@ -59,8 +59,7 @@ class Run:
         Raises:
             ValueError: the folder holds something already.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
+        self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
         about = {"config": to_json(config), "classes": list(classes), "versions": _versions()}
         replace_file(self._config, json.dumps(about, indent=2).encode() + b"\n")
@@ -76,6 +75,11 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of their labels."""
         return tuple(self._about()["classes"])
+
+    def check_free(self) -> None:
+        """Raises a ValueError if there is anything in the folder, so that nothing is overwritten."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
 
     def check(self, config: TrainConfig) -> None:
         """Raises a ValueError that shows the difference unless ``config`` is the run's own."""
