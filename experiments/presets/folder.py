@@ -19,7 +19,7 @@ def folder() -> TrainConfig:
 
     Expected: depends on the pictures. No result is claimed for this preset.
 
-    Cost: on two CPU cores about @@COST@@ images a second at 64 x 64 pixels; use a GPU for more than a few thousand pictures.
+    Cost: about @@COST@@ images a second at 64 x 64 pixels on two CPU cores.
 
     Command: ``python -m experiments.train folder --data.root ROOT``
     """
