@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from shuffle_jax.analysis.figures import save_run_figures
 from shuffle_jax.data import normalize
@@ -128,11 +129,11 @@ class _Loop:
             if evaluating:
                 result = self._evaluate(state)
                 self.metrics.write({"kind": "test", "step": step, "epoch": step / per_epoch, **result})
-                self.checkpoints.save(state, result)
+                self._save(state, result)
                 meter.restart()
             if self.interruption.signal is not None and step < steps:
                 self._checked(meter)
-                self.checkpoints.save(state)
+                self._save(state)
                 self.checkpoints.wait()
                 message = f"stopped at step {step} of {steps} and saved in {self.run.path}"
                 raise Stopped(message, self.interruption.signal)
@@ -143,11 +144,21 @@ class _Loop:
         try:
             meter.add(step, values)
         except NonFiniteLoss as error:
-            self.checkpoints.wait()
-            kept = self.checkpoints.steps()
-            advice = "try a lower --optimizer.learning-rate or --penalty.weight"
-            last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was due yet"
-            raise NonFiniteLoss(f"{error}; {last} in {self.run.path}; {advice}") from None
+            raise self._broken(str(error)) from None
+
+    def _save(self, state: TrainState, result: dict[str, float] | None = None) -> None:
+        """Saves a state whose parameters are numbers."""
+        if not math.isfinite(float(optax.tree.norm(state.params))):
+            raise self._broken(f"the parameters are not finite after step {int(state.step)}")
+        self.checkpoints.save(state, result)
+
+    def _broken(self, what: str) -> NonFiniteLoss:
+        """The error that says what is not finite, what is kept, and what to try."""
+        self.checkpoints.wait()
+        kept = self.checkpoints.steps()
+        advice = "try a lower --optimizer.learning-rate or --penalty.weight"
+        last = f"the last good checkpoint is step {kept[-1]}" if kept else "no checkpoint was due yet"
+        return NonFiniteLoss(f"{what}; {last} in {self.run.path}; {advice}")
 
     def _log(self, meter: _Meter, step: int) -> None:
         """Writes the means since the last record."""
