@@ -63,7 +63,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, measures and prints."""
     options = tyro.cli(Arguments, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
     quiet_libraries()
-    machine = {"device": jax.devices()[0].device_kind, "processor": platform.processor() or platform.machine(), "jax": jax.__version__}
+    machine = {
+        "device": jax.devices()[0].device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "jax": jax.__version__,
+    }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     tables = {
         "moving channels, forward": moving_channels(options, backward=False),
