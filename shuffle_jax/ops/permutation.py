@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
 
@@ -120,7 +121,7 @@ def kron(outer: Permutation, inner: Permutation) -> Permutation:
     return product.reshape(*product.shape[:-2], -1).astype(jnp.int32)
 
 
-def to_matrix(permutation: Permutation, dtype: jnp.dtype = jnp.float32) -> Float[Array, "*batch c c"]:
+def to_matrix(permutation: Permutation, dtype: DTypeLike = jnp.float32) -> Float[Array, "*batch c c"]:
     """The matrix of a permutation, ``P[i, j] = 1 if j == p[i] else 0``, so that ``P x`` equals ``x[p]``.
 
     Args:
