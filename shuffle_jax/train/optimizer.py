@@ -93,7 +93,9 @@ def in_float(schedule: optax.Schedule) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The chain: decay of kernels, SGD or AdamW, and last the constraint on relaxed permutations.
+    """The chain: the gradient's limit, decay of kernels, SGD or AdamW, and last the constraint on relaxed permutations.
+
+    Relaxed permutations are outside the limit and the decay; their updates are scaled by their own rate.
 
     Args:
         config: kind and strengths.
