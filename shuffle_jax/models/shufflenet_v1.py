@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from shuffle_jax.models.stem import Stem, StemKind
-from shuffle_jax.nn import ChannelShuffle, DepthwiseConv, PointwiseConv, batch_norm
+from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
 from shuffle_jax.typing import Array, Float, Images
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -105,14 +105,16 @@ class Unit(nn.Module):
         residual = self.stride == 1
         middle, out = self.features // 4, self.features - (0 if residual else x.shape[-1])
         pointwise = partial(self.pointwise, dtype=self.dtype)
-        norm = partial(batch_norm, train, self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
 
         first_groups = self.groups if self.group_first else 1
         y = pointwise(features=middle, groups=first_groups, name="pointwise1")(x, train=train)
-        y = nn.relu(norm(name="norm1")(y))
+        y = nn.relu(norm(name="norm1")(y, train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = norm(name="norm2")(DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(y))
-        y = norm(name="norm3")(pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train))
+        y = DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(y)
+        y = norm(name="norm2")(y, train)
+        y = pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train)
+        y = norm(name="norm3")(y, train)
         if residual:
             return nn.relu(x + y)
         # The average of 3x3, zeros outside included. nn.avg_pool divides by an integer array: no strict promotion.

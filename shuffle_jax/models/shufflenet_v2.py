@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.stem import Stem, StemKind
-from shuffle_jax.nn import ChannelShuffle, DepthwiseConv, PointwiseConv, batch_norm
+from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
 from shuffle_jax.typing import Array, Float, Images
 
 WIDTHS = {
@@ -61,7 +61,7 @@ class ShuffleNetV2(nn.Module):
             for i in range(units):
                 x = unit(features, stride=2 if i == 0 else 1, name=f"stage{stage}_{i}")(x, train)
         x = self.pointwise(features=last, groups=1, dtype=self.dtype, name="conv5")(x, train=train)
-        x = nn.relu(batch_norm(train, self.dtype, name="norm5")(x))
+        x = nn.relu(BatchNorm(self.dtype, name="norm5")(x, train))
         x = x.mean((1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, name="head")(x)
 
@@ -90,15 +90,15 @@ class Unit(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         pointwise = partial(self.pointwise, features=self.features // 2, groups=1, dtype=self.dtype)
         depthwise = partial(DepthwiseConv, stride=self.stride, dtype=self.dtype)
-        norm = partial(batch_norm, train, self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
 
         if self.stride == 1:
             left, right = jnp.split(x, 2, axis=-1)
         else:
             left, right = x, x
-            left = norm(name="left_norm1")(depthwise(name="left_depthwise")(left))
-            left = nn.relu(norm(name="left_norm2")(pointwise(name="left_pointwise")(left, train=train)))
-        right = nn.relu(norm(name="norm1")(pointwise(name="pointwise1")(right, train=train)))
-        right = norm(name="norm2")(depthwise(name="depthwise")(right))
-        right = nn.relu(norm(name="norm3")(pointwise(name="pointwise2")(right, train=train)))
+            left = norm(name="left_norm1")(depthwise(name="left_depthwise")(left), train)
+            left = nn.relu(norm(name="left_norm2")(pointwise(name="left_pointwise")(left, train=train), train))
+        right = nn.relu(norm(name="norm1")(pointwise(name="pointwise1")(right, train=train), train))
+        right = norm(name="norm2")(depthwise(name="depthwise")(right), train)
+        right = nn.relu(norm(name="norm3")(pointwise(name="pointwise2")(right, train=train), train))
         return self.mixer(name="mixer")(jnp.concatenate([left, right], axis=-1), train=train)

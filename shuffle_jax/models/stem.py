@@ -7,7 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
-from shuffle_jax.nn import Conv, batch_norm
+from shuffle_jax.nn import BatchNorm, Conv
 from shuffle_jax.typing import Images
 
 StemKind = Literal["imagenet", "small"]
@@ -31,5 +31,5 @@ class Stem(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h / 4, w / 4, features)`` or ``(n, h, w, features)``."""
         small = self.kind == "small"
         x = Conv(self.features, stride=1 if small else 2, dtype=self.dtype, name="conv")(x)
-        x = nn.relu(batch_norm(train, self.dtype, name="norm")(x))
+        x = nn.relu(BatchNorm(self.dtype, name="norm")(x, train))
         return x if small else nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -2,16 +2,16 @@
 
 from shuffle_jax.nn.auto_shuffle import AutoShuffle
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
-from shuffle_jax.nn.normalization import batch_norm
+from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
 
 __all__ = [
     "AutoShuffle",
+    "BatchNorm",
     "ChannelShuffle",
     "Conv",
     "DepthwiseConv",
     "FixedPermutation",
     "Identity",
     "PointwiseConv",
-    "batch_norm",
 ]

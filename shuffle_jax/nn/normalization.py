@@ -5,21 +5,46 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.ops.normalization import normalize, normalize_by_batch
+from shuffle_jax.typing import Images
+
 MOMENTUM = 0.9
 """Weight of the old running statistics in each update: ``running <- 0.9 running + 0.1 batch``."""
 
 EPSILON = 1e-5
 
 
-def batch_norm(train: bool, dtype: jnp.dtype | None = None, name: str | None = None) -> nn.BatchNorm:
-    """Batch normalisation over (n, h, w); statistics are global over a sharded batch and kept in float32.
+class BatchNorm(nn.Module):
+    """Batch normalisation over (n, h, w), :func:`shuffle_jax.ops.normalization.normalize_by_batch`.
 
-    Args:
-        train: normalise by the batch and update the running statistics; else use the running ones.
+    Parameters ``scale`` and ``bias``, and the running ``mean`` and ``var`` in "batch_stats", are named as in
+    ``flax.linen.BatchNorm`` and kept in float32; statistics are global over a sharded batch. The running variance
+    averages the biased variances of the batches.
+
+    Attributes:
         dtype: type of the output; that of the input by default.
-        name: of the module.
-
-    Returns:
-        A module from ``(n, h, w, c)`` to ``(n, h, w, c)`` with parameters ``scale`` and ``bias``.
     """
-    return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, epsilon=EPSILON, dtype=dtype, name=name)
+
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to the same shape.
+
+        Args:
+            x: the images.
+            train: normalise by the batch and update the running statistics; else use the running ones.
+        """
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), channels)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        x = x.astype(self.dtype or x.dtype)
+        if not train:
+            return normalize(x, mean.value, var.value, scale, bias, EPSILON)
+        y, batch_mean, batch_var = normalize_by_batch(x, scale, bias, mean.value, EPSILON)
+        if not self.is_initializing():
+            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
+            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * batch_var
+        return y

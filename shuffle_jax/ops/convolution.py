@@ -207,12 +207,11 @@ def _depthwise_backward(
     # The barrier keeps XLA from padding anew inside each of the kh kw products.
     padded = lax.optimization_barrier(_pad(x, pads))
     products = tuple(at_least_float32(tap) * wide_gradient for tap in _taps(padded, kh, kw, stride))
-    # One reduction for all taps that keeps the batch axis, along which XLA runs it in parallel.
+    # One reduction for all taps, over rows alone: what is left keeps the batch axis, along which XLA runs in parallel,
+    # and (w, c), along which it vectorises.
     zero = jnp.zeros((), wide_gradient.dtype)
-    sums = lax.reduce(
-        products, (zero,) * (kh * kw), lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1, 2)
-    )
-    kernel_gradient = jnp.stack([s.sum(0) for s in sums]).reshape(kh, kw, 1, channels).astype(kernel.dtype)
+    sums = lax.reduce(products, (zero,) * (kh * kw), lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1,))
+    kernel_gradient = jnp.stack([s.sum((0, 1)) for s in sums]).reshape(kh, kw, 1, channels).astype(kernel.dtype)
 
     # The input's gradient is the full correlation of the (spread out) output gradient with the flipped kernel.
     axes = zip(x.shape[1:3], (kh, kw), pads, gradient.shape[1:3], strict=True)

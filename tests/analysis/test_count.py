@@ -11,7 +11,7 @@ import pytest
 
 from shuffle_jax.analysis.count import Count, count, count_layers
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
-from shuffle_jax.nn import AutoShuffle, ChannelShuffle, Conv, DepthwiseConv, FixedPermutation, PointwiseConv, batch_norm
+from shuffle_jax.nn import AutoShuffle, BatchNorm, ChannelShuffle, Conv, DepthwiseConv, FixedPermutation, PointwiseConv
 
 IMAGENET = (224, 224, 3)
 KNOWN: dict = {}  # Shared by all: what one network has in common with another is traced once.
@@ -157,7 +157,7 @@ class Small(nn.Module):
     def __call__(self, x):
         x = Conv(6, kernel_size=5, stride=2, use_bias=True, name="conv")(x)
         x = nn.Conv(8, (3, 1), strides=(1, 2), feature_group_count=2, name="flax_conv")(x)
-        x = nn.relu(batch_norm(train=False, name="norm")(x))
+        x = nn.relu(BatchNorm(name="norm")(x))
         x = DepthwiseConv(stride=2, name="depthwise")(x)
         x = PointwiseConv(12, groups=4, use_bias=True, name="pointwise")(x)
         x = FixedPermutation([*range(11, -1, -1)], name="mixer")(x)

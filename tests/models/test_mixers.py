@@ -196,11 +196,10 @@ def test_one_image_is_a_batch_in_training(network, variables, images):
 def test_every_mixer_fits_with_half_precision_inside_only(family, mixer):
     network = family[0](mixer=MIXERS[mixer], dtype=jnp.dtype(jnp.bfloat16))
     images = jnp.zeros((2, *SHAPE))
-    with jax.numpy_dtype_promotion("standard"):  # Flax's normalisation relies on it in half precision.
-        variables = jax.eval_shape(network.init, jax.random.key(0), images)
-        apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES])
-        logits, updated = jax.eval_shape(apply, variables, images)
-        jaxpr = jax.make_jaxpr(partial(network.apply, train=False))(draw_zeros(variables), images)
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES])
+    logits, updated = jax.eval_shape(apply, variables, images)
+    jaxpr = jax.make_jaxpr(partial(network.apply, train=False))(draw_zeros(variables), images)
     assert logits.shape == (2, 5)
     assert logits.dtype == jnp.float32
     kinds = {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"], updated))}

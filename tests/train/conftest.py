@@ -21,7 +21,7 @@ class Small(fnn.Module):
         x = nn.Conv(12, dtype=self.dtype)(x)
         for i in range(2):
             x = nn.PointwiseConv(12, groups=3, dtype=self.dtype)(x)
-            x = fnn.relu(nn.batch_norm(train, self.dtype)(x))
+            x = fnn.relu(nn.BatchNorm(self.dtype)(x, train))
             x = nn.AutoShuffle(candidates=3, name=f"stage{i}_mixer")(x)
             x = nn.DepthwiseConv(dtype=self.dtype)(x)
         return fnn.Dense(self.classes)(x.mean((1, 2), dtype=fnn.dtypes.jnp.float32))

@@ -1,0 +1,89 @@
+"""Batch normalisation as an operation: NumPy in float64, gradients by autodiff of the definition, shards, digits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shuffle_jax.ops.normalization import normalize, normalize_by_batch
+from shuffle_jax.sharding import batch_sharding, data_mesh
+
+
+def drawn(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def defined(x, scale, bias, epsilon=1e-5):
+    """The definition, in whatever library and type it is given."""
+    mean = x.mean((0, 1, 2))
+    variance = ((x - mean.reshape(1, 1, 1, -1)) ** 2).mean((0, 1, 2))
+    rows = [v.reshape(1, 1, 1, -1) for v in (mean, variance, scale, bias)]
+    return (x - rows[0]) / (rows[1] + epsilon) ** 0.5 * rows[2] + rows[3], mean, variance
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 7), st.integers(0, 99))
+def test_equals_the_definition_in_float64_at_any_size(n, h, w, c, seed):
+    x, (scale, bias, about) = drawn(n, h, w, c, seed=seed), drawn(3, c, seed=seed + 1)
+    expected = defined(*(np.asarray(a, np.float64) for a in (x, scale, bias)))
+    for found, true in zip(normalize_by_batch(x, scale, bias, about), expected, strict=True):
+        np.testing.assert_allclose(found, true, rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_are_those_of_the_definition():
+    x, (scale, bias, about), weights = drawn(3, 4, 5, 6), drawn(3, 6, seed=1), drawn(3, 4, 5, 6, seed=2)
+    ours = jax.grad(lambda *a: (normalize_by_batch(*a, about)[0] * weights).sum(), (0, 1, 2))(x, scale, bias)
+    theirs = jax.grad(lambda *a: (defined(*a)[0] * weights).sum(), (0, 1, 2))(x, scale, bias)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
+
+
+def test_no_gradient_flows_through_the_moments_or_the_guess():
+    x, (scale, bias, about) = drawn(2, 3, 3, 4), drawn(3, 4, seed=1)
+    x_gradient = jax.grad(lambda x: sum(v.sum() for v in normalize_by_batch(x, scale, bias, about)[1:]))(x)
+    guess_gradient = jax.grad(lambda a: normalize_by_batch(x, scale, bias, a)[0].sum())(about)
+    assert not x_gradient.any() and not guess_gradient.any()
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e5])
+def test_a_good_guess_keeps_the_digits_of_a_small_deviation(offset):
+    x = jnp.float32(offset) + drawn(8, 6, 6, 2)
+    true = np.asarray(x, np.float64).var((0, 1, 2))
+    near = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.full(2, offset + 0.5, jnp.float32))[2]
+    far = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.zeros(2))[2]
+    np.testing.assert_allclose(near, true, rtol=1e-4)
+    assert (far >= 0).all()
+    assert np.abs(far - true).max() > 10 * np.abs(near - true).max()
+
+
+def test_moments_are_those_of_the_whole_batch_over_devices():
+    x, (scale, bias, about) = drawn(4, 3, 3, 5), drawn(3, 5, seed=1)
+    split = jax.device_put(x, batch_sharding(data_mesh()))
+
+    def everything(x):
+        return jax.value_and_grad(lambda x: jnp.sin(normalize_by_batch(x, scale, bias, about)[0]).sum())(x)
+
+    for a, b in zip(jax.jit(everything)(split), jax.jit(everything)(x), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_is_summed_in_float32():
+    x = (3 + drawn(16, 16, 16, 2)).astype(jnp.bfloat16)
+    y, mean, variance = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.zeros(2))
+    wide = np.asarray(x, np.float64)
+    assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=1e-4)
+    assert jax.grad(lambda x: normalize_by_batch(x, mean, mean, mean)[0].sum())(x).dtype == jnp.bfloat16
+
+
+def test_given_moments_in_float64_stay_there():
+    with jax.enable_x64(True):
+        x, one = jnp.arange(8.0).reshape(2, 2, 1, 2), jnp.ones(2)
+        y = normalize(x, one, one, one, one, epsilon=0.0)
+    assert y.dtype == np.float64
+    np.testing.assert_allclose(y, np.arange(8.0).reshape(2, 2, 1, 2), rtol=1e-15)
