@@ -1,0 +1,95 @@
+"""From image files and arrays of pixels to what a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shuffle_jax.data.folder import read_image
+from shuffle_jax.typing import Float, UInt8
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The steps between a picture and the input of a network, as they were in its training.
+
+    Args:
+        size: height and width of the network's images, in pixels.
+        channels: 3 for red, green and blue, 1 for grey.
+        mean: of the training pixels per channel, in units of [0, 1].
+        std: their standard deviation per channel, positive.
+
+    Raises:
+        ValueError: the numbers do not fit each other.
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
+        if self.size < 1 or not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
+            raise ValueError(f"{self} is no preprocessing: it needs a size, and a mean and a positive std per channel")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(h, w, c) of an image."""
+        return self.size, self.size, self.channels
+
+    def read(self, path: Path) -> UInt8[np.ndarray, "h w c"]:
+        """Reads a picture, see :func:`shuffle_jax.data.folder.read_image`; one channel is its brightness.
+
+        Raises:
+            ValueError: the file is not a complete, readable image.
+        """
+        image = read_image(path, self.size)
+        if self.channels == 3:
+            return image
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+
+    def normalize(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
+        """Brings 8-bit images to the network's input, ``(x / 255 - mean) / std``.
+
+        Raises:
+            ValueError: the array is not uint8 or not of the network's shape.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape:
+            raise ValueError(
+                f"the images are {images.dtype} {images.shape}: give uint8 (n, {', '.join(map(str, self.shape))}), "
+                "or normalised ones with --raw"
+            )
+        mean, std = (np.asarray(v, np.float32).reshape(1, 1, 1, -1) for v in (self.mean, self.std))
+        return (images.astype(np.float32) / np.float32(255) - mean) / std
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def preprocessing_from_json(value: Mapping[str, Any]) -> Preprocessing:
+    """The inverse of :meth:`Preprocessing.to_json`.
+
+    Raises:
+        ValueError: a value is missing or does not fit.
+    """
+    try:
+        size, channels = int(value["size"]), int(value["channels"])
+        mean, std = (tuple(float(v) for v in _listed(value[name])) for name in ("mean", "std"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the preprocessing {dict(value)} is wrong in {error}: export again") from error
+    return Preprocessing(size, channels, mean, std)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise TypeError(repr(value))
+    return value

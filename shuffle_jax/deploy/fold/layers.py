@@ -1,0 +1,156 @@
+"""What folding any network needs: kernels with their batch norms, mixers as index vectors, blocks of channels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity, PointwiseConv
+from shuffle_jax.nn.normalization import EPSILON
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops import convolution, permutation
+from shuffle_jax.typing import Array, Float, Images, Int, PyTree
+
+
+class Folded(NamedTuple):
+    """A network that is ready for use.
+
+    Attributes:
+        apply: ``apply(params, images) -> logits``, pure; to be jitted by the caller.
+        params: its float32 arrays.
+    """
+
+    apply: Callable[[PyTree, Images], Float[Array, "n classes"]]
+    params: PyTree
+
+
+class Affine(NamedTuple):
+    """A convolution with the batch norm behind it, ``y = x * kernel + bias``, in float64 until it is finished.
+
+    Attributes:
+        kernel: HWIO.
+        bias: of the output channels.
+    """
+
+    kernel: Float[np.ndarray, "kh kw i o"]
+    bias: Float[np.ndarray, "o"]
+
+    def inputs(self, order: Int[np.ndarray, "c"], groups: int = 1) -> Affine:
+        """The same map of inputs that come in another order: ``x_new[..., t] = x[..., order[t]]``.
+
+        Of several groups, each must keep its channels.
+        """
+        size = len(order) // groups
+        parts = zip(np.split(order % size, groups), np.split(self.kernel, groups, axis=-1), strict=True)
+        return Affine(np.concatenate([rows[:, :, own] for own, rows in parts], axis=-1), self.bias)
+
+    def outputs(self, order: Int[np.ndarray, "o"]) -> Affine:
+        """The same map with its outputs in another order: ``y_new[..., t] = y[..., order[t]]``."""
+        return Affine(self.kernel[..., order], self.bias[order])
+
+    def after(self, bias: Float[np.ndarray, "c"], groups: int = 1) -> Affine:
+        """A pointwise map of ``x + bias`` as one of x: exact, as there is no padding that the bias would miss."""
+        parts = zip(np.split(bias, groups), np.split(self.kernel[0, 0], groups, axis=-1), strict=True)
+        return Affine(self.kernel, self.bias + np.concatenate([part @ rows for part, rows in parts]))
+
+    def finished(self) -> dict[str, Float[Array, "..."]]:
+        """Kernel and bias in float32."""
+        return {"kernel": jnp.asarray(self.kernel, jnp.float32), "bias": jnp.asarray(self.bias, jnp.float32)}
+
+
+def absorb(layer: PyTree, norm: PyTree, statistics: PyTree) -> Affine:
+    """A convolution and the batch norm behind it as one.
+
+    Args:
+        layer: "kernel" and perhaps "bias" of the convolution.
+        norm: "scale" and "bias" of the norm.
+        statistics: its running "mean" and "var".
+    """
+    kernel, scale, shift = (np.asarray(a, np.float64) for a in (layer["kernel"], norm["scale"], norm["bias"]))
+    mean, var = (np.asarray(statistics[name], np.float64) for name in ("mean", "var"))
+    own = np.asarray(layer.get("bias", 0.0), np.float64)
+    factor = scale / np.sqrt(var + EPSILON)
+    return Affine(kernel * factor, shift + (own - mean) * factor)
+
+
+def apply_affine(
+    op: Callable[..., Images], x: Images, layer: dict[str, Float[Array, "..."]], dtype: jnp.dtype | None
+) -> Images:
+    """A finished layer in the type of the computation, ``op(x, kernel) + bias``."""
+    x = x.astype(dtype or x.dtype)
+    return op(x, layer["kernel"].astype(x.dtype)) + layer["bias"].astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def apply_stem(x: Images, layer: dict[str, Float[Array, "..."]], kind: str, dtype: jnp.dtype | None) -> Images:
+    """The stem, see :class:`shuffle_jax.models.stem.Stem`."""
+    small = kind == "small"
+    x = nn.relu(apply_affine(functools.partial(convolution.convolution, stride=1 if small else 2), x, layer, dtype))
+    return x if small else nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, channels: int) -> Int[np.ndarray, "c"]:
+    """The permutation that a mixer applies.
+
+    Args:
+        mixer: the module.
+        variables: of the whole network.
+        unit: the name of the unit whose "mixer" it is.
+        channels: c.
+
+    Raises:
+        ValueError: the mixer is not a permutation, or not one yet.
+    """
+    match mixer:
+        case Identity():
+            return np.arange(channels)
+        case ChannelShuffle(groups=groups):
+            return np.asarray(permutation.channel_shuffle(channels, groups))
+        case AutoShuffle() | FixedPermutation():
+            found = variables.get(PERMUTATIONS, {}).get(unit, {}).get("mixer", {}).get("index")
+            if found is None:
+                raise ValueError(f"{unit}/mixer is still a relaxed matrix: harden the variables before folding them")
+            return np.asarray(found)
+    raise ValueError(f"{unit}/mixer is a {type(mixer).__name__}, not a permutation, and cannot be folded")
+
+
+def check_pointwise(factory: Callable[..., nn.Module]) -> None:
+    """Raises a ValueError unless the factory makes plain 1x1 convolutions."""
+    kind = factory.func if isinstance(factory, functools.partial) else factory
+    if kind is not PointwiseConv:
+        raise ValueError(
+            f"1x1 layers of {getattr(kind, '__name__', kind)} cannot be folded, only those of PointwiseConv"
+        )
+
+
+class Block(NamedTuple):
+    """The channels ``start`` to ``stop`` of the array number ``source``."""
+
+    source: int
+    start: int
+    stop: int
+
+
+def blocks(sources: Int[np.ndarray, "c"], positions: Int[np.ndarray, "c"]) -> list[Block]:
+    """The fewest blocks that hold the channels ``positions`` of the arrays ``sources``, in this order.
+
+    >>> blocks(np.array([0, 0, 1, 1]), np.array([4, 5, 0, 2]))
+    [Block(source=0, start=4, stop=6), Block(source=1, start=0, stop=1), Block(source=1, start=2, stop=3)]
+    """
+    found: list[Block] = []
+    for source, position in zip(sources.tolist(), positions.tolist(), strict=True):
+        if found and (found[-1].source, found[-1].stop) == (source, position):
+            found[-1] = found[-1]._replace(stop=position + 1)
+        else:
+            found.append(Block(source, position, position + 1))
+    return found
+
+
+def collect(arrays: Sequence[Images], wanted: Sequence[Block]) -> Images:
+    """The blocks side by side along the channels."""
+    parts = [arrays[block.source][..., block.start : block.stop] for block in wanted]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
