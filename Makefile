@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 CREATED := $(VENV)/created
 RUNTIME := $(VENV)/runtime
 DEV := $(VENV)/dev
+TORCH := $(VENV)/torch
 ARGS ?=
 
 # An interpreter counts if it runs (a pyenv shim may exist and not work), is new enough and can make environments.
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench count notebook constraints clean distclean same-python
+.PHONY: help install train test lint format bench count notebook constraints licenses clean distclean same-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,7 +40,7 @@ format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(RUNTIME) ## measure operations and training steps on this machine
+bench: $(TORCH) ## measure this machine, torch beside it: make bench ARGS="--only training"
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
 count: $(RUNTIME) ## print parameters and multiply-adds of the networks
@@ -48,10 +49,15 @@ count: $(RUNTIME) ## print parameters and multiply-adds of the networks
 notebook: $(DEV) ## execute the notebooks in place
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
+# Every extra but bench: for all platforms torch pins thirty packages more, a second CUDA among them, for one command.
 constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 	$(PIP) uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras \
-		--no-header --no-annotate --output-file constraints.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
+		--extra cuda --extra tfds --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
+
+licenses: $(CREATED) ## renew the licences of all dependencies in THIRD_PARTY.md
+	$(PIP) 'pip>=25.1' packaging
+	$(BIN)/python tests/licenses.py
 
 clean: ## remove caches and build output; runs and .venv stay
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
@@ -60,7 +66,7 @@ clean: ## remove caches and build output; runs and .venv stay
 distclean: clean ## remove .venv as well
 	rm -rf $(VENV)
 
-# One chain, created -> runtime -> dev, so that `make -j` never starts pip twice in one environment.
+# One chain, created -> runtime -> dev -> torch, so that `make -j` never starts pip twice in one environment.
 $(CREATED):
 	@python="$(PYTHON)"; \
 	test -n "$$python" || { echo "make: no Python >= 3.11 on PATH that runs and has venv; name one: make PYTHON=/path/to/python" >&2; exit 1; }; \
@@ -78,6 +84,11 @@ $(DEV): $(RUNTIME)
 	@echo "Installing the development tools into $(VENV)"
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Without torch the benchmark does the rest, so a failure here does not stop it.
+$(TORCH): $(DEV)
+	@echo "Installing torch, which the benchmark compares with, into $(VENV): up to 6 GB on Linux"
+	@$(PIP) -c constraints.txt -e '.[bench]' && touch $@ || echo "make: torch could not be installed: measuring without it" >&2
 
 # A .venv made with another interpreter would be used in silence.
 ifeq ($(origin PYTHON),command line)

@@ -1,50 +1,55 @@
 """Measures operations and networks on this machine: `python -m experiments.benchmark`.
 
-Everything in one table is measured in one process, the candidates in turn, round after round, so that whatever else the
-machine does meets all of them alike. Each line gives the median time and, over the rounds, the minimum, median and
-maximum of its ratio to the first line of its table. Let nothing else run meanwhile.
+Each table is measured in turn, and in it the candidates in turn, round after round, so that whatever else the machine
+does meets all of them alike. A line gives the median time and, over the rounds, the minimum, median and maximum of its
+ratio to the first line of its table. The tables that compare with torch need the extra `bench`. Let nothing else run
+meanwhile.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import json
+import math
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-import tyro
 
-from experiments.cli import main, quiet_libraries
+from experiments import benchmark_cases as cases
+from experiments.benchmark_cases import Cases, Dtype, Workload, cores
+from experiments.cli import main, nearest, parse, quiet_libraries
+from experiments.startup import Times, compile_times, import_times
 from experiments.table import print_table
-from shuffle_jax.data import AugmentConfig, Batch
-from shuffle_jax.deploy import harden
-from shuffle_jax.models import NetworkConfig, build
-from shuffle_jax.models.build import MixerKind
-from shuffle_jax.ops import convolution, mixing, permutation, relaxation
-from shuffle_jax.sharding import data_mesh
-from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
-from shuffle_jax.train.state import init_state
-from shuffle_jax.train.step import make_train_step
-from shuffle_jax.typing import Array
 
-Case = Callable[[], object]
-LABELS: dict[MixerKind, str] = {"shuffle": "fixed shuffle", "identity": "no shuffle", "auto": "learned, relaxed"}
+SHORTEST = 0.05
+"""Seconds that a case takes at least in a round: shorter ones are repeated."""
+
+PAUSE = 0.02
+"""Seconds of rest before a case: threads of the case before it may still spin, and torch's take ours their cores."""
+
+BUSY = 0.5
+"""Load average above which the machine counts as busy."""
+
+INSTALL_TORCH = "pip install -c constraints.txt -e '.[bench]' adds it"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """How much to measure."""
+    """What to measure, and how much."""
 
     rounds: int = 15
-    """Rounds of each table."""
+    """Rounds of each table. At least 9 of "import", at most 3 of "compile"."""
 
     batch_size: int = 64
     """Images of a step or an inference."""
@@ -55,164 +60,203 @@ class Arguments:
     width: float = 1.0
     """Of ShuffleNetV2."""
 
-    json: Path | None = None
-    """Also write the times of every round, in seconds, to this file."""
+    dtype: Dtype | None = None
+    """Type of the computation; by default float32, and on a GPU bfloat16 after it."""
+
+    only: tuple[str, ...] = ()
+    """Only these tables, by the names that stand before their titles; by default all of them."""
+
+    json: Path = Path("runs/benchmark.json")
+    """Where to write the times of every round, in seconds."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Attributes:
+        title: its heading.
+        measure: from the rounds to the seconds of each candidate in each round.
+        images: how many images each candidate takes; None where that means nothing.
+    """
+
+    title: str
+    measure: Callable[[int], Times]
+    images: int | None = None
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, measures and prints."""
-    options = tyro.cli(Arguments, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
+    options = parse(Arguments, arguments, prog="python -m experiments.benchmark", description=__doc__)
     quiet_libraries()
-    machine = {
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "jax": jax.__version__,
-    }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    tables = {
-        "moving channels, forward": moving_channels(options, backward=False),
-        "moving channels, forward and backward": moving_channels(options, backward=True),
-        "depthwise 3x3, forward and backward": depthwise(options),
-        "grouped 1x1 in 3 groups, forward and backward": grouped_pointwise(options),
-        "ShuffleNetV2 inference": inference(options),
-        "ShuffleNetV2 training step": training(options),
-    }
-    results = {}
-    for title, cases in tables.items():
-        times = measure(cases, options.rounds)
-        results[title] = times
-        print(f"\n{title}")
-        print_table(("", "median_ms", "ratio_min", "ratio_median", "ratio_max"), [*summary(times)])
-    if options.json is not None:
-        about = {**machine, "options": {k: str(v) for k, v in vars(options).items()}}
-        options.json.write_text(json.dumps({"about": about, "seconds": results}, indent=1) + "\n")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the other side needs memory as well
+    load = os.getloadavg()[0]
+    work = Workload(options.batch_size, options.image_size, options.width)
+    check(options, work)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.open("a").close()  # a place that cannot be written is found now, and not after the measuring
+
+    about = machine() | {"load_average": round(load, 2)}
+    print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()))
+    if load > BUSY:
+        print(f"The machine is busy (load average {load:.2f} before the start): times and ratios will scatter.")
+    chosen = select(options, work)
+    results: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
+    for number, (name, table) in enumerate(chosen.items(), start=1):
+        print(f"\n[{number}/{len(chosen)}] {name}: {table.title}", flush=True)
+        try:
+            times = table.measure(options.rounds)
+        except ArithmeticError as error:  # the other tables are as good as before
+            print(f"not measured: {error}")
+            refused.append(name)
+            continue
+        print_table(*columns(times, table.images))
+        results[name] = {"title": table.title, "seconds": times}
+        settings = {key: str(value) for key, value in vars(options).items()}
+        options.json.write_text(json.dumps({"about": about, "options": settings, "tables": results}, indent=1) + "\n")
+    if refused:
+        raise ArithmeticError(f"not measured: {', '.join(refused)}; the reason stands in the place of the table")
+    print(f"\nThe times of every round are in {options.json}")
 
 
-def measure(cases: dict[str, Case], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each case in each round, the cases in turn; compiled and run once before."""
-    for case in cases.values():
+def select(options: Arguments, work: Workload) -> dict[str, Table]:
+    """The tables to measure, by name; on a GPU those in bfloat16 stand behind those in float32.
+
+    Raises:
+        ValueError: the chosen tables need torch, and it is not installed.
+    """
+    dtypes: Sequence[Dtype] = ("float32", "bfloat16") if jax.default_backend() == "gpu" else ("float32",)
+    chosen: dict[str, Table] = {}
+    without_torch = importlib.util.find_spec("torch") is None
+    left_out = []
+    for dtype in [options.dtype] if options.dtype else dtypes:
+        for name, table in tables(dataclasses.replace(work, dtype=dtype)).items():
+            if options.only and name not in options.only:
+                continue
+            if name.startswith("torch") and without_torch:
+                left_out.append(name)
+            elif name != "import" or name not in chosen:
+                chosen[name if name == "import" or dtype == "float32" else f"{name} {dtype}"] = table
+    if left_out:
+        message = f"torch is not installed, so there is no {', '.join(dict.fromkeys(left_out))}: {INSTALL_TORCH}"
+        if not chosen:
+            raise ValueError(message)
+        print(message)
+    return chosen
+
+
+def tables(work: Workload) -> dict[str, Table]:
+    """Every table for one workload."""
+    single = dataclasses.replace(work, batch_size=1)
+    channels = f"moving 116 channels, {work.batch_size} images, {work.dtype}"
+    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
+    batch = f"batch {work.batch_size}"
+
+    def table(title: str, candidates: Callable[..., Cases], work: Workload, images: bool = True) -> Table:
+        return Table(title, lambda rounds: measure(candidates(work), rounds), work.batch_size if images else None)
+
+    forward, backward = (partial(cases.moving_channels, backward=b) for b in (False, True))
+    return {
+        "permute": table(f"{channels}, forward", forward, work, images=False),
+        "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
+        "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
+        "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
+        "inference": table(f"{network}, inference, {batch}", cases.inference, work),
+        "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
+        "training": table(f"{network}, training step, {batch}", cases.training, work),
+        "torch-inference": table(f"{network}, inference, {batch}", torch_inference, work),
+        "torch-inference-1": table(f"{network}, inference, batch 1", torch_inference, single),
+        "torch-training": table(f"{network}, training step without augmentation, {batch}", torch_training, work),
+        "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
+        "import": Table("a new interpreter that imports", import_times),
+    }
+
+
+def torch_inference(work: Workload) -> Cases:
+    """Logits of a batch, torch's and ours."""
+    from experiments import peer_cases
+
+    return peer_cases.inference(work)
+
+
+def torch_training(work: Workload) -> Cases:
+    """A training step, torch's and ours."""
+    from experiments import peer_cases
+
+    return peer_cases.training(work)
+
+
+def measure(cases: Cases, rounds: int) -> Times:
+    """Seconds of each case in each round, the cases in turn, after one run of each that compiles.
+
+    A case shorter than ``SHORTEST`` runs several times in a round, one run after the other; its time is their average.
+    """
+    repeats = {}
+    for name, case in cases.items():
         jax.block_until_ready(case())
-    times: dict[str, list[float]] = {name: [] for name in cases}
+        started = time.perf_counter()
+        jax.block_until_ready(case())
+        repeats[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - started)))
+    times: Times = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
+            time.sleep(PAUSE)
             started = time.perf_counter()
-            jax.block_until_ready(case())
-            times[name].append(time.perf_counter() - started)
+            for _ in range(repeats[name]):
+                jax.block_until_ready(case())
+            times[name].append((time.perf_counter() - started) / repeats[name])
     return times
 
 
-def summary(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
-    """One row for each case: its name, median milliseconds, and its ratio to the first case, round by round."""
+def columns(times: Times, images: int | None) -> tuple[list[str], list[list[str | int]]]:
+    """The table's headings, and a row for each case: median time, images per second, ratio to the first case."""
+    headings = ["", "median_ms", *(["images/s"] if images else []), "ratio_min", "ratio_median", "ratio_max"]
     first = next(iter(times.values()))
-    rows = []
+    rows: list[list[str | int]] = []
     for name, values in times.items():
+        median = statistics.median(values)
         ratios = [value / base for value, base in zip(values, first, strict=True)]
         spread = (min(ratios), statistics.median(ratios), max(ratios))
-        rows.append((name, f"{1e3 * statistics.median(values):.2f}", *(f"{ratio:.2f}" for ratio in spread)))
-    return rows
+        speed = [round(images / median)] if images else []
+        time_ms = f"{1e3 * median:.0f}" if median >= 0.1 else f"{1e3 * median:.3g}"
+        rows.append([name, time_ms, *speed, *(f"{ratio:.2f}" for ratio in spread)])
+    return headings, rows
 
 
-def moving_channels(options: Arguments, backward: bool) -> dict[str, Case]:
-    """Ways to permute the channels of stage 2, against a plain copy of the same bytes."""
-    x = normal(options.batch_size, options.image_size // 2, options.image_size // 2, 116)
-    p = permutation.channel_shuffle(116, 2)
-    matrix = relaxation.random_bistochastic(jax.random.key(0), 116)
-    forms: dict[str, Callable[[Array], Array]] = {
-        "copy": lambda x: x + 1,
-        "shuffle (reshape)": lambda x: mixing.shuffle(x, 2),
-        "permute (gather)": lambda x: mixing.permute(x, p),
-        "jnp.take": lambda x: jnp.take(x, p, axis=-1),
-        "mix (matrix)": lambda x: mixing.mix(x, matrix),
+def check(options: Arguments, work: Workload) -> None:
+    """Raises ValueError for what cannot be measured, before anything is."""
+    for name in ("rounds", "batch_size", "image_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}: give 1 or more")
+    names = tables(work)
+    for name in options.only:
+        if name not in names:
+            raise ValueError(f"there is no table {name!r}; near: {nearest(name, names)} (all: {', '.join(names)})")
+    images = jax.ShapeDtypeStruct((1, work.image_size, work.image_size, 3), jnp.float32)
+    jax.eval_shape(cases.shufflenet(work, "shuffle").init, jax.random.key(0), images)
+
+
+def machine() -> dict[str, str | int]:
+    """What the numbers depend on."""
+    known = {
+        "device": jax.devices()[0].device_kind,
+        "processor": processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
     }
-    return {name: partial(jax.jit(squared_gradient(form) if backward else form), x) for name, form in forms.items()}
+    return known | ({"torch": version("torch")} if importlib.util.find_spec("torch") else {})
 
 
-def depthwise(options: Arguments) -> dict[str, Case]:
-    """The platform's depthwise convolution against XLA's native one."""
-    x, kernel = normal(options.batch_size, options.image_size // 2, options.image_size // 2, 116), normal(3, 3, 1, 116)
-    forms: dict[str, Callable[..., Array]] = {
-        "native": partial(native, groups=116, padding="SAME"),
-        "ops.depthwise": convolution.depthwise,
-    }
-    return {name: partial(jax.jit(squared_gradient(form)), x, kernel) for name, form in forms.items()}
-
-
-def grouped_pointwise(options: Arguments) -> dict[str, Case]:
-    """The platform's grouped 1x1 convolution against XLA's native one."""
-    x, kernel = normal(options.batch_size, options.image_size // 2, options.image_size // 2, 240), normal(1, 1, 80, 60)
-    forms: dict[str, Callable[..., Array]] = {
-        "native": partial(native, groups=3, padding="VALID"),
-        "ops.pointwise": partial(convolution.pointwise, groups=3),
-    }
-    return {name: partial(jax.jit(squared_gradient(form)), x, kernel) for name, form in forms.items()}
-
-
-def inference(options: Arguments) -> dict[str, Case]:
-    """The network with the fixed shuffle, with none, relaxed and hardened."""
-    images = normal(options.batch_size, options.image_size, options.image_size, 3)
-    cases: dict[str, Case] = {}
-    for mixer, label in LABELS.items():
-        network = build(NetworkConfig(width=options.width, mixer=mixer), 10)
-        variables = jax.jit(network.init)(jax.random.key(0), images[:1])
-        variables.pop("penalties", None)
-        apply = jax.jit(network.apply)
-        cases[label] = partial(apply, variables, images)
-        if mixer == "auto":
-            cases["learned, hardened"] = partial(apply, harden(variables).variables, images)
-    return cases
-
-
-def training(options: Arguments) -> dict[str, Case]:
-    """One optimiser step with each mixer."""
-    mesh = data_mesh(jax.devices()[:1])
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (options.batch_size, options.image_size, options.image_size, 3), np.uint8)
-    labels = rng.integers(0, 10, options.batch_size, np.int32)
-    batch = Batch(jnp.asarray(pixels), jnp.asarray(labels), jnp.ones(options.batch_size))
-    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
-    cases: dict[str, Case] = {}
-    for mixer, label in LABELS.items():
-        network = build(NetworkConfig(width=options.width, mixer=mixer), 10)
-        step = make_train_step(
-            network,
-            optimizer,
-            optax.constant_schedule(1e-3),
-            mesh,
-            classes=10,
-            pixels=((0.5,) * 3, (0.25,) * 3),
-            augmentation=AugmentConfig(),
-        )
-        start = jax.jit(partial(init_state, network=network, images=jnp.zeros((1, 32, 32, 3)), optimizer=optimizer))
-        state = [start(jax.random.key(0))]
-
-        def advance(step: Callable = step, state: list = state) -> object:
-            state[0], metrics = step(state[0], batch)  # the state is donated: keep the new one
-            return state[0], metrics
-
-        cases[label] = advance
-    return cases
-
-
-def native(x: Array, kernel: Array, groups: int, padding: str) -> Array:
-    """XLA's own convolution."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), padding, dimension_numbers=layout, feature_group_count=groups
-    )
-
-
-def squared_gradient(form: Callable[..., Array]) -> Callable[..., object]:
-    """The gradient of the sum of squares of an operation's output by all its arguments."""
-
-    def gradient(*arguments: Array) -> object:
-        return jax.grad(lambda *a: jnp.square(form(*a)).sum(), argnums=tuple(range(len(arguments))))(*arguments)
-
-    return gradient
-
-
-def normal(*shape: int) -> Array:
-    """Normally distributed numbers, the same at each call."""
-    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+def processor() -> str:
+    """The name of the processor, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@ of convolutions and dense layers, for one image. Nothing is run, the numbers are
 from __future__ import annotations
 
 import csv
-import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, quiet_libraries
+from experiments.cli import main, nearest, parse, quiet_libraries
 from experiments.table import print_table
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Arguments:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, counts and prints."""
-    options = tyro.cli(Arguments, args=arguments, prog="python -m experiments.count", description=__doc__)
+    options = parse(Arguments, arguments, prog="python -m experiments.count", description=__doc__)
     quiet_libraries()
     if options.layers is None:
         columns, rows = NETWORK, count_networks(options.match)
@@ -105,11 +104,6 @@ def count_layers_of(name: str, match: str) -> list[Row]:
 def in_columns(cost: Count) -> tuple[int, int, int]:
     """A count as the last three columns show it."""
     return cost.parameters, cost.training_only_parameters, cost.multiply_adds
-
-
-def nearest(text: str, names: Iterable[str]) -> str:
-    """The three names most like a text."""
-    return ", ".join(difflib.get_close_matches(text, names, n=3, cutoff=0))
 
 
 def size(shape: Sequence[int]) -> str:

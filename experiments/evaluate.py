@@ -17,8 +17,9 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import main, quiet_libraries
-from shuffle_jax.deploy import Diagnosis, harden
+from experiments.cli import main, parse, quiet_libraries
+from shuffle_jax.deploy.harden import Diagnosis
+from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
 from shuffle_jax.train.console import Console
@@ -52,7 +53,7 @@ class Arguments:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, evaluates and prints."""
-    options = tyro.cli(Arguments, args=arguments, prog="python -m experiments.evaluate", description=__doc__)
+    options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
     experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
     rows, diagnoses = results(experiment, variables)
@@ -80,7 +81,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         console.table("learned permutations", columns, cells)
     if options.json is not None:
         layers = {layer: {k: v.item() for k, v in d._asdict().items()} for layer, d in diagnoses.items()}
-        options.json.write_text(json.dumps({"step": step, "networks": rows, "permutations": layers}, indent=2) + "\n")
+        text = json.dumps({"step": step, "networks": rows, "permutations": layers}, indent=2)
+        replace_file(options.json, f"{text}\n".encode())
 
 
 def results(
@@ -98,7 +100,7 @@ def results(
     """
     if not relaxed_permutations(variables["params"]):
         return {"as trained": _accuracy(experiment, variables)}, {}
-    hard = harden(variables)
+    hard = experiment.harden(variables)
     fixed = dataclasses.replace(
         experiment,
         network=build(dataclasses.replace(experiment.config.network, mixer="shuffle"), len(experiment.dataset.classes)),

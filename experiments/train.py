@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import main, quiet_libraries
+from experiments.cli import main, parse_preset, quiet_libraries
 from experiments.presets import PRESETS
 from shuffle_jax.train.config import TrainConfig
 
@@ -40,9 +40,7 @@ class Arguments:
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
     """A preset, overridden from the command line."""
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
-    return tyro.extras.overridable_config_cli(
-        presets, args=arguments, prog="python -m experiments.train", description=__doc__
-    )
+    return parse_preset(presets, arguments, prog="python -m experiments.train", description=__doc__)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

@@ -20,6 +20,7 @@ from shuffle_jax.data.batches import Batch, Batches, ResidentBatches
 from shuffle_jax.data.dataset import Dataset, Split
 from shuffle_jax.data.digits import DigitsConfig, load_digits
 from shuffle_jax.data.folder import FolderConfig, load_folder
+from shuffle_jax.data.preprocessing import Preprocessing
 
 __all__ = [
     "AugmentConfig",
@@ -29,6 +30,7 @@ __all__ = [
     "Dataset",
     "DigitsConfig",
     "FolderConfig",
+    "Preprocessing",
     "ResidentBatches",
     "Split",
     "augment",

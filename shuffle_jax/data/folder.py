@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from shuffle_jax.data.dataset import Dataset, Split, check_holdout, stratified_holdout
-from shuffle_jax.typing import Int, UInt8
+from shuffle_jax.typing import Bool, Int, UInt8
 
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _TEST_FOLDERS = ("val", "validation", "test")
+_NAMED = 3
+"""How many broken images a warning names."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,15 @@ class FolderConfig:
         image_size: side of the square images, in pixels.
         holdout: the part of every class held out where there is no test folder, in (0, 1).
         seed: chooses which images those are.
+        broken: what to do about files that are no readable image: "stop" at the first, or "skip" them, as if they
+            were not there, with one line on standard error. To find them, every image is read twice.
     """
 
     root: Path
     image_size: int = 64
     holdout: float = 0.1
     seed: int = 0
+    broken: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -45,7 +55,8 @@ class FolderConfig:
 def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> Dataset:
     """Reads every JPEG and PNG file of the class folders into memory, in the order of their names.
 
-    Hidden files and folders, and files of other types, are ignored.
+    Hidden files and folders, and files of other types, are ignored. Links are followed inside of the root only; the
+    root itself may be one.
 
     Args:
         config: where the images are and how to prepare them, see ``read_image``.
@@ -56,25 +67,37 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
         The data set, images uint8 (n, image_size, image_size, 3).
 
     Raises:
-        ValueError: a folder is missing or empty, a class is in one place and not in the other, or a file is
-            not a readable image.
+        ValueError: a folder is missing or empty, a class is in one place and not in the other, a file is not a
+            readable image, or a link leads out of the root.
     """
+    from PIL import Image
+
+    # Set here and not where an image is opened: the filters are those of all threads.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return _load(config, classes)
+
+
+def _load(config: FolderConfig, classes: Sequence[str] | None) -> Dataset:
     root = Path(config.root)
     if not root.is_dir():
         raise ValueError(f"no folder {root}; set root to the folder that holds 'train'")
     train_root = root / "train"
     if not train_root.is_dir():
         raise ValueError(f"no folder {train_root}; put the training images in {train_root}/<class>/")
-    found = _class_names(train_root)
+    found = _class_names(train_root, root)
     names = found if classes is None else tuple(classes)
     for missing in sorted(set(names) - set(found)):
         raise ValueError(f"class {missing!r} has no folder in {train_root}; the folders must be the classes given")
-    paths, labels = _scan(train_root, names)
-
+    paths, labels = _scan(train_root, names, root)
     test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    if test_root is not None:
-        test_paths, test_labels = _scan(test_root, names)
-    else:
+    test_paths, test_labels = _scan(test_root, names, root) if test_root else ([], np.empty(0, np.int32))
+    if config.broken == "skip":
+        whole, test_whole = _whole(paths, test_paths, config.image_size)
+        paths, labels = _kept(paths, labels, whole, train_root, names)
+        if test_root:
+            test_paths, test_labels = _kept(test_paths, test_labels, test_whole, test_root, names)
+    if test_root is None:
         kept, held = stratified_holdout(labels, names, config.holdout, config.seed)
         test_paths, test_labels = [paths[i] for i in held], labels[held]
         paths, labels = [paths[i] for i in kept], labels[kept]
@@ -107,6 +130,8 @@ def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
 
     try:
         with Image.open(path) as file:
+            if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
             # A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, twice `size` at least.
             file.draft("RGB", (2 * size, 2 * size))
             image = ImageOps.exif_transpose(file)
@@ -125,24 +150,68 @@ def _read_images(paths: Sequence[Path], size: int) -> UInt8[np.ndarray, "n size 
     def read(index: int) -> None:
         images[index] = read_image(paths[index], size)
 
-    # Pillow decodes and resizes without the interpreter's lock, so threads use every core.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(read, range(len(paths))):
-            pass
+    _in_threads(read, range(len(paths)))
     return images
 
 
-def _scan(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Int[np.ndarray, "n"]]:
+def _in_threads(function: Callable[..., _Result], values: Sequence[object]) -> list[_Result]:
+    # Pillow decodes and resizes without the interpreter's lock, so threads use every core.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            return list(pool.map(function, values))
+        except BaseException:  # Ctrl-C or a broken image: do not read all the others first.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _whole(
+    paths: Sequence[Path], test_paths: Sequence[Path], size: int
+) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "m"]]:
+    """Which files are readable images; those that are not are named on standard error, in one line."""
+
+    def is_whole(path: Path) -> bool:
+        try:
+            read_image(path, size)
+        except ValueError:
+            return False
+        return True
+
+    files = [*paths, *test_paths]
+    whole = np.array(_in_threads(is_whole, files), bool)
+    broken = [str(file) for file, good in zip(files, whole, strict=True) if not good]
+    if broken:
+        more = ", ..." if len(broken) > _NAMED else ""
+        first = ", ".join(broken[:_NAMED]) + more
+        print(f"warning: {len(broken)} of {len(files)} images are broken and left out: {first}", file=sys.stderr)
+    return whole[: len(paths)], whole[len(paths) :]
+
+
+def _kept(
+    paths: Sequence[Path],
+    labels: Int[np.ndarray, "n"],
+    whole: Bool[np.ndarray, "n"],
+    folder: Path,
+    classes: Sequence[str],
+) -> tuple[list[Path], Int[np.ndarray, "m"]]:
+    """The readable images of a split and their labels."""
+    for label in sorted(set(labels.tolist()) - set(labels[whole].tolist())):
+        raise ValueError(f"every image in {folder / classes[label]} is broken; add images, or remove the folder")
+    return [path for path, good in zip(paths, whole, strict=True) if good], labels[whole]
+
+
+def _scan(folder: Path, classes: Sequence[str], root: Path) -> tuple[list[Path], Int[np.ndarray, "n"]]:
     """The image files of ``folder/<class>/`` and their labels."""
     paths: list[Path] = []
     labels: list[int] = []
-    for name in _class_names(folder):
+    for name in _class_names(folder, root):
         if name not in classes:
             raise ValueError(
                 f"{folder / name} is not among the {len(classes)} known classes; "
                 f"remove the folder, or add the class to training"
             )
-        files = sorted(file for file in _visible(folder / name) if file.suffix.lower() in _SUFFIXES and file.is_file())
+        candidates = [file for file in _visible(folder / name, root) if file.suffix.lower() in SUFFIXES]
+        # A link to nowhere is a broken image, and no reason to look away.
+        files = sorted(file for file in candidates if file.is_file() or not file.exists())
         if not files:
             raise ValueError(f"no .jpg, .jpeg or .png image in {folder / name}; add images, or remove the folder")
         paths += files
@@ -150,12 +219,25 @@ def _scan(folder: Path, classes: Sequence[str]) -> tuple[list[Path], Int[np.ndar
     return paths, np.array(labels, np.int32)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in _visible(folder) if entry.is_dir()))
+def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
+    _check_inside(folder, root)
+    names = tuple(sorted(entry.name for entry in _visible(folder, root) if entry.is_dir()))
     if not names:
         raise ValueError(f"no class folders in {folder}; put the images of each class in {folder}/<class>/")
     return names
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+def _visible(folder: Path, root: Path) -> list[Path]:
+    """What is in a folder and not hidden."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    for entry in entries:
+        _check_inside(entry, root)
+    return entries
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    """Raises ValueError if ``path`` is a link that leads out of ``root``."""
+    if path.is_symlink():
+        target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+        if not target.is_relative_to(inside):
+            raise ValueError(f"{path} is a link to {target}, outside of {root}; put the images themselves there")

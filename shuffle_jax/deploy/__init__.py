@@ -1,5 +1,4 @@
-"""From a trained network to one that is used."""
+"""From a trained network to one that is used: hardened, folded, exported.
 
-from shuffle_jax.deploy.harden import Diagnosis, Hardened, diagnose, diagnose_all, harden, recalibrate
-
-__all__ = ["Diagnosis", "Hardened", "diagnose", "diagnose_all", "harden", "recalibrate"]
+The modules are imported one by one: :mod:`shuffle_jax.deploy.exported` runs an exported network with JAX alone.
+"""

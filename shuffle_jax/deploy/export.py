@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +15,7 @@ from jax import export as jax_export
 
 from shuffle_jax import __version__
 from shuffle_jax.deploy.exported import FORMAT, sidecar
+from shuffle_jax.files import replace_file
 from shuffle_jax.typing import Array, Float, Images, PyTree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -79,13 +79,6 @@ def export(
         **about,
     }
     path = Path(path)
-    _replace(path, content)
-    _replace(sidecar(path), json.dumps(described, indent=2).encode() + b"\n")
+    replace_file(path, content)
+    replace_file(sidecar(path), json.dumps(described, indent=2).encode() + b"\n")
     return described
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

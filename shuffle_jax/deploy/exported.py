@@ -67,7 +67,7 @@ def load(path: Path | str) -> Exported:
             f"{path} is damaged or does not belong to {sidecar(path).name}: it has {len(content)} bytes of "
             f"{about['bytes']} and another checksum; copy both files again, or export again"
         )
-    platform = _platform()
+    platform = platform_name()
     if platform not in about["platforms"]:
         raise ValueError(
             f"{path} runs on {', '.join(about['platforms'])}, not on {platform}: export it with --platforms {platform}"
@@ -101,7 +101,7 @@ def _about(path: Path) -> dict[str, Any]:
     return about
 
 
-def _platform() -> str:
+def platform_name() -> str:
     """This process's platform as exports name it: a GPU is "cuda" or "rocm"."""
     platform = jax.default_backend()
     if platform != "gpu":

@@ -25,7 +25,7 @@ class AutoShuffle(nn.Module):
 
     The penalty :func:`shuffle_jax.ops.penalty.l1_minus_l2` of M is sown into "penalties"; the optimiser keeps M near
     the doubly stochastic matrices (:func:`shuffle_jax.train.optimizer.keep_bistochastic`). Where the collection
-    "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden`, there is no
+    "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden.harden`, there is no
     matrix: the layer is one gather.
 
     M costs c^2 parameters in training and none afterwards. The start is this project's choice, as the paper's is not

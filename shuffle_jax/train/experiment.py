@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -13,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from shuffle_jax.data import Batch, Dataset, ResidentBatches, load
+from shuffle_jax.data import Batch, Dataset, Preprocessing, ResidentBatches, load, normalize
+from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
 from shuffle_jax.models import build
 from shuffle_jax.sharding import data_mesh, replicated
 from shuffle_jax.train.checkpoint import Checkpoints
@@ -53,6 +55,12 @@ class Experiment:
         """Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
         return tuple(self.dataset.mean.tolist()), tuple(self.dataset.std.tolist())
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What a picture goes through before the network sees it."""
+        height, _, channels = self.dataset.image_shape
+        return Preprocessing(height, channels, *self.pixels)
+
     @cached_property
     def learning_rate(self) -> optax.Schedule:
         """The learning rate at each step."""
@@ -74,15 +82,10 @@ class Experiment:
 
     def state_shapes(self) -> TrainState:
         """Types, shapes and shardings of the state, without computing one."""
-        everywhere = replicated(self.mesh)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), jax.eval_shape(self._init)
-        )
+        return state_shapes(self.config, self.network, self.dataset.image_shape, self.mesh)
 
     def _init(self) -> TrainState:
-        images = jnp.zeros((1, *self.dataset.image_shape))
-        key = jax.random.key(self.config.seed)
-        return init_state(key, self.network, images, self.optimizer, average=self.config.average_decay > 0)
+        return _init(self.config, self.network, self.dataset.image_shape, self.optimizer)
 
     def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         """The jitted training step."""
@@ -98,6 +101,15 @@ class Experiment:
             accumulate=self.config.accumulate,
             average_decay=self.config.average_decay,
         )
+
+    def harden(self, variables: dict[str, PyTree]) -> Hardened:
+        """Hardens the network as the configuration says: with statistics re-estimated on training images, or not."""
+        hard = harden(variables)
+        if not self.config.recalibrate or not hard.permutations:
+            return hard
+        batches = itertools.islice(self.batches.train(0), self.config.recalibrate)
+        images = (normalize(batch.images, *self.pixels) for batch in batches)
+        return hard._replace(variables=recalibrate(self.network, hard.variables, images))
 
     @cached_property
     def eval_step(self) -> Callable[[dict[str, PyTree], Batch], Metrics]:
@@ -147,13 +159,50 @@ def restore(
         ValueError: there is no run in the folder, or the checkpoint's name is not one of these.
         FileNotFoundError: there is no such checkpoint.
     """
-    folder = Run(path)
-    config = folder.config()
+    run = Run(path)
+    check_name(checkpoint)
+    experiment = prepare(run.config(), devices, run.classes())
+    state = read_state(run, checkpoint, experiment.state_shapes())
+    return experiment, state.variables(), int(state.step)
+
+
+def check_name(checkpoint: str) -> None:
+    """Raises ValueError unless the text names a checkpoint: "last", "best" or a step."""
     if checkpoint not in ("last", "best") and not checkpoint.isdigit():
         raise ValueError(f"the checkpoint {checkpoint!r} is none: give last, best or a step")
-    experiment = prepare(config, devices, folder.classes())
-    with Checkpoints(folder.checkpoints, config.keep, read_only=True) as checkpoints:
+
+
+def read_state(run: Run, checkpoint: str, like: TrainState) -> TrainState:
+    """A state of a run.
+
+    Args:
+        run: the folder, which is left as it is.
+        checkpoint: "last", "best" or a step.
+        like: types, shapes and shardings, as :func:`state_shapes` gives them.
+
+    Raises:
+        ValueError: the checkpoint's name is none, or it is damaged or of another network.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    check_name(checkpoint)
+    with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
         step = checkpoints.best() if checkpoint == "best" else None
-        step = int(checkpoint) if checkpoint.isdigit() else step
-        state = checkpoints.restore(experiment.state_shapes(), step)
-    return experiment, state.variables(), int(state.step)
+        return checkpoints.restore(like, int(checkpoint) if checkpoint.isdigit() else step)
+
+
+def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> TrainState:
+    """Types, shapes and shardings of the state of a run, from its configuration alone."""
+    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
+    shapes = jax.eval_shape(partial(_init, config, network, image_shape, optimizer))
+    everywhere = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes)
+
+
+def _init(
+    config: TrainConfig,
+    network: nn.Module,
+    image_shape: tuple[int, int, int],
+    optimizer: optax.GradientTransformation,
+) -> TrainState:
+    key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
+    return init_state(key, network, images, optimizer, average=config.average_decay > 0)

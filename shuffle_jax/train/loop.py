@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import numpy as np
 import optax
 
 from shuffle_jax.analysis.figures import save_run_figures
-from shuffle_jax.data import normalize
-from shuffle_jax.deploy import diagnose_all, harden, recalibrate
+from shuffle_jax.deploy.harden import diagnose_all
+from shuffle_jax.files import naming
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig
@@ -24,7 +23,7 @@ from shuffle_jax.train.metrics import Metrics
 from shuffle_jax.train.run import Run
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import evaluate
-from shuffle_jax.typing import Images, PyTree
+from shuffle_jax.typing import PyTree
 
 DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
 """What is recorded of each relaxed matrix."""
@@ -78,7 +77,7 @@ def train(config: TrainConfig, path: Path, *, resume: bool = False, devices: int
     experiment = prepare(config, devices, run.classes() if resume else None)
     shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
     if not resume:
-        run.start(config, experiment.dataset.classes)
+        run.start(config, experiment.dataset.classes, experiment.preprocessing)
     with Checkpoints(run.checkpoints, config.keep) as checkpoints, Interruption() as interruption:
         saved = checkpoints.steps()
         state = checkpoints.restore(shapes) if saved else experiment.init()
@@ -234,26 +233,18 @@ def _finish(experiment: Experiment, run: Run, state: TrainState, metrics: Metric
     variables, batches = state.variables(), experiment.batches
     relaxed = evaluate(experiment.eval_step, variables, batches.test())
     metrics.write({"kind": "result", "step": experiment.steps, "network": "relaxed", **relaxed})
-    hard = harden(variables)
+    hard = experiment.harden(variables)
     hardened = None
     if hard.permutations:
         run.save_permutations(hard.permutations)
-        after = hard.variables
-        if experiment.config.recalibrate:
-            after = recalibrate(experiment.network, after, _images(experiment))
-        hardened = evaluate(experiment.eval_step, after, batches.test())
+        hardened = evaluate(experiment.eval_step, hard.variables, batches.test())
         metrics.write({"kind": "result", "step": experiment.steps, "network": "hardened", **hardened})
-    figures = save_run_figures(run.path)
+    with naming(run.figures):
+        figures = save_run_figures(run.path)
     certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
     outcome = Outcome(relaxed, hardened, certified, len(hard.permutations), time.perf_counter() - started)
     _print(outcome, experiment, run, len(figures), metrics)
     return outcome
-
-
-def _images(experiment: Experiment) -> Iterator[Images]:
-    """Normalised training batches for the re-estimation of statistics, without augmentation."""
-    for _, batch in zip(range(experiment.config.recalibrate), experiment.batches.train(0), strict=False):
-        yield normalize(batch.images, *experiment.pixels)
 
 
 def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, metrics: Metrics) -> None:

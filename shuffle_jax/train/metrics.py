@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import socket
+import struct
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shuffle_jax.analysis.records import read_records
+from shuffle_jax.files import naming, replace_file
 from shuffle_jax.train.console import Console
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
+    from tensorboardX.proto.event_pb2 import Event
 
 Record = Mapping[str, Any]
 
@@ -42,21 +46,42 @@ class JsonLines:
 
     def __init__(self, path: Path | str) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.read_bytes().endswith(b"\n"):
             truncate_after(path, None)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = _Appended(path)
 
     def write(self, record: Record) -> None:
         """Appends one record.
 
         Raises:
             ValueError: a value is not a number, a string, a boolean or None.
+            OSError: the line could not be written whole.
         """
-        self._file.write(_line(record))
+        self._file.write(_line(record).encode())
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
+        self._file.close()
+
+
+class _Appended:
+    """A file that grows by whole pieces, each on its way to the disk when ``write`` returns.
+
+    Nothing waits in a buffer: a disk that is full says so at once, and not again when the file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, piece: bytes) -> None:
+        with naming(self._path):
+            while piece:  # What the disk took a part of only is tried again, which raises the reason.
+                piece = piece[self._file.write(piece) or 0 :]
+
+    def close(self) -> None:
         self._file.close()
 
 
@@ -75,12 +100,7 @@ def truncate_after(path: Path | str, step: int | None) -> None:
     records = read_records(path)
     # The result is written at the very end, by whoever gets there.
     kept = [r for r in records if step is None or (r.get("step", step) <= step and r.get("kind") != "result")]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(map(_line, kept))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    replace_file(path, "".join(map(_line, kept)).encode())
 
 
 def _line(record: Record) -> str:
@@ -112,14 +132,19 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path | str, first_step: int = 0) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         # Files are named by the second: without a suffix a run resumed within one would overwrite the file.
         earlier = len(list(Path(folder).glob("events.out.tfevents.*")))
-        self._writer = SummaryWriter(str(folder), purge_step=first_step, filename_suffix=f".{earlier:04d}")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{earlier:04d}"
+        # Not SummaryWriter: its thread dies of a full disk in silence, and then adding to its queue never returns.
+        self._file = _Appended(Path(folder) / name)
+        self._add(Event(file_version="brain.Event:2"))
+        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, record: Record) -> None:
         """Adds the numbers of one record, all as one event."""
+        from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
         parts = [record["kind"], *(str(record[key]) for key in ("layer", "network") if key in record)]
@@ -128,8 +153,7 @@ class TensorBoard:
             for key, value in record.items()
             if key not in ("step", "epoch") and value is not None and not isinstance(value, str)
         ]
-        # Not add_scalar: it would log a line for every value that is not finite.
-        self._writer.file_writer.add_summary(Summary(value=values), int(record["step"]))
+        self._add(Event(step=int(record["step"]), summary=Summary(value=values)))
 
     def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
         """Adds nonnegative matrices as images ``permutation/<layer>/matrix``; see ``grey_image``.
@@ -138,12 +162,26 @@ class TensorBoard:
             step: the training step.
             matrices: arrays (c, c) by layer.
         """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import image
+
         for layer, matrix in matrices.items():
-            self._writer.add_image(f"permutation/{layer}/matrix", grey_image(matrix), int(step), dataformats="HW")
+            pixels = image(f"permutation/{layer}/matrix", grey_image(matrix), dataformats="HW")
+            self._add(Event(step=int(step), summary=pixels))
 
     def close(self) -> None:
-        """Writes what is still waiting and closes the file; a second call does nothing."""
-        self._writer.close()
+        """Closes the file; a second call does nothing."""
+        self._file.close()
+
+    def _add(self, event: Event) -> None:
+        """Writes one event, framed by its length and checksums as TensorFlow's records are."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        event.wall_time = time.time()
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+        self._file.write(length + checks[0] + content + checks[1])
 
 
 def grey_image(matrix: np.ndarray) -> np.ndarray:

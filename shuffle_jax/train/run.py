@@ -3,19 +3,19 @@
 ::
 
     run/
-      config.json         the configuration, the class names, the versions
+      config.json         the configuration, the class names, the preprocessing, the versions
       metrics.jsonl       every number, one JSON object a line
       tensorboard/        the same for TensorBoard
       checkpoints/<step>/
       snapshots/<step>.npz    relaxed matrices by layer: at the start, in the middle, at the end
       permutations.npz    hardened index vectors by layer
+      damaged/<step>/     checkpoints that could not be read when the run was resumed
       figures/*.png
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,7 +25,12 @@ from typing import Any
 import numpy as np
 
 from shuffle_jax import __version__
+from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
+from shuffle_jax.files import replace_file, replacing, temporary
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
+
+ADDED = {"FolderConfig": {"broken": "stop"}}
+"""Fields that earlier versions did not write, by type, with the value that says what those versions did."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,25 @@ class Run:
         """Whether a run was ever started here."""
         return self._config.exists()
 
-    def start(self, config: TrainConfig, classes: Sequence[str]) -> None:
+    def start(self, config: TrainConfig, classes: Sequence[str], preprocessing: Preprocessing) -> None:
         """Makes the folder of a new run.
+
+        Args:
+            config: of the run.
+            classes: the class names in the order of their labels.
+            preprocessing: from pictures to normalised images.
 
         Raises:
             ValueError: the folder holds something already.
         """
         self.check_free()
         self.path.mkdir(parents=True, exist_ok=True)
-        about = {"config": to_json(config), "classes": list(classes), "versions": _versions()}
+        about = {
+            "config": to_json(config),
+            "classes": list(classes),
+            "preprocessing": preprocessing.to_json(),
+            "versions": _versions(),
+        }
         replace_file(self._config, json.dumps(about, indent=2).encode() + b"\n")
 
     def config(self) -> TrainConfig:
@@ -76,9 +91,22 @@ class Run:
         """The class names in the order of their labels."""
         return tuple(self._about()["classes"])
 
+    def preprocessing(self) -> Preprocessing:
+        """What a picture goes through before the network sees it.
+
+        Raises:
+            ValueError: there is no run here, or a version wrote it that did not keep this.
+        """
+        found = self._about()["preprocessing"]
+        if not found:
+            raise ValueError(f"{self._config} does not say how pictures are prepared: an earlier version wrote it")
+        return preprocessing_from_json(found)
+
     def check_free(self) -> None:
         """Raises a ValueError if there is anything in the folder, so that nothing is overwritten."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        # A run that was killed before its configuration was whole has left nothing else, and nothing of worth.
+        unfinished = temporary(self._config)
+        if self.path.exists() and (not self.path.is_dir() or any(p != unfinished for p in self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
 
     def check(self, config: TrainConfig) -> None:
@@ -115,7 +143,29 @@ class Run:
     def _about(self) -> dict[str, Any]:
         if not self._config.exists():
             raise ValueError(f"there is no run in {self.path}: it has no config.json")
-        return json.loads(self._config.read_text())
+        try:
+            about = json.loads(self._config.read_text(encoding="utf-8"))
+            return {
+                "config": completed(about["config"]),
+                "classes": [str(name) for name in about["classes"]],
+                "preprocessing": dict(about.get("preprocessing", {})),  # earlier versions did not write it
+            }
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self._config} does not hold the configuration and the classes of a run ({error!r}): "
+                "restore it from a copy, or start another run"
+            ) from error
+
+
+def completed(value: Any) -> Any:
+    """A configuration as plain values, with the fields that the version which wrote it did not have yet.
+
+    >>> completed({"type": "FolderConfig", "root": "images"})
+    {'broken': 'stop', 'type': 'FolderConfig', 'root': 'images'}
+    """
+    if isinstance(value, Mapping):
+        return {**ADDED.get(value.get("type", ""), {}), **{name: completed(item) for name, item in value.items()}}
+    return value
 
 
 def next_free(path: Path) -> Path:
@@ -133,24 +183,13 @@ def newest(path: Path) -> Path | None:
     return max(runs, key=lambda run: (run / "config.json").stat().st_mtime_ns, default=None)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one move: a crash leaves the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _is_numbered(name: str, stem: str) -> bool:
     return name == stem or (name.startswith(f"{stem}-") and name[len(stem) + 1 :].isdigit())
 
 
 def _save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(temporary, path)
 
 
 def _versions() -> dict[str, str]:

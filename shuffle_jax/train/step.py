@@ -165,6 +165,8 @@ def evaluate(
     total: Metrics | None = None
     for batch in batches:
         sums = step(variables, batch)
+        if jax.default_backend() == "cpu":  # queued steps of several CPU devices can dead-lock in a collective
+            jax.block_until_ready(sums)
         total = sums if total is None else jax.tree.map(jnp.add, total, sums)
     if total is None:
         raise ValueError("there is nothing to evaluate: the test split is empty")

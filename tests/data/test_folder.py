@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -358,3 +359,82 @@ def test_other_classes_than_those_of_a_finished_run_are_named(tmp_path, classes,
 def test_config_rejects(options, message):
     with pytest.raises(ValueError, match=message):
         FolderConfig(Path(), **options)
+
+
+# Broken images and links
+
+
+def spoil(root: Path) -> None:
+    """Adds four broken images, first and last of their classes among them, one in the test split."""
+    for name in ("train/ant/00a.png", "train/bee/99.png", "train/bee/98.png", "val/ant/00.png"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no image")
+
+
+@pytest.mark.parametrize("with_test_folder", [True, False])
+def test_skipping_broken_images_equals_a_folder_without_them(tmp_path, capsys, with_test_folder):
+    for root in (tmp_path / "clean", tmp_path / "spoilt"):
+        tree(root, "train", ant=6, bee=5)
+        if with_test_folder:
+            tree(root, "val", ant=0, bee=2)
+            save(plain("RGB", (0, 9, 255)), root / "val" / "ant" / "01.png")
+    spoil(tmp_path / "spoilt")
+    if not with_test_folder:
+        shutil.rmtree(tmp_path / "spoilt" / "val")
+    options = {"image_size": 4, "holdout": 0.4, "broken": "skip"}
+    clean = load_folder(FolderConfig(tmp_path / "clean", **options))
+    assert capsys.readouterr().err == ""
+    spoilt = load_folder(FolderConfig(tmp_path / "spoilt", **options))
+    for name in ("train", "test"):
+        np.testing.assert_array_equal(getattr(spoilt, name).images, getattr(clean, name).images)
+        np.testing.assert_array_equal(getattr(spoilt, name).labels, getattr(clean, name).labels)
+    broken, images = (4, 18) if with_test_folder else (3, 14)
+    first = ", ".join(str(tmp_path / "spoilt" / "train" / name) for name in ("ant/00a.png", "bee/98.png", "bee/99.png"))
+    more = ", ..." if with_test_folder else ""
+    assert capsys.readouterr().err == f"warning: {broken} of {images} images are broken and left out: {first}{more}\n"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_class_without_a_whole_image_is_an_error(tmp_path, split):
+    tree(tmp_path, "train", ant=2, bee=2)
+    tree(tmp_path, "val", ant=1, bee=1)
+    for path in (tmp_path / split / "bee").iterdir():
+        damage(path, "truncated")
+    with pytest.raises(ValueError, match=f"^every image in {tmp_path / split / 'bee'} is broken; add images, or "):
+        load_folder(FolderConfig(tmp_path, image_size=2, broken="skip"))
+
+
+def test_a_decompression_bomb_is_a_broken_image(tmp_path, capsys, monkeypatch):
+    tree(tmp_path, "train", ant=3)
+    tree(tmp_path, "val", ant=1)
+    for name, side in (("10", 40), ("11", 50), ("12", 100)):  # at the limit, where Pillow warns, and where it raises
+        save(plain("1", 1, (side, side)), tmp_path / "train" / "ant" / f"{name}.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1600)
+    assert len(load_folder(FolderConfig(tmp_path, image_size=2, broken="skip")).train) == 4
+    assert "warning: 2 of 7 images" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"cannot read image .*11\.png: "):
+        load_folder(FolderConfig(tmp_path, image_size=2))
+
+
+def test_links_are_followed_inside_of_the_root_which_may_be_one(tmp_path):
+    tree(tmp_path / "real", "train", ant=2, bee=2)
+    tree(tmp_path / "real", "val", ant=1, bee=1)
+    (tmp_path / "real" / "train" / "ant" / "7.png").symlink_to("../bee/00.png")
+    (tmp_path / "real" / "train" / "cow").symlink_to("bee")
+    (tmp_path / "root").symlink_to("real")
+    data = load_folder(FolderConfig(tmp_path / "root", image_size=2))
+    assert data.classes == ("ant", "bee", "cow")
+    assert content(data)["train"] == [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 1, 1)]
+
+
+@pytest.mark.parametrize("inside", ["train", "val", "train/ant", "train/ant/00.png"])
+@pytest.mark.parametrize("broken", ["stop", "skip"])
+def test_a_link_out_of_the_root_is_refused(tmp_path, inside, broken):
+    root = tmp_path / "root"
+    tree(root, "train", ant=2)
+    tree(root, "val", ant=1)
+    (root / inside).rename(tmp_path / "elsewhere")
+    (root / inside).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=f"^{root / inside} is a link to {tmp_path / 'elsewhere'}, outside of {root}"):
+        load_folder(FolderConfig(root, image_size=2, broken=broken))

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuffle_jax.deploy import harden
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.deploy.fold.layers import Affine, Block
 from shuffle_jax.deploy.fold.shufflenet_v1 import exchange_blocks
 from shuffle_jax.deploy.fold.shufflenet_v2 import routes
+from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import NetworkConfig, ShuffleNetV2, build
 from shuffle_jax.nn import PointwiseConv
 from shuffle_jax.ops import permutation

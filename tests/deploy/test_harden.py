@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.deploy import diagnose_all, harden, recalibrate
+from shuffle_jax.deploy.harden import diagnose_all, harden, recalibrate
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
 from shuffle_jax.ops import permutation

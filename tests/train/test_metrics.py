@@ -144,7 +144,7 @@ def test_an_interrupted_truncation_leaves_the_old_file(tmp_path: Path, monkeypat
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("shuffle_jax.train.metrics.os.fsync", fail)
+    monkeypatch.setattr("shuffle_jax.files.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         truncate_after(path, 1)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.presets import digits
-from shuffle_jax.train.run import Run, newest, next_free, replace_file
+from shuffle_jax.data import FolderConfig, Preprocessing
+from shuffle_jax.train.run import Run, newest, next_free
+
+GREY = Preprocessing(8, 1, (0.3,), (0.4,))
 
 
 def test_a_run_keeps_its_configuration_and_classes(tmp_path):
     run = Run(tmp_path / "run")
     assert not run.exists()
-    run.start(digits(), ["cat", "dog"])
+    run.start(digits(), ["cat", "dog"], GREY)
     assert run.exists() and run.config() == digits() and run.classes() == ("cat", "dog")
+    assert run.preprocessing() == GREY
     assert set(json.loads((run.path / "config.json").read_text())["versions"]) >= {"shuffle_jax", "jax", "flax"}
     run.check(digits())
     with pytest.raises(ValueError, match=r"another configuration \(epochs: \d+ -> 3\): resume it with its own"):
@@ -26,9 +31,9 @@ def test_a_run_keeps_its_configuration_and_classes(tmp_path):
 def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="exists and is not empty: continue it with --resume, or name another --run"):
-        Run(tmp_path).start(digits(), ["a"])
+        Run(tmp_path).start(digits(), ["a"], GREY)
     with pytest.raises(ValueError, match="exists and is not empty"):
-        Run(tmp_path / "thesis.tex").start(digits(), ["a"])
+        Run(tmp_path / "thesis.tex").start(digits(), ["a"], GREY)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -41,7 +46,7 @@ def test_names_are_counted_up_and_the_newest_found(tmp_path):
     first = tmp_path / "digits"
     assert next_free(first) == first and newest(first) is None
     for name in ("digits", "digits-2", "digits-other"):
-        Run(tmp_path / name).start(digits(), ["a"])
+        Run(tmp_path / name).start(digits(), ["a"], GREY)
     assert next_free(first) == tmp_path / "digits-3"
     assert newest(first) == tmp_path / "digits-2"
 
@@ -56,9 +61,16 @@ def test_snapshots_after_the_resumed_step_are_forgotten(tmp_path):
     assert np.load(kept[1])["stage2_0/mixer"][0, 0] == 5
 
 
-def test_files_are_replaced_whole(tmp_path):
-    path = tmp_path / "a" / "file"
-    replace_file(path, b"one")
-    replace_file(path, b"two")
-    assert path.read_bytes() == b"two"
-    assert [p.name for p in path.parent.iterdir()] == ["file"]
+def test_a_run_of_before_a_field_was_added_reads_as_it_was_meant(tmp_path):
+    config = dataclasses.replace(digits(), data=FolderConfig(Path("images"), image_size=8))
+    run = Run(tmp_path / "run")
+    run.start(config, ["a"], GREY)
+    file = run.path / "config.json"
+    about = json.loads(file.read_text())
+    del about["config"]["data"]["broken"]
+    file.write_text(json.dumps(about))
+    assert run.config() == config
+    run.check(config)
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, broken="skip"))
+    with pytest.raises(ValueError, match=r"\(data.broken: stop -> skip\)"):
+        run.check(other)

@@ -1,0 +1,213 @@
+"""What the benchmark measures: every way to do one thing, as functions without arguments."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from shuffle_jax.data import AugmentConfig, Batch
+from shuffle_jax.deploy.harden import harden
+from shuffle_jax.models import NetworkConfig, build
+from shuffle_jax.models.build import MixerKind
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops import convolution, mixing, permutation, relaxation
+from shuffle_jax.sharding import data_mesh
+from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
+from shuffle_jax.train.state import TrainState, init_state
+from shuffle_jax.train.step import make_train_step
+from shuffle_jax.typing import Array, Images, PyTree
+
+Case = Callable[[], object]
+Cases = dict[str, Case]
+Dtype = Literal["float32", "bfloat16"]
+
+CLASSES = 10
+FIXED, NONE, RELAXED, HARDENED = "fixed shuffle", "no shuffle", "learned, relaxed", "learned, hardened"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """On what to measure."""
+
+    batch_size: int = 64
+    """Images of a step or an inference."""
+
+    image_size: int = 32
+    """Height and width of the images."""
+
+    width: float = 1.0
+    """Of ShuffleNetV2."""
+
+    dtype: Dtype = "float32"
+    """Type of the computation."""
+
+
+def moving_channels(work: Workload, backward: bool) -> Cases:
+    """Ways to permute the channels of stage 2, against a plain copy of the same bytes."""
+    x = normal(work, work.batch_size, work.image_size // 2, work.image_size // 2, 116)
+    p = permutation.channel_shuffle(116, 2)
+    matrix = relaxation.random_bistochastic(jax.random.key(0), 116)
+    forms: dict[str, Callable[[Array], Array]] = {
+        "copy": lambda x: x + 1,  # XLA may not hand the input through, and uses all cores
+        "shuffle (reshape)": lambda x: mixing.shuffle(x, 2),
+        "permute (gather)": lambda x: mixing.permute(x, p),
+        "jnp.take": lambda x: jnp.take(x, p, axis=-1),
+        "mix (matrix)": lambda x: mixing.mix(x, matrix),
+    }
+    return {name: partial(jax.jit(squared_gradient(form) if backward else form), x) for name, form in forms.items()}
+
+
+def depthwise(work: Workload) -> Cases:
+    """The platform's depthwise convolution against XLA's native one."""
+    x = normal(work, work.batch_size, work.image_size // 2, work.image_size // 2, 116)
+    kernel = normal(work, 3, 3, 1, 116)
+    forms: dict[str, Callable[..., Array]] = {
+        "native": partial(native, groups=116, padding="SAME"),
+        "ops.depthwise": convolution.depthwise,
+    }
+    return {name: partial(jax.jit(squared_gradient(form)), x, kernel) for name, form in forms.items()}
+
+
+def grouped_pointwise(work: Workload) -> Cases:
+    """The platform's grouped 1x1 convolution against XLA's native one."""
+    x = normal(work, work.batch_size, work.image_size // 2, work.image_size // 2, 240)
+    kernel = normal(work, 1, 1, 80, 60)
+    forms: dict[str, Callable[..., Array]] = {
+        "native": partial(native, groups=3, padding="VALID"),
+        "ops.pointwise": partial(convolution.pointwise, groups=3),
+    }
+    return {name: partial(jax.jit(squared_gradient(form)), x, kernel) for name, form in forms.items()}
+
+
+def inference(work: Workload) -> Cases:
+    """The network with the fixed shuffle, with none, relaxed, hardened, and folded."""
+    from shuffle_jax.deploy.fold import fold
+
+    images = normal(work, work.batch_size, work.image_size, work.image_size, 3, dtype="float32")
+    cases: Cases = {}
+    for label, (network, variables) in networks(work).items():
+        cases[label] = partial(jax.jit(network.apply), variables, images)
+        if label in (FIXED, HARDENED):
+            folded = fold(network, variables)
+            cases[f"{label}, folded"] = partial(jax.jit(folded.apply), folded.params, images)
+    return cases
+
+
+def training(work: Workload) -> Cases:
+    """One optimiser step with each mixer; that of the hardened network is fine-tuning."""
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
+    batch = random_batch(work)
+    cases: Cases = {}
+    for label, (network, variables) in networks(work).items():
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=variables["params"],
+            statistics=variables["batch_stats"],
+            permutations=variables.get(PERMUTATIONS, {}),
+            opt_state=optimizer.init(variables["params"]),
+            average=None,
+            key=jax.random.key(1),
+        )
+        # A copy: steps donate their state, and networks share arrays.
+        cases[label] = advancing(train_step(network, optimizer), jax.tree.map(jnp.copy, state), batch)
+    return cases
+
+
+def networks(work: Workload) -> dict[str, tuple[nn.Module, dict[str, PyTree]]]:
+    """ShuffleNetV2 and its variables with the fixed shuffle, relaxed, hardened, and with no shuffle."""
+    images = jnp.zeros((1, work.image_size, work.image_size, 3))
+    found: dict[str, tuple[nn.Module, dict[str, PyTree]]] = {}
+    kinds: dict[str, MixerKind] = {FIXED: "shuffle", RELAXED: "auto", NONE: "identity"}
+    for label, mixer in kinds.items():
+        network = shufflenet(work, mixer)
+        variables = dict(jax.jit(network.init)(jax.random.key(0), images))
+        variables.pop("penalties", None)
+        found[label] = network, variables
+        if label == RELAXED:
+            found[HARDENED] = network, harden(variables).variables
+    return found
+
+
+def shufflenet(work: Workload, mixer: MixerKind) -> nn.Module:
+    """ShuffleNetV2 with the stem for small images."""
+    return build(NetworkConfig(width=work.width, mixer=mixer, dtype=work.dtype), CLASSES)
+
+
+def lower_training(work: Workload, mixer: MixerKind) -> jax.stages.Lowered:
+    """The training step of a network, traced and not yet compiled; nothing is run."""
+    network = shufflenet(work, mixer)
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
+    images = jnp.zeros((1, work.image_size, work.image_size, 3))
+    start = partial(init_state, network=network, images=images, optimizer=optimizer)
+    return train_step(network, optimizer).lower(jax.eval_shape(start, jax.random.key(0)), random_batch(work))  # type: ignore[attr-defined]
+
+
+def train_step(network: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
+    """The library's training step on one device, with its augmentation."""
+    return make_train_step(
+        network,
+        optimizer,
+        optax.constant_schedule(1e-3),
+        data_mesh(jax.devices()[:1]),
+        classes=CLASSES,
+        pixels=((0.5,) * 3, (0.25,) * 3),
+        augmentation=AugmentConfig(),
+    )
+
+
+def advancing(step: Callable, state: PyTree, *inputs: object) -> Case:
+    """A case that takes one step after another from a state which each step donates to the next; gives what it says.
+
+    Waiting for what the step says, its loss, would not wait for its update: the case waits for both.
+    """
+    now = [state]
+
+    def advance() -> object:
+        now[0], result = jax.block_until_ready(step(now[0], *inputs))
+        return result
+
+    return advance
+
+
+def random_batch(work: Workload) -> Batch:
+    """8-bit images and labels, the same at each call."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (work.batch_size, work.image_size, work.image_size, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, work.batch_size, np.int32)
+    return Batch(jnp.asarray(pixels), jnp.asarray(labels), jnp.ones(work.batch_size))
+
+
+def native(x: Images, kernel: Array, groups: int, padding: str) -> Array:
+    """XLA's own convolution."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=layout, feature_group_count=groups
+    )
+
+
+def squared_gradient(form: Callable[..., Array]) -> Callable[..., object]:
+    """The gradient of the sum of squares of an operation's output by all its arguments."""
+
+    def gradient(*arguments: Array) -> object:
+        return jax.grad(lambda *a: jnp.square(form(*a)).sum(), argnums=tuple(range(len(arguments))))(*arguments)
+
+    return gradient
+
+
+def normal(work: Workload, *shape: int, dtype: Dtype | None = None) -> Array:
+    """Normally distributed numbers, the same at each call, by default in the type of the computation."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.dtype(dtype or work.dtype))
+
+
+def cores() -> int:
+    """How many cores this process may use; JAX takes all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

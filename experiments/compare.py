@@ -1,0 +1,236 @@
+"""Compares variants of a training over several seeds: `python -m experiments.compare COMPARISON.toml`.
+
+The file names the variants, each by its command line of experiments.train, and the seeds. Every variant is trained with
+every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C the
+same command goes on as well. From the records of the runs alone it then writes results.json, table.md and figure.png;
+--into also replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.cli import main, parse, quiet_libraries
+from experiments.plan import Comparison, Planned, naming, plan, read
+from shuffle_jax.analysis.comparison import Results, block, figure, run_result, table
+from shuffle_jax.analysis.records import read_records
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to compare, and where to keep it."""
+
+    comparison: Annotated[Path | None, tyro.conf.Positional] = None
+    """File with the title, the text, the seeds and the variants, such as experiments/comparisons/digits.toml."""
+
+    out: Path | None = None
+    """Folder of the runs and the results; runs/compare/NAME by default, NAME being that of the file."""
+
+    into: Path | None = None
+    """Document between whose markers the results are written as well."""
+
+    results: Path | None = None
+    """Train nothing: write table and figure, to --out and --into, from this results.json."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, trains what is missing, and writes the results."""
+    options = parse(Arguments, arguments, prog="python -m experiments.compare", description=__doc__)
+    quiet_libraries()
+    if options.comparison is None or options.results is not None:
+        if options.results is None or options.comparison is not None:
+            raise ValueError("name either the .toml file of a comparison or, with --results, a results.json")
+        results = json.loads(options.results.read_text(encoding="utf-8"))
+        inserted(options.into, results["name"], "")
+        write(results, options.out, options.into)
+        return
+    comparison = read(options.comparison)
+    out = options.out or Path("runs") / "compare" / comparison.name
+    planned = plan(comparison, out)
+    inserted(options.into, comparison.name, "")
+    check(planned)
+    failures = train_missing(planned, out)
+    results = collect(comparison, planned, failures, out)
+    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(results, out, options.into)
+
+
+def check(planned: Sequence[Planned]) -> None:
+    """Looks for what would stop a run only when its turn comes.
+
+    Raises:
+        ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
+    """
+    from shuffle_jax.train.experiment import prepare
+    from shuffle_jax.train.run import Run
+
+    built = set()
+    for one in planned:
+        folder = Run(one.path)
+        if folder.exists():
+            folder.check(one.config)
+        else:
+            folder.check_free()
+        if one.label not in built and not finished(one.path):
+            with naming(one.label):
+                prepare(one.config, one.devices).state_shapes()
+            built.add(one.label)
+
+
+def finished(path: Path) -> bool:
+    """Whether the run there has its results."""
+    metrics = path / "metrics.jsonl"
+    return metrics.exists() and run_result(read_records(metrics)) is not None
+
+
+def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
+    """Trains what is not finished, one run after another.
+
+    Args:
+        planned: the runs.
+        out: gets compiled programs, which a resumed run need not compile again, and the names of the devices.
+
+    Returns:
+        The message of each run that failed by its numbers, by its folder.
+    """
+    missing = [one for one in planned if not finished(one.path)]
+    if not missing:
+        return {}
+    import jax
+
+    from shuffle_jax.train.interrupt import Stopped
+    from shuffle_jax.train.loop import NonFiniteLoss, train
+    from shuffle_jax.train.run import Run
+
+    out.mkdir(parents=True, exist_ok=True)
+    if jax.config.values["jax_compilation_cache_dir"] is None:
+        jax.config.update("jax_compilation_cache_dir", str((out / ".cache").resolve()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    note_device(out)
+    failures = {}
+    with _late_signals() as signals:
+        for number, one in enumerate(missing, start=1):
+            resume = Run(one.path).exists()
+            print(f"[{number}/{len(missing)}] {one.label}, seed {one.seed}, in {one.path}", flush=True)
+            try:
+                train(one.config, one.path, resume=resume, devices=one.devices)
+                late = _received(signals)
+                if late is not None and number < len(missing):
+                    raise Stopped(f"stopped after {one.path}", late)
+            except NonFiniteLoss as error:
+                failures[one.path] = str(error).partition(";")[0]  # the rest is advice
+                print(f"failed: {error}", file=sys.stderr, flush=True)
+            except Stopped as stopped:
+                print(f"{stopped}; the same command goes on", file=sys.stderr, flush=True)
+                sys.exit(128 + stopped.signal)
+            jax.clear_caches()  # Each run has jitted functions of its own.
+    return failures
+
+
+def note_device(out: Path) -> None:
+    """Adds a line on this machine's devices to devices.txt, if it is not there yet."""
+    import jax
+
+    devices = jax.devices()
+    line = f"{len(devices)} x {devices[0].device_kind}"
+    if devices[0].platform == "cpu":
+        line = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+    file = out / "devices.txt"
+    known = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    if line not in known:
+        file.write_text("".join(f"{each}\n" for each in [*known, line]), encoding="utf-8")
+
+
+def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[Path, str], out: Path) -> Results:
+    """The results of all runs, as results.json holds them: see shuffle_jax.analysis.comparison."""
+    variants: dict[str, dict[str, Any]] = {
+        label: {"label": label, "command": command, "runs": []} for label, command in comparison.variants.items()
+    }
+    versions: dict[str, set[str]] = {}
+    written = []
+    for one in planned:
+        said = {"failed": failures[one.path]} if one.path in failures else None
+        said = said or run_result(read_records(one.path / "metrics.jsonl")) or {"failed": "not finished"}
+        variants[one.label]["runs"].append({"seed": one.seed, **said})
+        for name, text in json.loads((one.path / "config.json").read_text(encoding="utf-8"))["versions"].items():
+            versions.setdefault(name, set()).add(text)
+        written.append((one.path / "metrics.jsonl").stat().st_mtime)
+    return {
+        "name": comparison.name,
+        "title": comparison.title,
+        "text": comparison.text,
+        "command": f"python -m experiments.compare experiments/comparisons/{comparison.name}.toml",
+        "each_seed": comparison.each_seed,
+        "seeds": list(comparison.seeds),
+        "versions": {name: " and ".join(sorted(texts)) for name, texts in versions.items()},
+        "devices": (out / "devices.txt").read_text(encoding="utf-8").splitlines(),
+        "date": datetime.fromtimestamp(max(written), UTC).date().isoformat(),
+        "variants": list(variants.values()),
+    }
+
+
+def write(results: Results, out: Path | None, into: Path | None) -> None:
+    """Prints the table, and writes it with the figure to a folder and with all there is to say to a document."""
+    print(f"\n{results['title']}\n\n{table(results)}", end="")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "table.md").write_text(table(results), encoding="utf-8")
+        if any("failed" not in one for variant in results["variants"] for one in variant["runs"]):
+            figure(results).savefig(out / "figure.png")
+        print(f"\nresults, table and figure in {out}")
+    if into is not None:
+        into.write_text(inserted(into, results["name"], block(results)), encoding="utf-8")
+
+
+def inserted(document: Path | None, name: str, content: str) -> str:
+    """The text of a document with ``content`` between the markers of a comparison.
+
+    Raises:
+        ValueError: the document has not exactly one pair of markers.
+    """
+    if document is None:
+        return ""
+    begin, end = f"<!-- begin compare: {name} -->", f"<!-- end compare: {name} -->"
+    text = document.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{document} has not one pair of lines {begin} and {end}: put them where the results belong")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
+
+
+@contextmanager
+def _late_signals() -> Iterator[socket.socket]:
+    """Signals as bytes: a run does not heed one that comes after its last step, and the next must not start then."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(before)
+
+
+def _received(signals: socket.socket) -> int | None:
+    try:
+        return next((number for number in signals.recv(4096) if number in (signal.SIGINT, signal.SIGTERM)), None)
+    except BlockingIOError:
+        return None
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,82 @@
+"""Exports a trained network to a file that JAX alone can run: `python -m experiments.export RUN [OUT]`.
+
+The network is hardened, its batch norms and permutations are folded into its kernels, and it is written for any batch
+size and for several platforms. OUT, by default RUN/network.jax, is the program with its weights; OUT.json says what
+goes in and what comes out. `python -m experiments.predict OUT PICTURES` uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.cli import main, parse, quiet_libraries
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
+"""Largest difference of the exported logits from the network's, relative to the largest logit."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to export, and where to."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run, as experiments.train writes it."""
+
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """The file to write; OUT.json is written beside it. By default network.jax in the folder of the run."""
+
+    checkpoint: str = "last"
+    """Which checkpoint: "last", "best" (by relaxed top-1 accuracy), or a step."""
+
+    fold: bool = True
+    """Fold batch norms and permutations into the kernels; --no-fold exports the layers as they are, to compare."""
+
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
+    """What the one file runs on."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, exports, and compares what was written with the network."""
+    options = parse(Arguments, arguments, prog="python -m experiments.export", description=__doc__)
+    quiet_libraries()
+    from shuffle_jax.deploy.export import export
+    from shuffle_jax.deploy.exported import load, platform_name, sidecar
+    from shuffle_jax.deploy.fold import Folded, fold
+    from shuffle_jax.train.config import to_json
+    from shuffle_jax.train.trained import load_trained
+
+    trained = load_trained(options.run, options.checkpoint)
+    unfolded = Folded(trained.apply, trained.variables)
+    apply, params = fold(trained.network, trained.variables) if options.fold else unfolded
+    out = options.out or options.run / "network.jax"
+    about = export(
+        apply,
+        params,
+        out,
+        classes=trained.classes,
+        preprocessing=trained.preprocessing.to_json(),
+        image_shape=trained.preprocessing.shape,
+        about={"network": to_json(trained.config.network), "step": trained.step, "folded": options.fold},
+        platforms=options.platforms,
+    )
+    size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])
+    print(f"{out} ({size:.1f} MB) and {sidecar(out).name}: step {trained.step} of {options.run}, for {text}")
+    if platform_name() in about["platforms"]:
+        images = np.random.default_rng(0).normal(size=(3, *trained.preprocessing.shape)).astype(np.float32)
+        expected = np.asarray(trained.logits(jnp.asarray(images)))
+        difference = np.abs(np.asarray(load(out).logits(jnp.asarray(images))) - expected).max()
+        relative = float(difference / np.abs(expected).max())
+        print(f"on random images its logits differ from the hardened network's by {relative:.1e} of the largest")
+        if not relative <= TOLERANCE[trained.config.network.dtype]:
+            raise ArithmeticError(f"{out} is not the network that was trained: do not use it, and report this")
+
+
+if __name__ == "__main__":
+    main(run)

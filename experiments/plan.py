@@ -1,0 +1,106 @@
+"""What experiments.compare is to do: the file of a comparison, and every variant of it with every seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.cli import nearest
+from experiments.train import parse
+from shuffle_jax.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A comparison as its file states it; "{seed}" in a command stands for each of the seeds."""
+
+    name: str
+    title: str
+    text: str
+    seeds: tuple[int, ...]
+    each_seed: str
+    variants: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One variant with one seed."""
+
+    label: str
+    seed: int
+    path: Path
+    config: TrainConfig
+    devices: int | None
+
+
+def read(path: Path) -> Comparison:
+    """Reads a comparison.
+
+    Raises:
+        ValueError: the file is not TOML, or a field of it is unknown, missing or of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    given = {"each_seed": "--seed {seed}", **content}
+    known = [field.name for field in dataclasses.fields(Comparison) if field.name != "name"]
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{path} has an unknown field {key!r}; near: {nearest(key, known)}")
+    for key in known:
+        if key not in given:
+            raise ValueError(f"{path} has no field {key!r}: give {', '.join(known)}")
+    for key in ("title", "text", "each_seed"):
+        if not isinstance(given[key], str):
+            raise ValueError(f"{path}: {key} is {given[key]!r}: give a text")
+    seeds, variants = given["seeds"], given["variants"]
+    if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds) or len({*seeds}) < len(seeds):
+        raise ValueError(f"{path}: seeds is {seeds!r}: give a list of different whole numbers")
+    if not isinstance(variants, dict) or not variants or not all(isinstance(v, str) for v in variants.values()):
+        raise ValueError(f"{path}: variants is {variants!r}: give a table from labels to command lines")
+    return Comparison(path.stem, given["title"], given["text"], tuple(seeds), given["each_seed"], variants)
+
+
+def plan(comparison: Comparison, out: Path) -> list[Planned]:
+    """Every variant with every seed, variant by variant, as experiments.train understands them.
+
+    Raises:
+        ValueError: a command line is not one of experiments.train, or two of the runs would be the same.
+    """
+    planned: list[Planned] = []
+    for label, command in comparison.variants.items():
+        for seed in comparison.seeds:
+            path = out / f"{re.sub(r'[^a-z0-9]+', '-', label.lower()).strip('-')}-{seed}"
+            with naming(label):
+                words = shlex.split(f"{command} {comparison.each_seed}".replace("{seed}", str(seed)))
+                try:
+                    options = parse(words)
+                except SystemExit:  # The words ask for help.
+                    raise ValueError(f"experiments.train does not take {shlex.join(words)!r}") from None
+                if options.run is not None or options.resume:
+                    raise ValueError("leave out --run and --resume, they are chosen here")
+            for other in planned:
+                if path == other.path:
+                    raise ValueError(f"variants {other.label!r} and {label!r} share the folder {path}: rename one")
+                if options.config == other.config:
+                    first, second = f"{other.label!r} with seed {other.seed}", f"{label!r} with seed {seed}"
+                    remedy = "leave one out, or write {seed} where the seed goes"
+                    raise ValueError(f"{first} and {second} are the same run: {remedy}")
+            planned.append(Planned(label, seed, path, options.config, options.devices))
+    return planned
+
+
+@contextmanager
+def naming(label: str) -> Iterator[None]:
+    """Says which variant an error is about."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"variant {label!r}: {error}") from None

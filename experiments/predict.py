@@ -1,0 +1,199 @@
+"""Classifies pictures: `python -m experiments.predict MODEL PICTURES...`.
+
+MODEL is the folder of a run, or a file written by experiments.export; for the latter the code that made the network is
+not loaded. PICTURES are image files, folders of them, or one .npy array (n, h, w, c) of pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from experiments.cli import main, parse, quiet_libraries
+from experiments.table import print_table
+from shuffle_jax.data.folder import SUFFIXES
+from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
+from shuffle_jax.deploy import exported
+from shuffle_jax.files import replacing
+from shuffle_jax.typing import Array, Float, Images
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to classify, and how to show it."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run (the network is hardened), or an exported file."""
+
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Image files, folders of them, or one .npy array (n, h, w, c) of 8-bit pixels, with --raw of normalised floats."""
+
+    raw: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The .npy array is normalised already: no preprocessing."""
+
+    top: int = 3
+    """How many classes to show for each picture, most probable first."""
+
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print JSON, one object for each picture, and not a table."""
+
+    logits: Path | None = None
+    """Also write the logits, float32 (n, classes), to this .npy file."""
+
+    broken: Literal["stop", "skip"] = "stop"
+    """What to do about a file that is no readable image; a skipped one is named on standard error."""
+
+    batch_size: int = 64
+    """How many pictures go through the network at once."""
+
+    checkpoint: str = "last"
+    """Of a run: "last", "best" (by relaxed top-1 accuracy), or a step."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with what stands before and behind it."""
+
+    logits: Callable[[Images], Float[Array, "n k"]]
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, classifies and prints."""
+    options = parse(Arguments, arguments, prog="python -m experiments.predict", description=__doc__)
+    quiet_libraries()
+    if options.batch_size < 1 or options.top < 1:
+        raise ValueError(f"batch-size is {options.batch_size} and top {options.top}: both start at 1")
+    model = load_model(options.model, options.checkpoint)
+    names, images = read(options, model.preprocessing)
+    logits = in_batches(model.logits, images, options.batch_size)
+    if not np.isfinite(logits).all():
+        first = names[int(np.argmin(np.isfinite(logits).all(-1)))]
+        raise ArithmeticError(
+            f"the logits of {first} are not finite: look at the array, or at the training of {options.model}"
+        )
+    if options.logits is not None:
+        with replacing(options.logits) as temporary, temporary.open("wb") as file:
+            np.save(file, logits, allow_pickle=False)
+    found = [ranked(row, model.classes, options.top) for row in logits]
+    if options.json:
+        records = [{"picture": name, "classes": dict(best)} for name, best in zip(names, found, strict=True)]
+        print(json.dumps(records, indent=1, ensure_ascii=False))
+        return
+    shown = min(options.top, len(model.classes))
+    columns = ("picture", *(word for i in range(shown) for word in ((f"{i + 1}.", "probability"))))
+    cells = [
+        (name, *(word for label, p in best for word in (label, f"{p:.4f}")))
+        for name, best in zip(names, found, strict=True)
+    ]
+    print_table(columns, cells)
+
+
+def load_model(path: Path, checkpoint: str) -> Model:
+    """A network from a run or from an exported file.
+
+    Raises:
+        ValueError: there is neither, or it cannot be read.
+    """
+    if path.is_dir():
+        from shuffle_jax.train.trained import load_trained
+
+        trained = load_trained(path, checkpoint)
+        return Model(trained.logits, trained.preprocessing, trained.classes)
+    if not path.exists():
+        raise ValueError(f"there is no {path}: name the folder of a run, or a file written by experiments.export")
+    network = exported.load(path)
+    return Model(network.logits, preprocessing_from_json(network.about["preprocessing"]), network.classes)
+
+
+def read(options: Arguments, preprocessing: Preprocessing) -> tuple[list[str], Float[np.ndarray, "n h w c"]]:
+    """Names and normalised images of everything that was asked for.
+
+    Raises:
+        ValueError: a file is missing or unreadable, an array of another type or shape, or nothing is left.
+    """
+    arrays = [path for path in options.pictures if path.suffix == ".npy"]
+    if arrays and len(options.pictures) > 1:
+        raise ValueError(f"give the array {arrays[0]} alone, without other pictures")
+    if arrays:
+        images = _array(arrays[0])
+        names = [f"{arrays[0]}[{i}]" for i in range(len(images))]
+        return names, _raw(images, preprocessing) if options.raw else preprocessing.normalize(images)
+    if options.raw:
+        raise ValueError("--raw is for one .npy array of normalised images: leave it out for image files")
+    names, pixels = [], []
+    for path in _files(options.pictures):
+        try:
+            pixels.append(preprocessing.read(path))
+            names.append(str(path))
+        except ValueError as error:
+            if options.broken == "stop":
+                raise ValueError(f"{error}, or skip it with --broken skip") from error
+            print(f"skipped: {error}", file=sys.stderr)
+    if not names:
+        raise ValueError("no picture is left to classify: name image files, or folders with .jpg, .jpeg or .png files")
+    return names, preprocessing.normalize(np.stack(pixels))
+
+
+def in_batches(
+    logits: Callable[[Images], Float[Array, "n k"]], images: Float[np.ndarray, "n h w c"], size: int
+) -> Float[np.ndarray, "n k"]:
+    """The logits of any number of images, all batches of one size so that the network is compiled once."""
+    size = min(size, len(images))
+    found = []
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        padding = ((0, size - len(batch)), (0, 0), (0, 0), (0, 0))
+        found.append(np.asarray(logits(jnp.asarray(np.pad(batch, padding))))[: len(batch)])
+    return np.concatenate(found)
+
+
+def ranked(logits: Float[np.ndarray, "k"], classes: Sequence[str], top: int) -> list[tuple[str, float]]:
+    """The most probable classes with their probabilities."""
+    probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
+    return [(classes[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
+
+
+def _files(pictures: Sequence[Path]) -> Iterator[Path]:
+    for path in pictures:
+        if path.is_dir():
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif path.exists():
+            yield path
+        else:
+            raise ValueError(f"there is no picture {path}")
+
+
+def _array(path: Path) -> np.ndarray[Any, Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no array {path}")
+    try:
+        images = np.load(path, allow_pickle=False)  # objects could run code
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} does not hold one plain array ({error}): write it with numpy.save") from error
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"{path} has the shape {images.shape}: give (n, h, w, c) with at least one image")
+    return images
+
+
+def _raw(images: np.ndarray, preprocessing: Preprocessing) -> Float[np.ndarray, "n h w c"]:
+    if not np.issubdtype(images.dtype, np.floating) or images.shape[1:] != preprocessing.shape:
+        raise ValueError(
+            f"the images are {images.dtype} {images.shape}: with --raw give normalised floats "
+            f"(n, {', '.join(map(str, preprocessing.shape))})"
+        )
+    return images.astype(np.float32)
+
+
+if __name__ == "__main__":
+    main(run)

@@ -1,0 +1,166 @@
+"""Exported networks: any batch size, several platforms, run by JAX alone; damaged files are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shuffle_jax.deploy.export import export
+from shuffle_jax.deploy.exported import FORMAT, load, sidecar
+from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.harden import harden
+from shuffle_jax.models import NetworkConfig, build
+
+CLASSES = ("cat", "dog", "vole")
+SHAPE = (8, 8, 3)
+ABOUT = {"classes": CLASSES, "preprocessing": {"size": 8}, "image_shape": SHAPE, "about": {"step": 7}}
+
+
+@pytest.fixture(scope="module")
+def hardened():
+    network = build(NetworkConfig(width=0.5, mixer="auto"), len(CLASSES))
+    variables = dict(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE))))
+    return network, harden(variables).variables
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(5, *SHAPE)), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def whole(hardened, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "network.jax"
+    export(*fold(*hardened), path, **ABOUT)
+    return path
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy that a test may damage."""
+    path = tmp_path / "network.jax"
+    path.write_bytes(whole.read_bytes())
+    sidecar(path).write_text(sidecar(whole).read_text())
+    return path
+
+
+def test_any_number_of_images_gives_the_logits_of_the_hardened_network(hardened, whole, images):
+    network, variables = hardened
+    expected = jax.jit(network.apply)(variables, images)
+    exported = load(whole)
+    assert exported.classes == CLASSES
+    for count in (1, 2, 5):
+        found = exported.logits(images[:count])
+        assert (found.shape, found.dtype) == ((count, 3), jnp.float32)
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_layers_can_be_exported_as_they_are(hardened, images, tmp_path):
+    network, variables = hardened
+    export(network.apply, variables, tmp_path / "plain.jax", **ABOUT, platforms=("cpu",))
+    found = load(tmp_path / "plain.jax").logits(images)
+    np.testing.assert_allclose(found, jax.jit(network.apply)(variables, images), rtol=1e-5, atol=1e-5)
+
+
+def test_the_json_beside_it_says_what_is_in_it(whole):
+    about = json.loads(sidecar(whole).read_text())
+    assert whole.with_name("network.jax.json") == sidecar(whole)
+    assert about["format"] == FORMAT
+    assert about["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
+    assert about["input"] == {"shape": ["n", 8, 8, 3], "dtype": "float32"}
+    assert about["output"] == {"shape": ["n", 3], "dtype": "float32"}
+    assert about["classes"] == list(CLASSES) and about["preprocessing"] == {"size": 8} and about["step"] == 7
+    assert about["platforms"] == ["cpu", "cuda", "tpu"]
+    assert set(about["versions"]) == {"shuffle_jax", "jax", "program"}
+
+
+def test_one_file_holds_the_program_for_every_platform(whole):
+    program = jax.export.deserialize(bytearray(whole.read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert "stablehlo.case" in program.mlir_module()  # forms differ between platforms, and all are in it
+
+
+def test_it_runs_in_a_process_that_knows_no_model_code(whole, images, tmp_path):
+    np.save(tmp_path / "images.npy", np.asarray(images), allow_pickle=False)
+    code = f"""
+import sys, numpy as np
+from shuffle_jax.deploy.exported import load
+logits = load({str(whole)!r}).logits(np.load({str(tmp_path / "images.npy")!r}, allow_pickle=False))
+np.save({str(tmp_path / "logits.npy")!r}, logits, allow_pickle=False)
+print(*sorted(name for name in sys.modules if name.count('.') < 2))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    loaded = set(done.stdout.split())
+    assert "jax" in loaded
+    strangers = {"flax", "optax", "orbax", "chex", "tyro", "PIL", "sklearn", "matplotlib"}
+    assert not loaded & (strangers | {f"shuffle_jax.{part}" for part in ("nn", "models", "train", "data", "ops")})
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), load(whole).logits(images), rtol=1e-5, atol=1e-6)
+
+
+def test_a_damaged_program_is_refused(copy):
+    content = copy.read_bytes()
+    copy.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"damaged .* it has {len(content) // 2} bytes of {len(content)} and another"):
+        load(copy)
+    copy.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"damaged or does not belong to network.jax.json"):
+        load(copy)
+
+
+def test_missing_files_are_named(copy, tmp_path):
+    with pytest.raises(ValueError, match=r"there is no exported network .*other.jax"):
+        load(tmp_path / "other.jax")
+    sidecar(copy).unlink()
+    with pytest.raises(ValueError, match=r"there is no .*network.jax.json: an exported network is two files"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1}, rf"has format {FORMAT + 1}, this version reads up to {FORMAT}: update"),
+        ({"format": "new"}, "is damaged"),
+        ({"platforms": ["tpu"]}, "runs on tpu, not on cpu: export it with --platforms cpu"),
+    ],
+)
+def test_what_the_json_says_is_checked_first(copy, change, message):
+    sidecar(copy).write_text(json.dumps(json.loads(sidecar(copy).read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        load(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
+def test_a_json_file_that_is_none_is_damaged(copy, text):
+    sidecar(copy).write_text(text)
+    with pytest.raises(ValueError, match=r"network.jax.json is damaged \(.*\): copy it again, or export again"):
+        load(copy)
+
+
+def test_a_program_of_another_jax_is_refused_in_one_line(copy):
+    about = json.loads(sidecar(copy).read_text())
+    content = b"not a program at all"
+    copy.write_bytes(content)
+    about |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    sidecar(copy).write_text(json.dumps(about | {"versions": {"jax": "9.9"}}))
+    with pytest.raises(ValueError, match=r"was written by JAX 9.9 and JAX \S+ cannot read it") as error:
+        load(copy)
+    assert "\n" not in str(error.value)
+
+
+def test_what_does_not_fit_is_not_written(hardened, tmp_path):
+    apply, params = fold(*hardened)
+    with pytest.raises(ValueError, match="the network has 3 logits for 2 classes"):
+        export(apply, params, tmp_path / "a", **ABOUT | {"classes": ("cat", "dog")})
+    with pytest.raises(ValueError, match=r"platforms \['gpu'\] are not among cpu, cuda, rocm and tpu"):
+        export(apply, params, tmp_path / "b", **ABOUT, platforms=("gpu",))
+    assert not list(tmp_path.iterdir())

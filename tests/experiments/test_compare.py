@@ -1,0 +1,249 @@
+"""The comparison as a person runs it: trained once, resumed, rendered again, and mistakes answered before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import tomllib
+from pathlib import Path
+
+import flax.linen as fnn
+import pytest
+
+from experiments import compare
+from experiments.cli import main
+from experiments.plan import plan, read
+from shuffle_jax.analysis.comparison import block
+from shuffle_jax.data import ResidentBatches
+from shuffle_jax.models.build import mixer_factory
+from shuffle_jax.train import experiment, loop
+
+HERE = Path(__file__).parents[2] / "experiments"
+
+QUICK = "--epochs 2 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5"
+FILE = f"""
+title = "Two mixers"
+text = "A try."
+seeds = [3, 4]
+each_seed = "--seed {{seed}} --data.seed {{seed}} {QUICK}"
+[variants]
+"fixed shuffle" = "digits --network.mixer shuffle"
+"learned (Auto)" = "digits"
+"broken" = "digits --optimizer.learning-rate 1e30"
+"""
+
+
+class Tiny(fnn.Module):
+    """One convolution, one mixer."""
+
+    classes: int
+    mixer: object
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = self.mixer(name="mixer")(fnn.Conv(4, (1, 1))(x))
+        return fnn.Dense(self.classes)(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Every network built here is a tiny one with the mixer asked for."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "build", lambda config, classes: Tiny(classes, mixer_factory(config, 2)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparison") / "two.toml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(file, tmp_path_factory):
+    """A finished comparison."""
+    path = tmp_path_factory.mktemp("out") / "two"
+    compare.run([str(file), "--out", str(path)])
+    return path
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results_are_those_of_the_runs(out):
+    found = results(out)
+    assert [v["label"] for v in found["variants"]] == ["fixed shuffle", "learned (Auto)", "broken"]
+    assert found["seeds"] == [3, 4] and set(found["versions"]) >= {"jax", "shuffle_jax"} and len(found["devices"]) == 1
+    fixed, learned, broken = (v["runs"] for v in found["variants"])
+    for runs, slug in ((fixed, "fixed-shuffle"), (learned, "learned-auto")):
+        assert [one["seed"] for one in runs] == [3, 4]
+        for one in runs:
+            written = records(out / f"{slug}-{one['seed']}")
+            said = {r["network"]: {"top1": r["top1"], "loss": r["loss"]} for r in written if r["kind"] == "result"}
+            assert one["relaxed"] == said["relaxed"] and one["hardened"] == said.get("hardened")
+            last = [r for r in written if r["kind"] == "permutation" and r["step"] == 8]
+            assert one["permutations"] == len(last) == (slug == "learned-auto")
+            assert one["certified"] == sum(r["certified"] for r in last)
+    assert all("is nan at step" in one["failed"] or "is inf at step" in one["failed"] for one in broken)
+    configs = [json.loads((out / f"learned-auto-{seed}" / "config.json").read_text())["config"] for seed in (3, 4)]
+    assert [(c["seed"], c["data"]["seed"], c["epochs"]) for c in configs] == [(3, 3, 2), (4, 4, 2)]
+    assert (out / "table.md").read_text().count("\nFailed: broken, seed") == 2
+    assert (out / "figure.png").stat().st_size > 10_000
+
+
+def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_path, monkeypatch):
+    copy, trained = tmp_path / "copy", []
+    shutil.copytree(out, copy)
+
+    def fail(config, path, *, resume, devices):
+        trained.append((path.name, resume))
+        raise loop.NonFiniteLoss("the loss is bad; try another")
+
+    monkeypatch.setattr(loop, "train", fail)
+    compare.run([str(file), "--out", str(copy)])
+    assert trained == [("broken-3", True), ("broken-4", True)]
+    assert results(copy)["variants"][:2] == results(out)["variants"][:2]
+    assert results(copy)["variants"][2]["runs"] == [{"seed": s, "failed": "the loss is bad"} for s in (3, 4)]
+
+
+def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "train_missing", None)  # nothing trains
+    document = tmp_path / "document.md"
+    begin, end = "<!-- begin compare: two -->", "<!-- end compare: two -->"
+    document.write_text(f"# Before\n\n{begin}\nold\n{end}\n\nAfter ü\n", encoding="utf-8")
+    given = ["--results", str(out / "results.json")]
+    for _ in range(2):
+        compare.run([*given, "--into", str(document), "--out", str(tmp_path / "again")])
+        text = document.read_text(encoding="utf-8")
+        assert text == f"# Before\n\n{begin}\n{block(results(out))}{end}\n\nAfter ü\n"
+    for name in ("table.md", "figure.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+    assert (out / "table.md").read_text() in capsys.readouterr().out
+
+    for broken in ("nothing", f"{begin}\n", f"{end}\n{begin}\n", f"{begin}{end}{begin}{end}"):
+        document.write_text(broken)
+        for arguments in (given, [str(file), "--out", str(tmp_path / "new")]):
+            with pytest.raises(ValueError, match="has not one pair of lines <!-- begin compare: two -->"):
+                compare.run([*arguments, "--into", str(document)])
+        assert document.read_text() == broken
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(file, out, tmp_path, monkeypatch, capsys, late):
+    path = tmp_path / "stopped"
+    command = [str(file), "--out", str(path)]
+    batches, figures = ResidentBatches.train, loop.save_run_figures
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def during(self, start=0):
+        for k, batch in enumerate(batches(self, start), start=start + 1):
+            if k == 6:
+                kill()
+            yield batch
+
+    def after(run):
+        kill()
+        return figures(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((loop, "save_run_figures", after) if late else (ResidentBatches, "train", during)))
+        with pytest.raises(SystemExit) as stop:
+            compare.run(command)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith("; the same command goes on\n")
+    assert compare.finished(path / "fixed-shuffle-3") == late
+    assert not (path / "fixed-shuffle-4").exists() and not (path / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
+
+    compare.run(command)
+    assert results(path)["variants"][:2] == results(out)["variants"][:2]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", "has an unknown field 'titel'; near: title"),
+        ('text = "A try."', "", "has no field 'text': give title, text, seeds, each_seed, variants"),
+        ("seeds = [3, 4]", "seeds = [3, 3]", "seeds is [3, 3]: give a list of different whole numbers"),
+        ("seeds = [3, 4]", 'seeds = "3"', "seeds is '3': give a list of different whole numbers"),
+        ("seeds = [3, 4]", "seeds = [3, 4", "is not TOML: "),
+        ('"digits"', "7", "give a table from labels to command lines"),
+        ("mixer shuffle", "mixer shufle", "variant 'fixed shuffle': "),
+        ("mixer shuffle", "mixxer shuffle", "variant 'fixed shuffle': "),
+        ("mixer shuffle", "mixer 'shuffle", "variant 'fixed shuffle': No closing quotation"),
+        ("mixer shuffle", "mixer shuffle --resume", "leave out --run and --resume, they are chosen here"),
+        ("rate 1e30", "rate 1e30 --batch-size 45", "variant 'broken': a batch of 45 in 1 parts cannot be split"),
+        ("--network.mixer shuffle", "", "'learned (Auto)' with seed 3 are the same run: leave one out"),
+        ("--seed {seed} --data.seed {seed}", "", "are the same run: leave one out, or write {seed} where"),
+        ('"broken"', '"Learned Auto"', "'Learned Auto' share the folder"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, capsys, old, new, message):
+    path = tmp_path / "two.toml"
+    assert old in FILE
+    text = FILE.replace(old, new)
+    path.write_text(text.replace(QUICK, QUICK.replace("--batch-size 44 ", "")) if "45" in new else text)
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: compare.run([str(path), "--out", str(tmp_path / "out")]))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(FILE.replace("--epochs 2", "--epochs 3"))
+    before = records(out / "fixed-shuffle-3")
+    with pytest.raises(ValueError, match=r"fixed-shuffle-3 was started with another configuration \(epochs: 2 -> 3\)"):
+        compare.run([str(path), "--out", str(out)])
+    assert records(out / "fixed-shuffle-3") == before
+    for arguments in ([], [str(file), "--results", str(out / "results.json")]):
+        with pytest.raises(ValueError, match=r"name either the \.toml file of a comparison or, with --results"):
+            compare.run(arguments)
+
+
+def test_a_run_killed_before_its_end_is_not_finished(out, tmp_path):
+    lines = (out / "learned-auto-3" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert compare.finished(out / "learned-auto-3") and not compare.finished(tmp_path)
+    for kept in ("".join(lines[:-1]), "".join(lines)[:-20]):  # without the last line, and within it
+        (tmp_path / "metrics.jsonl").write_text(kept)
+        assert not compare.finished(tmp_path)
+
+
+def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_on(tmp_path):
+    planned = plan(read(HERE / "comparisons" / "digits.toml"), tmp_path)
+    assert len(planned) == 25
+    assert {one.config.data.seed for one in planned} == {1, 2, 3, 4, 5}
+    assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
+    mixers = {one.label: one.config.network.mixer for one in planned}
+    assert sorted(mixers.values()) == ["auto", "auto", "identity", "random", "shuffle"]
+    random = [one.config.network.mixer_seed for one in planned if one.config.network.mixer == "random"]
+    assert random == [1, 2, 3, 4, 5]
+    base = {dataclasses.replace(one.config, network=planned[5].config.network) for one in planned[:10]}
+    assert len(base) == 5  # the fixed and the learned shuffle differ in the mixer alone
+
+
+def test_the_readme_shows_the_committed_results():
+    committed = HERE / "comparisons" / "digits.json"
+    if not committed.exists():
+        pytest.skip("no results are committed")
+    found = json.loads(committed.read_text(encoding="utf-8"))
+    readme = HERE / "README.md"
+    assert compare.inserted(readme, "digits", block(found)) == readme.read_text(encoding="utf-8")
+    stated = tomllib.loads((HERE / "comparisons" / "digits.toml").read_text(encoding="utf-8"))
+    assert {v["label"]: v["command"] for v in found["variants"]} == stated["variants"]
+    for key in ("title", "text", "seeds", "each_seed"):
+        assert found[key] == stated[key]

@@ -1,0 +1,222 @@
+"""Export and predict as a person uses them: from a run, from a file, from pictures, from arrays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import export, predict, train
+from experiments.cli import main
+from shuffle_jax.deploy.exported import sidecar
+from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.experiment import prepare
+from shuffle_jax.train.run import Run
+
+SIZES = "--data.image-size 8 --network.width 0.5 --network.stem small --batch-size 2 --devices 1"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 3)):
+        for name in ("bright", "dark"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (9 + i, 12, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory):
+    """A run that was saved before its first step: every layer random, every mixer relaxed."""
+    data = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("data") / "pictures"))
+    path = tmp_path_factory.mktemp("run") / "pictures"
+    config = train.parse(["folder", "--data.root", str(data), *SIZES.split()]).config
+    experiment = prepare(config, devices=1)
+    folder = Run(path)
+    folder.start(config, experiment.dataset.classes, experiment.preprocessing)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        checkpoints.save(experiment.init(), {"top1": 0.5})
+    shutil.rmtree(data)  # neither command needs the training images
+    return path
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    export.run([str(run)])
+    return run / "network.jax"
+
+
+def logits_of(model, *pictures, tmp_path, options=()):
+    path = tmp_path / "logits.npy"
+    predict.run([str(model), *map(str, pictures), "--logits", str(path), *options])
+    return np.load(path, allow_pickle=False)
+
+
+def test_the_exported_file_predicts_what_the_run_predicts(run, exported, pictures, tmp_path, capsys):
+    from_run = logits_of(run, pictures / "val", tmp_path=tmp_path)
+    table = capsys.readouterr().out
+    from_file = logits_of(exported, pictures / "val", tmp_path=tmp_path)
+    assert from_run.shape == (6, 2) and from_run.dtype == np.float32
+    np.testing.assert_allclose(from_file, from_run, rtol=1e-3, atol=1e-4 * np.abs(from_run).max())
+    lines = table.splitlines()
+    assert lines[0].split() == ["picture", "1.", "probability", "2.", "probability"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        str(pictures / "val" / name / f"{i}.png") for name in ("bright", "dark") for i in range(3)
+    ]
+    for line, row in zip(lines[1:], from_run, strict=True):
+        _, best, p, other, q = line.split()
+        odds = np.exp(row - row.max())
+        assert [best, other] == [("bright", "dark")[i] for i in np.argsort(-row)]
+        assert float(p) == pytest.approx(odds.max() / odds.sum(), abs=1e-4) and float(p) + float(q) == pytest.approx(1)
+
+
+def test_unfolded_layers_give_the_same(run, exported, pictures, tmp_path, capsys):
+    export.run([str(run), str(tmp_path / "plain.jax"), "--no-fold", "--platforms", "cpu", "--checkpoint", "best"])
+    assert "step 0 of" in capsys.readouterr().out
+    assert not json.loads(sidecar(tmp_path / "plain.jax").read_text())["folded"]
+    found = [logits_of(path, pictures / "val", tmp_path=tmp_path) for path in (exported, tmp_path / "plain.jax")]
+    np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4 * np.abs(found[0]).max())
+
+
+def test_arrays_of_pixels_and_of_normalised_images_give_the_same(exported, pictures, tmp_path):
+    about = json.loads(sidecar(exported).read_text())["preprocessing"]
+    assert (about["size"], about["channels"]) == (8, 3)
+    files = sorted((pictures / "val").rglob("*.png"))
+    pixels = np.stack([predict.load_model(exported, "last").preprocessing.read(file) for file in files])
+    np.save(tmp_path / "pixels.npy", pixels)
+    np.save(tmp_path / "normal.npy", (pixels / 255 - np.array(about["mean"])) / np.array(about["std"]))
+    expected = logits_of(exported, *files, tmp_path=tmp_path)
+    for name, options in (("pixels", ()), ("normal", ("--raw",)), ("pixels", ("--batch-size", "4"))):
+        found = logits_of(exported, tmp_path / f"{name}.npy", tmp_path=tmp_path, options=options)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_json_holds_the_most_probable_classes_first(exported, pictures, capsys):
+    predict.run([str(exported), str(pictures / "val" / "dark"), "--json", "--top", "1"])
+    records = json.loads(capsys.readouterr().out)
+    assert [Path(r["picture"]).name for r in records] == ["0.png", "1.png", "2.png"]
+    for record in records:
+        ((name, probability),) = record["classes"].items()
+        assert name in ("bright", "dark") and 0.5 <= probability <= 1
+
+
+def test_an_exported_file_is_used_without_the_code_of_the_network(exported, pictures):
+    code = """
+import sys
+from experiments import predict
+predict.run(sys.argv[1:])
+print("loaded", *sys.modules)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    arguments = [sys.executable, "-c", code, str(exported), str(pictures / "val" / "dark" / "0.png")]
+    done = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
+    *_, loaded = done.stdout.splitlines()
+    network = {"flax", "optax", "orbax", "chex", "shuffle_jax.nn", "shuffle_jax.models", "shuffle_jax.train"}
+    assert not network & set(loaded.split())
+
+
+def test_a_broken_picture_stops_or_is_skipped_and_named(exported, pictures, tmp_path, capsys):
+    whole, broken = pictures / "val" / "dark" / "0.png", tmp_path / "torn.png"
+    broken.write_bytes(whole.read_bytes()[:60])
+    predict.run([str(exported), str(broken), str(whole), "--broken", "skip"])
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 2 and str(whole) in printed.out
+    assert printed.err.startswith(f"skipped: cannot read image {broken}") and printed.err.count("\n") == 1
+
+
+class Spy:
+    """Unpickling it would be noticed."""
+
+    def __reduce__(self):
+        return (print, ("code from a file was run",))
+
+
+def save_objects(path):
+    np.save(path, np.array([Spy()], dtype=object), allow_pickle=True)
+    return path
+
+
+def halved(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return path
+
+
+def newer(path):
+    sidecar(path).write_text(json.dumps(json.loads(sidecar(path).read_text()) | {"format": 99}))
+    return path
+
+
+def saved(path, *shape, dtype=np.uint8):
+    np.save(path, np.zeros(shape, dtype))
+    return path
+
+
+MISTAKES = {
+    "no model": (lambda e, p, t: [t / "none", p], "there is no {t}/none: name the folder of a run, or a file"),
+    "no run": (lambda e, p, t: [t, p], "there is no run in {t}"),
+    "no picture": (lambda e, p, t: [e, t / "none.png"], "there is no picture {t}/none.png"),
+    "nothing in the folder": (lambda e, p, t: [e, (t / "empty").mkdir() or t / "empty"], "no picture is left"),
+    "torn picture": (lambda e, p, t: [e, halved(Path(shutil.copy(p, t / "a.png")))], "{t}/a.png: "),
+    "no array": (lambda e, p, t: [e, t / "none.npy"], "there is no array {t}/none.npy"),
+    "objects": (lambda e, p, t: [e, save_objects(t / "a.npy")], "{t}/a.npy does not hold one plain array"),
+    "torn array": (lambda e, p, t: [e, halved(saved(t / "a.npy", 9, 8, 8, 3))], "does not hold one plain array"),
+    "other size": (lambda e, p, t: [e, saved(t / "a.npy", 2, 9, 8, 3)], "uint8 (2, 9, 8, 3): give uint8 (n, 8, 8, 3)"),
+    "one image": (lambda e, p, t: [e, saved(t / "a.npy", 8, 8, 3)], "has the shape (8, 8, 3): give (n, h, w, c)"),
+    "no images": (lambda e, p, t: [e, saved(t / "a.npy", 0, 8, 8, 3)], "with at least one image"),
+    "floats": (lambda e, p, t: [e, saved(t / "a.npy", 1, 8, 8, 3, dtype=float)], "or normalised ones with --raw"),
+    "raw pixels": (lambda e, p, t: [e, saved(t / "a.npy", 1, 8, 8, 3), "--raw"], "with --raw give normalised floats"),
+    "raw picture": (lambda e, p, t: [e, p, "--raw"], "--raw is for one .npy array of normalised images"),
+    "array and picture": (lambda e, p, t: [e, p, saved(t / "a.npy", 1, 8, 8, 3)], "give the array {t}/a.npy alone"),
+    "top": (lambda e, p, t: [e, p, "--top", 0], "batch-size is 64 and top 0: both start at 1"),
+    "option": (lambda e, p, t: [e, p, "--logit", "x"], "there is no option --logit; near: --logits"),
+    "logits below a file": (lambda e, p, t: [e, p, "--logits", p / "x.npy"], "0.png: "),
+    "truncated export": (lambda e, p, t: [halved(e), p], "network.jax is damaged"),
+    "newer export": (lambda e, p, t: [newer(e), p], "has format 99, this version reads up to 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_mistakes_are_one_line_and_code_2(exported, pictures, tmp_path, capsys, mistake):
+    arguments, message = MISTAKES[mistake]
+    for path in (exported, sidecar(exported)):
+        shutil.copy(path, tmp_path)
+    words = arguments(tmp_path / "network.jax", pictures / "val" / "dark" / "0.png", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: predict.run([str(word) for word in words]))
+    printed = capsys.readouterr()
+    assert stop.value.code == 2, printed
+    assert message.format(t=tmp_path) in printed.err and printed.err.count("\n") == 1
+    assert printed.out == ""
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no run in nowhere"),
+        (["{run}", "--checkpoint", "newest"], "the checkpoint 'newest' is none: give last, best or a step"),
+        (["{run}", "--platforms", "gpu"], "--platforms"),
+        (["{run}", "{run}/config.json/x.jax"], "config.json"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_line_and_code_2(run, capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: export.run([word.format(run=run) for word in arguments]))
+    printed = capsys.readouterr()
+    assert stop.value.code == 2
+    assert message in printed.err and printed.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
