@@ -116,3 +116,17 @@ def test_mix_computes_in_the_type_of_the_features_and_returns_a_float32_gradient
     gradient = jax.grad(lambda m: mixing.mix(x, m).astype(jnp.float32).sum())(jnp.asarray(matrix))
     assert gradient.dtype == jnp.float32
     np.testing.assert_array_equal(gradient, np.full((3, 3), 2.0))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the layout is fixed on CPU alone")
+def test_the_gather_keeps_channels_innermost_between_other_operations():
+    # Left to itself XLA writes it with the channels outermost and transposes it back, several times as slow.
+    def unit(left, right, p, w):
+        first, second = jnp.split(mixing.permute(jnp.concatenate([left, right], -1), p), 2, -1)
+        return first, second.reshape(-1, 10) @ w
+
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, 6, 6, 10), (4, 6, 6, 10), (10, 10))]
+    program = jax.jit(unit).lower(*shapes[:2], jax.ShapeDtypeStruct((20,), jnp.int32), shapes[2]).compile().as_text()
+    steps = program[program.index("ENTRY") :]
+    assert "f32[4,6,6,20]{3,2,1,0}" in steps
+    assert "f32[20,4,6,6" not in steps
