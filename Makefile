@@ -16,7 +16,7 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench count notebook constraints licenses clean distclean same-python
+.PHONY: help install train test lint format bench compare kill count notebook constraints licenses clean distclean same-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +42,12 @@ format: $(DEV) ## format the code and mend what ruff can mend
 
 bench: $(TORCH) ## measure this machine, torch beside it: make bench ARGS="--only training"
 	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+compare: $(RUNTIME) ## train the mixers on the digits over five seeds (25 runs), table and figure
+	$(BIN)/python -m experiments.compare experiments/comparisons/digits.toml $(ARGS)
+
+kill: $(DEV) ## train while being killed fifty times, and compare with an undisturbed run
+	$(BIN)/python tests/kill_training.py --kills 50 --signal MIX $(ARGS)
 
 count: $(RUNTIME) ## print parameters and multiply-adds of the networks
 	$(BIN)/python -m experiments.count $(ARGS)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax import export as jax_export
 
 from shuffle_jax.typing import Array, Float, Images
 
@@ -72,13 +74,16 @@ def load(path: Path | str) -> Exported:
         raise ValueError(
             f"{path} runs on {', '.join(about['platforms'])}, not on {platform}: export it with --platforms {platform}"
         )
+    # An older JAX reads a newer program for three weeks at most, and fails only when it is called.
+    written = str(about["versions"].get("jax"))
+    unreadable = f"{path} was written by JAX {written} and JAX {jax.__version__} cannot read it"
+    if _release(written) > _release(jax.__version__):
+        raise ValueError(f"{unreadable}: update JAX, or export again with this version")
     try:
-        program = jax.export.deserialize(bytearray(content))
-    except Exception as error:  # ValueError, KeyError, flatbuffers' own: whatever an older JAX makes of it
-        raise ValueError(
-            f"{path} was written by JAX {about['versions'].get('jax')} and JAX {jax.__version__} cannot read it "
-            f"({str(error).partition(chr(10))[0]}): use that version, or export again with this one"
-        ) from error
+        program = jax_export.deserialize(bytearray(content))
+    except Exception as error:  # ValueError, KeyError, flatbuffers' own
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{unreadable} ({reason}): export again with this version") from error
     return Exported(about, jax.jit(program.call))
 
 
@@ -99,6 +104,12 @@ def _about(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}): copy it again, or export again")
     return about
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version; (0, 0) if it has none."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def platform_name() -> str:

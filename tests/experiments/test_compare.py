@@ -236,14 +236,15 @@ def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_
     assert len(base) == 5  # the fixed and the learned shuffle differ in the mixer alone
 
 
-def test_the_readme_shows_the_committed_results():
-    committed = HERE / "comparisons" / "digits.json"
-    if not committed.exists():
-        pytest.skip("no results are committed")
-    found = json.loads(committed.read_text(encoding="utf-8"))
+COMMITTED = sorted((HERE / "comparisons").glob("*.toml"))
+
+
+@pytest.mark.parametrize("toml", COMMITTED, ids=lambda path: path.stem)
+def test_the_readme_shows_the_committed_results(toml):
+    found = json.loads(toml.with_suffix(".json").read_text(encoding="utf-8"))
     readme = HERE / "README.md"
-    assert compare.inserted(readme, "digits", block(found)) == readme.read_text(encoding="utf-8")
-    stated = tomllib.loads((HERE / "comparisons" / "digits.toml").read_text(encoding="utf-8"))
+    assert compare.inserted(readme, toml.stem, block(found)) == readme.read_text(encoding="utf-8")
+    stated = tomllib.loads(toml.read_text(encoding="utf-8"))
     assert {v["label"]: v["command"] for v in found["variants"]} == stated["variants"]
     for key in ("title", "text", "seeds", "each_seed"):
         assert found[key] == stated[key]
