@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import flax.linen as nn
@@ -15,6 +17,7 @@ import numpy as np
 import optax
 
 from shuffle_jax.data import AugmentConfig, Batch
+from shuffle_jax.deploy.fold import Folded, fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.build import MixerKind
@@ -89,9 +92,7 @@ def grouped_pointwise(work: Workload) -> Cases:
 
 
 def inference(work: Workload) -> Cases:
-    """The network with the fixed shuffle, with none, relaxed, hardened, and folded."""
-    from shuffle_jax.deploy.fold import fold
-
+    """The network with the fixed shuffle, with none, relaxed, hardened, folded, and read back from an exported file."""
     images = normal(work, work.batch_size, work.image_size, work.image_size, 3, dtype="float32")
     cases: Cases = {}
     for label, (network, variables) in networks(work).items():
@@ -99,7 +100,22 @@ def inference(work: Workload) -> Cases:
         if label in (FIXED, HARDENED):
             folded = fold(network, variables)
             cases[f"{label}, folded"] = partial(jax.jit(folded.apply), folded.params, images)
+            if label == HARDENED:
+                cases[f"{label}, folded, exported"] = partial(through_a_file(folded, images), images)
     return cases
+
+
+def through_a_file(folded: Folded, images: Images) -> Callable[[Images], Array]:
+    """A network as it comes back from an exported file."""
+    from shuffle_jax.deploy.export import export
+    from shuffle_jax.deploy.exported import load
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.jax"
+        height, width, channels = images.shape[1:]
+        classes = [str(k) for k in range(CLASSES)]
+        export(*folded, path, classes=classes, preprocessing={}, image_shape=(height, width, channels), about={})
+        return load(path).logits
 
 
 def training(work: Workload) -> Cases:
