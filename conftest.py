@@ -8,6 +8,7 @@ that the processes which tests start inherit them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -23,6 +24,10 @@ os.environ["MPLBACKEND"] = "Agg"  # figures need no display
 # Every compilation is kept, however short: most tests are nothing else. `pytest --cache-clear` empties it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent / ".pytest_cache" / "d" / "jax")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# A shell that starts the tests in the background has Ctrl-C ignored, and processes inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two devices, never more: a collective over more devices than cores can dead-lock.
 DEVICES = "--xla_force_host_platform_device_count"

@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import tyro
@@ -38,10 +39,12 @@ def main(run: Callable[[], None]) -> None:
     Args:
         run: the command; reads ``sys.argv``.
     """
-    with _quiet_callbacks():
-        code = _code(run)
-    if code:
+    before = sys.unraisablehook
+    sys.unraisablehook = partial(_only_named, before)
+    code = _code(run)
+    if code:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
         sys.exit(code)
+    sys.unraisablehook = before
 
 
 def _code(run: Callable[[], None]) -> int:
@@ -126,28 +129,18 @@ def nearest(text: str, names: Iterable[str]) -> str:
 def quiet_libraries() -> None:
     """Silences what libraries say beside their exceptions; with ``--traceback`` their errors stay."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    for name in ("absl", "jax", "orbax"):
+    for name in ("absl", "asyncio", "jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR if TRACEBACK in sys.argv else logging.CRITICAL)
 
 
-@contextlib.contextmanager
-def _quiet_callbacks() -> Iterator[None]:
+def _only_named(before: Callable[[Any], object], failure: Any) -> None:
     """Keeps what fails in a callback of a C++ library off standard error: those have no object to name.
 
     A save that meets a full disk would otherwise print a page for each array, beside the exception that it raises
     where it is awaited.
     """
-    before = sys.unraisablehook
-
-    def only_named(failure: Any) -> None:
-        if failure.object is not None or TRACEBACK in sys.argv:
-            before(failure)
-
-    sys.unraisablehook = only_named
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+    if failure.object is not None or TRACEBACK in sys.argv:
+        before(failure)
 
 
 def _parse(kind: Any, words: Sequence[str], prog: str, description: str | None, before_help: Sequence[str]) -> Any:

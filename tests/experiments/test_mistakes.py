@@ -398,7 +398,7 @@ mistakes.main(lambda: mistakes.COMMANDS[sys.argv[1]](sys.argv[2:]))
 
 @pytest.mark.parametrize(
     ("limit", "file"),
-    [(100, "config.json"), (1_000, "metrics.jsonl"), (40_000, "checkpoints"), (80_000, "figures")],
+    [(100, "config.json"), (1_000, "metrics.jsonl"), (20_000, "checkpoints"), (80_000, "figures")],
 )
 def test_a_full_disk_is_one_line_and_loses_nothing(whole, tmp_path, capsys, limit, file):
     """A limit on the size of files stands for a full disk: the system refuses in the middle of a write as well."""
