@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,11 +50,13 @@ class Preprocessing:
         Raises:
             ValueError: the file is not a complete, readable image.
         """
-        image = read_image(path, self.size)
-        if self.channels == 3:
-            return image
         from PIL import Image
 
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = read_image(path, self.size)
+        if self.channels == 3:
+            return image
         return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
     def normalize(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:

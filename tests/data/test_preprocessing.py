@@ -31,6 +31,12 @@ def test_a_picture_is_read_as_in_training_and_brightness_is_one_channel(picture)
     np.testing.assert_allclose(grey[..., 0], colour @ weights, atol=1)
 
 
+def test_a_picture_too_large_to_decode_is_refused_without_a_warning(tmp_path):
+    Image.new("1", (12_000, 10_000)).save(tmp_path / "bomb.png")  # above the limit at which Pillow warns
+    with pytest.raises(ValueError, match=r"cannot read image .*bomb\.png: "):
+        COLOUR.read(tmp_path / "bomb.png")
+
+
 def test_pixels_are_normalised_as_under_jit():
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     np.testing.assert_allclose(
