@@ -27,6 +27,7 @@ from experiments.cli import main, parse, quiet_libraries
 from experiments.plan import Comparison, Planned, naming, plan, read
 from shuffle_jax.analysis.comparison import Results, block, figure, run_result, table
 from shuffle_jax.analysis.records import read_records
+from shuffle_jax.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     check(planned)
     failures = train_missing(planned, out)
     results = collect(comparison, planned, failures, out)
-    (out / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    replace_file(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
     write(results, out, options.into)
 
 
@@ -192,7 +193,7 @@ def write(results: Results, out: Path | None, into: Path | None) -> None:
             figure(results).savefig(out / "figure.png")
         print(f"\nresults, table and figure in {out}")
     if into is not None:
-        into.write_text(inserted(into, results["name"], block(results)), encoding="utf-8")
+        replace_file(into, inserted(into, results["name"], block(results)).encode())
 
 
 def inserted(document: Path | None, name: str, content: str) -> str:

@@ -32,7 +32,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 
-DEFAULT = ["digits", "--epochs", "100", "--evaluate-every", "1", "--data.test-fraction", "0.5", "--batch-size", "44"]
+DEFAULT = ["digits", "--epochs", "150", "--evaluate-every", "1", "--data.test-fraction", "0.5", "--batch-size", "44"]
 """Many checkpoints in little time, so that many kills fit into one run."""
 
 SIGNALS = {
