@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -50,6 +51,13 @@ READ = {
     "uvloop": "MIT OR Apache-2.0",
 }
 
+PAGES = {
+    # These name none.
+    "opt-einsum": "https://github.com/dgasmith/opt_einsum",
+    "simple-parsing": "https://github.com/lebrice/SimpleParsing",
+    "tensorflow-metadata": "https://github.com/tensorflow/metadata",
+}
+
 EXPRESSION = re.compile(r"[A-Za-z]+(-[\w.-]+)?( (AND|OR) [A-Za-z]+(-[\w.-]+)?)*")
 
 HEAD = """# Third-party packages
@@ -81,9 +89,14 @@ def main() -> None:
 
 
 def pinned(constraints: str) -> list[str]:
-    """One ``name==version`` for each package, the last where versions differ between Pythons, for any platform."""
-    lines = [line.partition(" ;")[0] for line in constraints.splitlines()]
-    return list({line.partition("==")[0]: line for line in lines}.values())
+    """One ``name==version`` for each package of any platform, this Python's where versions differ between Pythons."""
+    chosen: dict[str, str] = {}
+    for line in constraints.splitlines():
+        pin, _, marker = line.partition(" ; ")
+        name = pin.partition("==")[0]
+        if name not in chosen or not marker or Marker(marker).evaluate():
+            chosen[name] = pin
+    return list(chosen.values())
 
 
 def metadata(requirements: list[str]) -> dict[str, dict[str, Any]]:
@@ -158,13 +171,16 @@ def license_of(name: str, about: dict[str, Any]) -> str:
 
 
 def link(name: str, about: dict[str, Any]) -> str:
-    """The page of a package: its home page or repository, else that of the index."""
+    """The page of a package: its home page or repository."""
     pages = dict(entry.split(", ", 1) for entry in about.get("project_url", []))
     known = {label.lower().replace("-", "").replace(" ", ""): url for label, url in pages.items()}
-    for label in ("homepage", "home", "source", "repository", "sourcecode", "github", "code"):
-        if label in known:
-            return f"<{known[label]}>"
-    return f"<{about.get('home_page') or f'https://pypi.org/project/{name}'}>"
+    labels = ("homepage", "home", "source", "repository", "sourcecode", "github", "code")
+    found = (
+        next((known[label] for label in labels if label in known), None) or about.get("home_page") or PAGES.get(name)
+    )
+    if not found:
+        sys.exit(f"{name} names no page: find it, and add it to PAGES in {Path(__file__).name}")
+    return f"<{found.partition('/tree/')[0]}>"
 
 
 if __name__ == "__main__":
