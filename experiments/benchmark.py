@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments import benchmark_cases as cases
+from experiments import mixing_cases
 from experiments.benchmark_cases import Cases, Dtype, Workload, cores
 from experiments.cli import main, nearest, parse, quiet_libraries
 from experiments.startup import Times, compile_times, import_times
@@ -162,6 +163,7 @@ def tables(work: Workload) -> dict[str, Table]:
         "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
         "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
         "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
+        **mixing_tables(work),
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
         "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
         "training": table(f"{network}, training step, {batch}", cases.training, work),
@@ -171,6 +173,23 @@ def tables(work: Workload) -> dict[str, Table]:
         "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
         "import": Table("a new interpreter that imports", import_times),
     }
+
+
+def mixing_tables(work: Workload) -> dict[str, Table]:
+    """The tables of Kronecker products and of 1x1 layers, one for each stage of the network."""
+
+    def table(title: str, candidates: Callable[..., Cases], channels: int, backward: bool) -> Table:
+        title = f"{title}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+        return Table(title, lambda rounds: measure(candidates(work, channels, backward), rounds))
+
+    found: dict[str, Table] = {}
+    for channels in mixing_cases.CHANNELS:
+        for suffix, backward in (("", False), ("-gradient", True)):
+            title, half = f"mixing {channels} channels", channels // 2
+            found[f"kronecker-{channels}{suffix}"] = table(title, mixing_cases.kronecker_mixing, channels, backward)
+            title = f"1x1 layer of {half} channels"
+            found[f"pointwise-{half}{suffix}"] = table(title, mixing_cases.static_dynamic, channels, backward)
+    return found
 
 
 def torch_inference(work: Workload) -> Cases:

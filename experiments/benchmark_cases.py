@@ -20,7 +20,7 @@ from shuffle_jax.data import AugmentConfig, Batch
 from shuffle_jax.deploy.fold import Folded, fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import NetworkConfig, build
-from shuffle_jax.models.build import MixerKind
+from shuffle_jax.models.build import MixerKind, PointwiseKind
 from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.ops import convolution, mixing, permutation, relaxation
 from shuffle_jax.sharding import data_mesh
@@ -35,6 +35,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 CLASSES = 10
 FIXED, NONE, RELAXED, HARDENED = "fixed shuffle", "no shuffle", "learned, relaxed", "learned, hardened"
+DYNAMIC, STATIC_DYNAMIC = "dynamic shuffle", "fixed shuffle, static-dynamic 1x1"
 
 
 @dataclass(frozen=True)
@@ -139,12 +140,18 @@ def training(work: Workload) -> Cases:
 
 
 def networks(work: Workload) -> dict[str, tuple[nn.Module, dict[str, PyTree]]]:
-    """ShuffleNetV2 and its variables with the fixed shuffle, relaxed, hardened, and with no shuffle."""
+    """ShuffleNetV2 and its variables with each mixer, and with static-dynamic 1x1 layers."""
     images = jnp.zeros((1, work.image_size, work.image_size, 3))
     found: dict[str, tuple[nn.Module, dict[str, PyTree]]] = {}
-    kinds: dict[str, MixerKind] = {FIXED: "shuffle", RELAXED: "auto", NONE: "identity"}
-    for label, mixer in kinds.items():
-        network = shufflenet(work, mixer)
+    kinds: dict[str, tuple[MixerKind, PointwiseKind]] = {
+        FIXED: ("shuffle", "plain"),
+        RELAXED: ("auto", "plain"),
+        NONE: ("identity", "plain"),
+        DYNAMIC: ("dynamic", "plain"),
+        STATIC_DYNAMIC: ("shuffle", "static_dynamic"),
+    }
+    for label, (mixer, pointwise) in kinds.items():
+        network = shufflenet(work, mixer, pointwise)
         variables = dict(jax.jit(network.init)(jax.random.key(0), images))
         variables.pop("penalties", None)
         found[label] = network, variables
@@ -153,9 +160,9 @@ def networks(work: Workload) -> dict[str, tuple[nn.Module, dict[str, PyTree]]]:
     return found
 
 
-def shufflenet(work: Workload, mixer: MixerKind) -> nn.Module:
+def shufflenet(work: Workload, mixer: MixerKind, pointwise: PointwiseKind = "plain") -> nn.Module:
     """ShuffleNetV2 with the stem for small images."""
-    return build(NetworkConfig(width=work.width, mixer=mixer, dtype=work.dtype), CLASSES)
+    return build(NetworkConfig(width=work.width, mixer=mixer, pointwise=pointwise, dtype=work.dtype), CLASSES)
 
 
 def lower_training(work: Workload, mixer: MixerKind) -> jax.stages.Lowered:

@@ -2,8 +2,9 @@
 
 The file names the variants, each by its command line of experiments.train, and the seeds. Every variant is trained with
 every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C the
-same command goes on as well. From the records of the runs alone it then writes results.json, table.md and figure.png;
---into also replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
+same command goes on as well. From the folders of the runs alone it then writes results.json, table.md and figure.png:
+accuracies, and what each network costs. --into also replaces the part of a document between
+`<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import tyro
 
 from experiments.cli import main, parse, quiet_libraries
 from experiments.plan import Comparison, Planned, naming, plan, read
-from shuffle_jax.analysis.comparison import Results, block, figure, run_result, table
+from shuffle_jax.analysis.comparison import Results, block, run_result, table
+from shuffle_jax.analysis.comparison_figure import figure
 from shuffle_jax.analysis.records import read_records
 from shuffle_jax.files import replace_file
 
@@ -158,7 +160,8 @@ def note_device(out: Path) -> None:
 def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[Path, str], out: Path) -> Results:
     """The results of all runs, as results.json holds them: see shuffle_jax.analysis.comparison."""
     variants: dict[str, dict[str, Any]] = {
-        label: {"label": label, "command": command, "runs": []} for label, command in comparison.variants.items()
+        label: {"label": label, "command": command, **costs(label, planned), "runs": []}
+        for label, command in comparison.variants.items()
     }
     versions: dict[str, set[str]] = {}
     written = []
@@ -181,6 +184,38 @@ def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[P
         "date": datetime.fromtimestamp(max(written), UTC).date().isoformat(),
         "variants": list(variants.values()),
     }
+
+
+def costs(label: str, planned: Sequence[Planned]) -> dict[str, int]:
+    """What the network of a variant costs, for the classes and the images that its runs keep.
+
+    Args:
+        label: of the variant.
+        planned: all runs, started.
+
+    Returns:
+        ``parameters``, and ``multiply_adds`` of one image, both after hardening. Neither if that cannot be said, as of
+        runs of an early version, or if seeds have networks of different costs: then one line on standard error.
+    """
+    from shuffle_jax.analysis.count import Count, Known, count
+    from shuffle_jax.models import build
+    from shuffle_jax.train.run import Run
+
+    known: Known = {}
+    found: set[Count] = set()
+    try:
+        for one in planned:
+            if one.label == label:
+                folder = Run(one.path)
+                network = build(one.config.network, len(folder.classes()))
+                found.add(count(network, folder.preprocessing().shape, known=known))
+        if len(found) != 1:
+            raise ValueError(f"its seeds have networks of {len(found)} different costs")
+    except ValueError as error:
+        print(f"no parameters and multiply-adds of {label!r}: {error}", file=sys.stderr, flush=True)
+        return {}
+    (cost,) = found
+    return {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
 
 
 def write(results: Results, out: Path | None, into: Path | None) -> None:

@@ -2,7 +2,8 @@
 
 Parameters are those of the network in use, with the classifier; relaxed permutations, which hardening turns into
 index vectors, are counted as training only. One multiply-add is one product with the addition that follows it: those
-of convolutions and dense layers, for one image. Nothing is run, the numbers are exact.
+of convolutions and dense layers, for one image. Generator parameters are those of them that make the weights of other
+layers from each image. Nothing is run, the numbers are exact.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ from experiments.table import print_table
 if TYPE_CHECKING:
     from shuffle_jax.analysis.count import Count
 
-NETWORK = ("name", "input", "classes", "parameters", "training_only_parameters", "multiply_adds")
-LAYER = ("layer", "kind", "output", "parameters", "training_only_parameters", "multiply_adds")
+NETWORK: tuple[str, ...] = (
+    "name",
+    "input",
+    "classes",
+    "parameters",
+    "training_only_parameters",
+    "multiply_adds",
+    "generator_parameters",
+)
+LAYER: tuple[str, ...] = ("layer", "kind", "output", "parameters", "training_only_parameters", "multiply_adds")
+GENERATOR = "generator"
+"""The name of a module that makes, from each image, the weights of the module it is in."""
+
 Row = tuple[str | int, ...]
 
 
@@ -63,7 +75,7 @@ def count_networks(match: str) -> list[Row]:
     Raises:
         ValueError: there is none.
     """
-    from shuffle_jax.analysis.count import Known, count
+    from shuffle_jax.analysis.count import Known, count_layers, share, total
     from shuffle_jax.models import build
     from shuffle_jax.models.catalogue import catalogue
 
@@ -75,8 +87,9 @@ def count_networks(match: str) -> list[Row]:
     known: Known = {}
     for name in names:
         config, shape, classes = entries[name]
-        cost = count(build(config, classes), shape, known=known)
-        rows.append((name, size(shape), classes, *in_columns(cost)))
+        layers = count_layers(build(config, classes), shape, known=known)
+        generated = share(layers, GENERATOR).parameters
+        rows.append((name, size(shape), classes, *in_columns(total(layers)), generated))
     return rows
 
 
@@ -102,7 +115,7 @@ def count_layers_of(name: str, match: str) -> list[Row]:
 
 
 def in_columns(cost: Count) -> tuple[int, int, int]:
-    """A count as the last three columns show it."""
+    """A count as three columns show it."""
     return cost.parameters, cost.training_only_parameters, cost.multiply_adds
 
 

@@ -4,12 +4,18 @@ Prints top-1, top-5 and loss on the test split of the network as trained (relaxe
 shuffle of its paper in place of the learned permutations. That last row keeps all other weights: how far it falls
 says how much the weights rely on the permutations learned with them. For the accuracy of a network trained with the
 fixed shuffle from the start, train one (`--network.mixer shuffle`) and name its run as --twin.
+
+A network with dynamic layers is evaluated with hard factors, with soft ones, with hard ones repaired by assignment
+where they are no permutations, and frozen: one permutation for all images, the nearest to the mean over training
+images. If it loses nothing by that, its dynamic layers are static in effect.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +27,16 @@ from experiments.cli import main, parse, quiet_libraries
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
+from shuffle_jax.models.build import is_dynamic
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
+from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.train.console import Console
 from shuffle_jax.train.experiment import Experiment, restore
+from shuffle_jax.train.probe import Probe
 from shuffle_jax.train.step import evaluate, make_eval_step
 from shuffle_jax.typing import PyTree
+
+FROZEN = "frozen to the mean permutation"
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class Arguments:
     """Folder of another run on the same data, to stand beside it: the same network with the fixed shuffle, say."""
 
     layers: bool = False
-    """Also print one line per learned permutation."""
+    """Also print one line per learned permutation or dynamic layer."""
 
     devices: int | None = None
     """How many local devices to use; all by default."""
@@ -56,7 +67,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
     experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
-    rows, diagnoses = results(experiment, variables)
+    dynamic = is_dynamic(experiment.config.network)
+    probed = Probe(experiment).numbers(variables) if dynamic else {}
+    rows, diagnoses = dynamic_results(experiment, variables) if dynamic else results(experiment, variables)
     if options.twin is not None:
         twin, twin_variables, _ = restore(options.twin, options.checkpoint, options.devices)
         if twin.config.data != experiment.config.data:
@@ -72,7 +85,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if diagnoses:
         certified = sum(bool(d.certified) for d in diagnoses.values())
         console.message(f"{certified} of {len(diagnoses)} permutations certified")
-    if options.layers:
+    if dynamic:
+        console.message(verdict(rows["hard"]["top1"], rows[FROZEN]["top1"], probed, len(experiment.dataset.test)))
+    if options.layers and dynamic:
+        names = ["regulariser", "invalid", "distinct", "entropy"]
+        console.table(
+            "dynamic layers, on a sample of the test images",
+            ["layer", *names],
+            [[layer, *(numbers[name] for name in names)] for layer, numbers in probed.items()],
+        )
+    elif options.layers:
         columns = ["layer", "P/Pmax", "residual", "max slack", "l1 bound", "certified"]
         cells = [
             [layer, float(d.penalty), float(d.residual), float(d.max_row_slack), float(d.l1_bound), bool(d.certified)]
@@ -81,7 +103,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
         console.table("learned permutations", columns, cells)
     if options.json is not None:
         layers = {layer: {k: v.item() for k, v in d._asdict().items()} for layer, d in diagnoses.items()}
-        text = json.dumps({"step": step, "networks": rows, "permutations": layers}, indent=2)
+        found = {"step": step, "networks": rows, "permutations": layers} | ({"dynamic": probed} if dynamic else {})
+        text = json.dumps(found, indent=2)
         replace_file(options.json, f"{text}\n".encode())
 
 
@@ -111,6 +134,49 @@ def results(
         "fixed shuffle, same weights": _accuracy(fixed, hard.variables),
     }
     return rows, hard.diagnoses
+
+
+def dynamic_results(
+    experiment: Experiment, variables: dict[str, PyTree]
+) -> tuple[dict[str, dict[str, float]], dict[str, Diagnosis]]:
+    """Accuracies of a network with dynamic layers, by what stands for their factors.
+
+    Args:
+        experiment: the parts of the run.
+        variables: of its network.
+
+    Returns:
+        ``top1``, ``top5`` and ``loss`` of "hard", "soft", "repaired" and frozen; and with dynamic mixers and plain 1x1
+        layers of "fixed shuffle, same weights". No diagnoses: dynamic layers have no relaxed permutation to certify.
+    """
+    modes: tuple[Evaluation, ...] = ("hard", "soft", "repaired")
+    rows: dict[str, dict[str, float]] = {}
+    for mode in modes:
+        rows[mode] = _accuracy(experiment.with_evaluation(mode), variables)
+    rows[FROZEN] = _accuracy(experiment, experiment.freeze(variables).variables)
+    network = experiment.config.network
+    if network.pointwise == "plain":
+        fixed = build(dataclasses.replace(network, mixer="shuffle"), len(experiment.dataset.classes))
+        rows["fixed shuffle, same weights"] = _accuracy(dataclasses.replace(experiment, network=fixed), variables)
+    return rows, {}
+
+
+def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], images: int) -> str:
+    """Whether the dynamic layers do anything for single images, in a sentence.
+
+    Args:
+        hard: top-1 with a permutation for each image.
+        frozen: top-1 with one for all.
+        probed: of each layer, with ``distinct``, the different permutations over the images looked at.
+        images: on which the accuracies were measured.
+    """
+    error = math.sqrt(max(hard * (1 - hard), 0.0) / images)
+    told = f"frozen to one permutation for all images it loses {100 * (hard - frozen):.2f} points of top-1"
+    share = statistics.fmean(numbers["distinct"] for numbers in probed.values())
+    seen = f"a layer makes {share:.1%} as many different permutations as it sees images, on average"
+    if hard - frozen <= error:
+        return f"static in effect: {told}, within the standard error of {100 * error:.2f}; {seen}"
+    return f"dynamic in effect: {told}, standard error {100 * error:.2f}; {seen}"
 
 
 def _accuracy(experiment: Experiment, variables: dict[str, PyTree]) -> dict[str, float]:

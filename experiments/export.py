@@ -36,7 +36,8 @@ class Arguments:
     """Which checkpoint: "last", "best" (by relaxed top-1 accuracy), or a step."""
 
     fold: bool = True
-    """Fold batch norms and permutations into the kernels; --no-fold exports the layers as they are, to compare."""
+    """Fold batch norms and permutations into the kernels; --no-fold exports the layers as they are, to compare.
+    Networks with layers that depend on the image are never folded."""
 
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """What the one file runs on."""
@@ -53,8 +54,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from shuffle_jax.train.trained import load_trained
 
     trained = load_trained(options.run, options.checkpoint)
-    unfolded = Folded(trained.apply, trained.variables)
-    apply, params = fold(trained.network, trained.variables) if options.fold else unfolded
+    network = trained.config.network
+    foldable = network.mixer not in ("dynamic", "squeeze") and network.pointwise == "plain"
+    if options.fold and not foldable:
+        print(f"{options.run} is exported as it is, not folded: its layers depend on the image")
+    folded = options.fold and foldable
+    apply, params = fold(trained.network, trained.variables) if folded else Folded(trained.apply, trained.variables)
     out = options.out or options.run / "network.jax"
     about = export(
         apply,
@@ -63,7 +68,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         classes=trained.classes,
         preprocessing=trained.preprocessing.to_json(),
         image_shape=trained.preprocessing.shape,
-        about={"network": to_json(trained.config.network), "step": trained.step, "folded": options.fold},
+        about={"network": to_json(network), "step": trained.step, "folded": folded},
         platforms=options.platforms,
     )
     size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])
@@ -74,7 +79,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         difference = np.abs(np.asarray(load(out).logits(jnp.asarray(images))) - expected).max()
         relative = float(difference / np.abs(expected).max())
         print(f"on random images its logits differ from the hardened network's by {relative:.1e} of the largest")
-        if not relative <= TOLERANCE[trained.config.network.dtype]:
+        if not relative <= TOLERANCE[network.dtype]:
             raise ArithmeticError(f"{out} is not the network that was trained: do not use it, and report this")
 
 

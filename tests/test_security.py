@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shuffle_jax.analysis.figures import save_run_figures
+from shuffle_jax.analysis.run_figures import save_run_figures
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for folder in ("shuffle_jax", "experiments") for path in (ROOT / folder).rglob("*.py"))

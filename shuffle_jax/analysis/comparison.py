@@ -1,11 +1,14 @@
-"""Comparing variants of a training over several seeds: what their records say, as a table and as a figure.
+"""Comparing variants of a training over several seeds: what their records say, as a table.
 
 Results are plain dictionaries, as JSON holds them, so that a table or a figure can be made again without a run::
 
     {"name", "title", "text", "command", "each_seed", "seeds", "versions", "devices", "date", "variants": [
-        {"label", "command", "runs": [{"seed", "relaxed", "hardened", "certified", "permutations"}, ...]}, ...]}
+        {"label", "command", "parameters", "multiply_adds", "runs": [
+            {"seed", "relaxed", "hardened", "certified", "permutations", "others"}, ...]}, ...]}
 
-``relaxed`` and ``hardened`` hold ``top1`` and ``loss``; a run that failed holds ``seed`` and ``failed``, a message.
+``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network (see ``OTHERS``); a run that
+failed holds ``seed`` and ``failed``, a message. ``others`` is missing where there are none, ``parameters`` and
+``multiply_adds`` where they are not known, as in results of earlier versions.
 """
 
 from __future__ import annotations
@@ -15,16 +18,9 @@ import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from shuffle_jax.analysis.drawing import BLUE, GREY, ORANGE, blank, dress
 from shuffle_jax.analysis.records import Records
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Results = Mapping[str, Any]
 
@@ -32,9 +28,17 @@ KEPT = ("top1", "loss")
 """What is kept of each evaluation."""
 
 COLUMNS = ("variant", "as trained", "hardened", "change by hardening", "certified")
+"""The columns of every table."""
 
-TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 100)
-"""Accuracies named on a stretched axis, where they are in its range."""
+OTHERS = {
+    "soft": "with soft factors",
+    "repaired": "argmax repaired by assignment",
+    "frozen": "frozen to one permutation for all images",
+}
+"""Further networks that a run may have evaluated, and their columns, which a table has if a run has them."""
+
+COSTS = ("parameters", "multiply-adds")
+"""The last columns, where the costs of every variant are known."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Row:
         certified: learned permutations that are certified, over all seeds.
         permutations: learned permutations, over all seeds.
         failed: the message of each failed run by its seed.
+        others: top-1 accuracy in per cent of the further networks that were evaluated, see ``OTHERS``.
+        costs: parameters, and multiply-adds of one image, both after hardening; None if they are not known.
     """
 
     label: str
@@ -75,6 +81,8 @@ class Row:
     certified: int
     permutations: int
     failed: dict[int, str]
+    others: dict[str, Spread]
+    costs: tuple[int, int] | None
 
 
 def run_result(records: Records) -> dict[str, Any] | None:
@@ -84,8 +92,9 @@ def run_result(records: Records) -> dict[str, Any] | None:
         records: those of a run.
 
     Returns:
-        ``relaxed``, ``hardened`` (None without learned permutations), ``certified`` and ``permutations``; or None if
-        the run is not finished: a result, or that of the hardened network, is missing.
+        ``relaxed``, ``hardened`` (None without learned permutations), ``certified`` and ``permutations``, and
+        ``others`` if further networks were evaluated; or None if the run is not finished: a result is missing, or that
+        of the hardened network or, with dynamic layers, of one of the others.
     """
     evaluated = {r["network"]: r for r in records if r["kind"] == "result"}
     if "relaxed" not in evaluated:
@@ -94,9 +103,15 @@ def run_result(records: Records) -> dict[str, Any] | None:
     layers = [r["certified"] for r in records if r["kind"] == "permutation" and r["step"] == step]
     if layers and "hardened" not in evaluated:
         return None
+    # With dynamic layers the others are evaluated after it, and a run may be killed between.
+    if any(r["kind"] == "dynamic" for r in records) and not evaluated.keys() >= OTHERS.keys():
+        return None
     numbers = {network: {key: _plain(record[key]) for key in KEPT} for network, record in evaluated.items()}
     hardened = numbers.get("hardened")
-    return {"relaxed": numbers["relaxed"], "hardened": hardened, "certified": sum(layers), "permutations": len(layers)}
+    found: dict[str, Any] = {"relaxed": numbers["relaxed"], "hardened": hardened}
+    found |= {"certified": sum(layers), "permutations": len(layers)}
+    others = {network: numbers[network] for network in OTHERS if network in numbers}
+    return {**found, "others": others} if others else found
 
 
 def rows(results: Results) -> list[Row]:
@@ -105,6 +120,7 @@ def rows(results: Results) -> list[Row]:
     for variant in results["variants"]:
         done = [run for run in variant["runs"] if "failed" not in run]
         hardened = [run for run in done if run["hardened"] is not None]
+        others = {name: [run["others"][name] for run in done if name in run.get("others", {})] for name in OTHERS}
         found.append(
             Row(
                 label=variant["label"],
@@ -114,6 +130,8 @@ def rows(results: Results) -> list[Row]:
                 certified=sum(run["certified"] for run in done),
                 permutations=sum(run["permutations"] for run in done),
                 failed={run["seed"]: run["failed"] for run in variant["runs"] if "failed" in run},
+                others={name: Spread(tuple(map(_percent, each))) for name, each in others.items() if each},
+                costs=_costs(variant),
             )
         )
     return found
@@ -123,22 +141,30 @@ def table(results: Results) -> str:
     """The comparison in Markdown, one row a variant.
 
     Accuracies are in per cent, as mean and sample standard deviation with minimum and maximum over the seeds; the
-    change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below.
+    change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below. The
+    columns of ``OTHERS`` are those for which there are numbers; those of ``COSTS`` are there if every variant has both.
 
     Args:
         results: see above.
 
     Returns:
-        Lines of at most five cells, and one for each failed run.
+        Lines of as many cells as there are columns, and one for each failed run.
     """
-    lines = [_cells(COLUMNS), _cells(["---"] * len(COLUMNS))]
+    found = rows(results)
+    others, costs = _more(found)
+    columns = [*COLUMNS, *(OTHERS[name] for name in others), *(COSTS if costs else ())]
+    lines = [_cells(columns), _cells(["---"] * len(columns))]
     failures = []
-    for row in rows(results):
+    for row in found:
         done = len(row.relaxed.values) if row.relaxed else 0
         label = row.label if not row.failed else f"{row.label} ({done} of {done + len(row.failed)} seeds)"
         certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
         trained = _accuracy(row.relaxed) if row.relaxed else "failed"
-        lines.append(_cells([label, trained, _accuracy(row.hardened), _change(row.change), certified]))
+        cells = [label, trained, _accuracy(row.hardened), _change(row.change), certified]
+        cells += [_accuracy(row.others.get(name)) for name in others]
+        if costs and row.costs:
+            cells += [f"{row.costs[0]:,}", _millions(row.costs[1])]
+        lines.append(_cells(cells))
         failures += [f"Failed: {row.label}, seed {seed}: {message}" for seed, message in row.failed.items()]
     return "\n".join([*lines, *(line for failure in failures for line in ("", failure))]) + "\n"
 
@@ -158,6 +184,12 @@ def block(results: Results) -> str:
         f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}; the "
         "change by hardening in points, seed by seed: mean (minimum to maximum)."
     )
+    others, costs = _more(rows(results))
+    if others:
+        named = "; ".join(OTHERS[name] for name in others)
+        legend += f" Further columns are test accuracies of the same networks in other forms: {named}."
+    if costs:
+        legend += " Parameters, and multiply-adds of one image, are those after hardening."
     variants = [f"- {v['label']}: `{v['command']}`" for v in results["variants"]]
     made = f"Each variant is `python -m experiments.train` with `{results['each_seed']}` and"
     where = f"{results['date']}; {'; '.join(results['devices'])}; {versions}."
@@ -173,88 +205,14 @@ def block(results: Results) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def figure(results: Results) -> Figure:
-    """Test accuracies, one row a variant: every seed as a dot, with mean and sample standard deviation.
-
-    The upper dots are the networks as trained, the lower ones the same networks hardened, a seed above its own. If the
-    errors span more than a factor of 20 the axis goes with the logarithm of the error.
-
-    Args:
-        results: see above.
-
-    Returns:
-        A figure of one panel.
-
-    Raises:
-        ValueError: no run is finished.
-    """
-    found = rows(results)
-    drawn = [value for row in found for spread in (row.relaxed, row.hardened) if spread for value in spread.values]
-    if not drawn:
-        raise ValueError("no accuracies to draw: every run of the comparison failed")
-    drawing = blank(8.0, 1.5 + 0.75 * len(found))
-    axes = drawing.subplots()
-    for y, row in enumerate(found):
-        if y % 2 == 0:
-            axes.axhspan(y - 0.5, y + 0.5, color="#f6f6f6", linewidth=0, zorder=0)
-        below = 0.21 if row.hardened else 0.0
-        if row.relaxed:
-            _draw_spread(axes, y - below, row.relaxed, BLUE, "as trained")
-        else:
-            axes.annotate(
-                "every run failed", (1.02, y), xycoords=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=9
-            )
-        if row.hardened:
-            _draw_spread(axes, y + below, row.hardened, ORANGE, "hardened")
-    stretched = _stretch(axes, drawn)
-    dress(axes, results["title"], f"test accuracy (%{', stretched towards 100' if stretched else ''})", "")
-    axes.grid(visible=False, axis="y")
-    axes.set(ylim=(len(found) - 0.5, -0.5))
-    axes.set_yticks(range(len(found)), labels=[row.label for row in found])
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    labels = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    drawing.legend(labels.values(), labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    return drawing
+def _more(found: Sequence[Row]) -> tuple[list[str], bool]:
+    """Those of ``OTHERS`` for which there are numbers, and whether the costs of all are known."""
+    return [name for name in OTHERS if any(name in row.others for row in found)], all(row.costs for row in found)
 
 
-def _draw_spread(axes: Axes, y: float, spread: Spread, colour: str, label: str) -> None:
-    """Dots one below the other, so that equal ones are all seen; mean, deviation, and both in words at the right."""
-    count = len(spread.values)
-    offsets = 0.26 * (np.arange(count) - (count - 1) / 2) / max(count - 1, 1)
-    dots = axes.plot(spread.values, y + offsets, "o", color=colour, label=label)[0]
-    dots.set(markersize=5.5, alpha=0.75, markeredgecolor="white", markeredgewidth=0.6, clip_on=False, zorder=3)
-    deviation = spread.deviation
-    if deviation is not None:
-        low, high = spread.mean - deviation, min(spread.mean + deviation, 100.0)
-        axes.plot([low, high], [y, y], color=colour, linewidth=1.4)
-    axes.plot(spread.mean, y, "|", color=colour, markersize=17, markeredgewidth=1.6)
-    words = f"{spread.mean:.1f}" if deviation is None else f"{spread.mean:.1f} ± {deviation:.1f}"
-    place = axes.get_yaxis_transform()
-    axes.annotate(words, (1.02, y), xycoords=place, va="center", fontsize=9, color=colour, annotation_clip=False)
-
-
-def _stretch(axes: Axes, accuracies: Sequence[float]) -> bool:
-    """An axis that goes with the logarithm of the error if the errors span more than a factor of 20."""
-    errors = 100.0 - np.asarray(accuracies)
-    # The half of the smallest error stands for none: an error of 0 has no logarithm.
-    least = max(errors[errors > 1e-9].min(initial=100.0) / 2, 1e-3)
-    if errors.max() <= 20 * max(errors.min(), least):
-        return False
-
-    def forward(accuracy: np.ndarray) -> np.ndarray:
-        return -np.log(np.maximum(100.0 - accuracy, 0.0) + least)
-
-    def inverse(position: np.ndarray) -> np.ndarray:
-        return 100.0 + least - np.exp(-position)
-
-    axes.set_xscale("function", functions=(forward, inverse))
-    low = max((tick for tick in TICKS if tick <= min(accuracies)), default=0)
-    high = min(tick for tick in TICKS if tick >= max(accuracies))
-    shown = [tick for tick in TICKS if low <= tick <= high]
-    axes.set_xlim(low, high)
-    axes.set_xticks(shown, labels=[f"{tick:g}" for tick in shown])
-    return True
+def _costs(variant: Mapping[str, Any]) -> tuple[int, int] | None:
+    known = "parameters" in variant and "multiply_adds" in variant
+    return (variant["parameters"], variant["multiply_adds"]) if known else None
 
 
 def _spread(values: Sequence[float]) -> Spread | None:
@@ -278,6 +236,11 @@ def _change(spread: Spread | None) -> str:
     # Adding 0 turns the -0.0 of a rounding into 0.0.
     mean, low, high = (round(x, 2) + 0.0 for x in (spread.mean, min(spread.values), max(spread.values)))
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _millions(number: int) -> str:
+    """Such as 12.3M; a number of which that would leave nothing is written out."""
+    return f"{number / 1e6:.1f}M" if number >= 100_000 else f"{number:,}"
 
 
 def _cells(cells: Sequence[str]) -> str:

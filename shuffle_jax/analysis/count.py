@@ -9,7 +9,7 @@ for one image.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,7 +40,7 @@ NOTHING = Count(0, 0, 0, 0)
 
 
 class Layer(NamedTuple):
-    """One layer of a network.
+    """One layer of a network, or what a module does beside the layers inside it.
 
     Attributes:
         path: such as "stage2_0/pointwise1".
@@ -75,14 +75,31 @@ def count(
         The :class:`Count` for one image.
 
     Raises:
-        ValueError: a layer has weights and no rule for its multiply-adds.
+        ValueError: a layer has weights and no rule for its multiply-adds, or two rules.
 
     >>> from shuffle_jax.models import ShuffleNetV2
     >>> count(ShuffleNetV2(classes=1000), (224, 224, 3)).parameters
     2278604
     """
-    counts = [layer.cost for layer in count_layers(network, image_shape, variables, known)]
-    return Count(*map(sum, zip(*counts, strict=True)))
+    return total(count_layers(network, image_shape, variables, known))
+
+
+def total(layers: Iterable[Layer]) -> Count:
+    """The sum of what layers cost."""
+    return Count(*map(sum, zip(NOTHING, *(layer.cost for layer in layers), strict=True)))
+
+
+def share(layers: Iterable[Layer], name: str) -> Count:
+    """What modules of one name, and all that is inside them, cost together.
+
+    Args:
+        layers: those of a network, as :func:`count_layers` gives them.
+        name: a whole part of a path: "generator" is in "stage2_0/mixer/generator/hidden", "gen" is not.
+
+    Returns:
+        The sum, zeros where no path has this part.
+    """
+    return total(layer for layer in layers if name in layer.path.split("/"))
 
 
 def count_layers(
@@ -90,8 +107,15 @@ def count_layers(
 ) -> list[Layer]:
     """Counts every layer of a network, in the order in which they are called.
 
-    A layer is a module that calls no other, or one with a method ``multiply_adds(x, y)``, which speaks for all that is
-    inside it. A module that calls others appears only for parameters of its own.
+    A layer is a module that calls no other. Dense layers and convolutions have a rule for their multiply-adds. A module
+    of another class that has weights, parameters of two axes or more, or that multiplies what depends on the image,
+    says itself what that takes for one image, from its first input and its output, by one of two methods:
+
+    - ``multiply_adds(x, y)`` speaks for all that is inside the module as well: it is one layer, those inside are none.
+    - ``own_multiply_adds(x, y)`` speaks for what the module does beside the layers that it calls. These stay, and it
+      comes after them, with the parameters of its own.
+
+    A module that calls others and has neither method appears only for parameters of its own.
 
     Args:
         network: called as ``network(images)``.
@@ -103,7 +127,7 @@ def count_layers(
         One :class:`Layer` each.
 
     Raises:
-        ValueError: a layer has weights and no rule for its multiply-adds.
+        ValueError: a layer has weights and no rule for its multiply-adds, or two rules.
     """
     layers: list[Layer] = []
     known = {} if known is None else known  # Networks repeat their units: what is alike is traced once.
@@ -119,11 +143,17 @@ def count_layers(
                 append(layer._replace(path=path + layer.path.removeprefix(place)))
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
         y = call(*args, **kwargs)
-        inside, rule = layers[before:], _rule(module)
-        layer = _layer(module, path, y, inside, rule(args[0], y) if rule else None)
+        inside, rule, own = layers[before:], _rule(module), getattr(module, "own_multiply_adds", None)
+        if rule and own:
+            raise ValueError(
+                f"the layer {path or type(module).__name__!r} has two rules for its multiply-adds: keep "
+                "own_multiply_adds if the layers inside it are to be counted by themselves, else multiply_adds"
+            )
+        speaks = rule or own
+        layer = _layer(module, path, y, inside, speaks(args[0], y) if speaks else None, inside if rule else [])
         if rule:
             del layers[before:]
-        if rule or not inside or layer.cost != NOTHING:
+        if speaks or not inside or layer.cost != NOTHING:
             append(layer)
         if likeness is not None:
             known[likeness] = path, layers[before:], jax.eval_shape(lambda: y)
@@ -152,8 +182,10 @@ def _rule(module: nn.Module) -> Callable[[Any, Any], int] | None:
     return getattr(module, "multiply_adds", None)
 
 
-def _layer(module: nn.Module, path: str, y: PyTree, inside: list[Layer], multiply_adds: int | None) -> Layer:
-    """The row of a module: what is its own, and with a rule (``multiply_adds``) what is inside as well."""
+def _layer(
+    module: nn.Module, path: str, y: PyTree, inside: list[Layer], multiply_adds: int | None, replaced: list[Layer]
+) -> Layer:
+    """The row of a module: what is its own, and the parameters of those layers inside that it replaces."""
     kind, params = type(module).__name__, module.variables.get("params", {})
     if inside:
         params = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
@@ -165,11 +197,11 @@ def _layer(module: nn.Module, path: str, y: PyTree, inside: list[Layer], multipl
         if any(leaf.ndim > 1 for _, leaf in leaves):
             raise ValueError(
                 f"the layer {path or kind!r} has weights and no rule for its multiply-adds: give the class {kind} a "
-                f"method multiply_adds(x, y)"
+                "method multiply_adds(x, y), or own_multiply_adds(x, y) for what it does beside the layers inside it"
             )
         return Layer(path, kind, shape, Count(total - relaxed, relaxed, 0, 0))
-    remaining = total - relaxed + sum(layer.cost.parameters for layer in inside)
-    relaxed += sum(layer.cost.training_only_parameters for layer in inside)
+    remaining = total - relaxed + sum(layer.cost.parameters for layer in replaced)
+    relaxed += sum(layer.cost.training_only_parameters for layer in replaced)
     work = (0, multiply_adds) if relaxed else (multiply_adds, 0)
     return Layer(path, kind, shape, Count(remaining, relaxed, *work))
 

@@ -1,15 +1,13 @@
 """Figures of a training run: its curves, its relaxed matrices and the permutations they became.
 
 Every function takes data and returns a ``matplotlib.figure.Figure`` that no global state knows of. It needs
-no display; ``figure.savefig(path)`` writes it. ``save_run_figures`` draws them all from a run's folder.
+no display; ``figure.savefig(path)`` writes it. ``run_figures.save_run_figures`` draws them all from a run's folder.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,7 +22,7 @@ from shuffle_jax.analysis.drawing import (
     log_if_wide,
     short_names,
 )
-from shuffle_jax.analysis.records import Records, clock, read_records, series
+from shuffle_jax.analysis.records import Records, clock, series
 from shuffle_jax.typing import Float, Int
 
 if TYPE_CHECKING:
@@ -146,14 +144,14 @@ def matrices(snapshots: Sequence[tuple[int | str, Mapping[str, Float[np.ndarray,
     layers = by_depth(set.intersection(*(set(by_layer) for _, by_layer in snapshots))) if snapshots else []
     if not layers:
         raise ValueError("no matrices to draw: pass one snapshot or more, with at least one layer in all of them")
-    shown = [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, MAX_ROWS)})]
+    shown = spread(layers)
     figure = blank(max(2.5 * len(snapshots) + 1.6, 5.0), 2.5 * len(shown) + 1.0)
     panels = figure.subplots(len(shown), len(snapshots), squeeze=False)
     for row, (layer, name) in enumerate(zip(shown, short_names(shown), strict=True)):
         for column, (moment, by_layer) in enumerate(snapshots):
             axes, matrix = panels[row, column], np.asarray(by_layer[layer])
             c = len(matrix)
-            cells, side = _pooled(matrix)
+            cells, side = pooled(matrix)
             norm = PowerNorm(1 / 3, 0.0, 1.0)
             image = axes.imshow(cells, cmap="Blues", norm=norm, extent=(0, side, side, 0), interpolation="none")
             axes.set(xlim=(0, c), ylim=(c, 0))
@@ -236,36 +234,12 @@ def _draw_permutation(axes: Axes, p: np.ndarray, name: str) -> None:
     axes.spines[:].set_visible(False)
 
 
-def save_run_figures(run: Path | str) -> list[Path]:
-    """Draws what a run's folder has the data for, into ``figures/`` in it.
-
-    Args:
-        run: the folder; ``metrics.jsonl``, ``snapshots/*.npz`` or ``permutations.npz`` may be missing in it.
-
-    Returns:
-        The files written.
-    """
-    run = Path(run)
-    records = read_records(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    kinds = {record["kind"] for record in records}
-    figures = {}
-    if kinds & {"train", "test"}:
-        figures["learning_curves"] = learning_curves(records)
-    if "permutation" in kinds:
-        figures["penalty"] = penalty_curves(records)
-    snapshots = _moments({int(path.stem): path for path in (run / "snapshots").glob("*.npz")})
-    if snapshots and snapshots[0][1]:
-        figures["matrices"] = matrices(snapshots)
-    if (run / "permutations.npz").exists() and (vectors := _arrays(run / "permutations.npz")):
-        figures["permutations"] = permutations(vectors)
-    written = [run / "figures" / f"{name}.png" for name in figures]
-    for path, figure in zip(written, figures.values(), strict=True):
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path)
-    return written
+def spread(layers: Sequence[str]) -> list[str]:
+    """At most ``MAX_ROWS`` of the layers, the first and the last among them, spread evenly."""
+    return [layers[i] for i in sorted({round(i) for i in np.linspace(0, len(layers) - 1, MAX_ROWS)})]
 
 
-def _pooled(matrix: np.ndarray) -> tuple[np.ndarray, int]:
+def pooled(matrix: Float[np.ndarray, "c c"]) -> tuple[Float[np.ndarray, "b b"], int]:
     """The largest entries of the square blocks of a matrix with more than ``MAX_CELLS`` a side, else itself.
 
     Returned with the side that the blocks cover: that of the matrix, rounded up to whole blocks.
@@ -274,21 +248,3 @@ def _pooled(matrix: np.ndarray) -> tuple[np.ndarray, int]:
     pad = -len(matrix) % block
     side = len(matrix) + pad
     return np.pad(matrix, (0, pad)).reshape(side // block, block, -1, block).max(axis=(1, 3)), side
-
-
-def _moments(paths: Mapping[int, Path]) -> list[tuple[str, dict[str, np.ndarray]]]:
-    """The first snapshot, the one nearest the middle and the last, each once, named and in order."""
-    if not paths:
-        return []
-    first, last = min(paths), max(paths)
-    middle = min(sorted(paths), key=lambda step: abs(2 * step - first - last))
-    names = {middle: "middle", first: "start", last: "end"}
-    return [(f"{names[step]} (step {step})", _arrays(paths[step])) for step in sorted(names)]
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:  # objects could run code
-            return {key: file[key] for key in file.files}
-    except (ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} does not hold plain arrays ({error}): restore or remove it") from error

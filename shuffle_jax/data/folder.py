@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from shuffle_jax.data.dataset import Dataset, Split, check_holdout, stratified_holdout
-from shuffle_jax.typing import Bool, Int, UInt8
+from shuffle_jax.typing import Int, UInt8
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 _TEST_FOLDERS = ("val", "validation", "test")
@@ -35,9 +35,15 @@ class FolderConfig:
         root: the folder that holds ``train``.
         image_size: side of the square images, in pixels.
         holdout: the part of every class held out where there is no test folder, in (0, 1).
-        seed: chooses which images those are.
+        seed: chooses which images those are, and which are drawn.
         broken: what to do about files that are no readable image: "stop" at the first, or "skip" them, as if they
             were not there, with one line on standard error. To find them, every image is read twice.
+        per_class: at most this many training images of each class, drawn by seed; None for all. Which ones depends on
+            how many files the class has and on the order of their names, on no other class; a larger number adds to
+            those of a smaller one. A part to hold out is held out first, so it is the same for every number. Only
+            what is drawn is opened. So with broken = "skip" a class has fewer images by those of the drawn ones that
+            are broken, and a part is held out of all files, broken ones among them.
+        test_per_class: at most this many test images of each class, drawn in the same way; None for all.
     """
 
     root: Path
@@ -45,15 +51,25 @@ class FolderConfig:
     holdout: float = 0.1
     seed: int = 0
     broken: Literal["stop", "skip"] = "stop"
+    per_class: int | None = None
+    test_per_class: int | None = None
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         check_holdout("holdout", self.holdout, self.seed)
+        for name, number in (("per_class", self.per_class), ("test_per_class", self.test_per_class)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, or None for all images, got {number}")
+
+    @property
+    def draws(self) -> bool:
+        """Whether it is a subset of the images that is asked for."""
+        return self.per_class is not None or self.test_per_class is not None
 
 
 def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> Dataset:
-    """Reads every JPEG and PNG file of the class folders into memory, in the order of their names.
+    """Reads the JPEG and PNG files of the class folders, all or those drawn, into memory in the order of their names.
 
     Hidden files and folders, and files of other types, are ignored. Links are followed inside of the root only; the
     root itself may be one.
@@ -89,24 +105,18 @@ def _load(config: FolderConfig, classes: Sequence[str] | None) -> Dataset:
     names = found if classes is None else tuple(classes)
     for missing in sorted(set(names) - set(found)):
         raise ValueError(f"class {missing!r} has no folder in {train_root}; the folders must be the classes given")
-    paths, labels = _scan(train_root, names, root)
     test_root = next((root / name for name in _TEST_FOLDERS if (root / name).is_dir()), None)
-    test_paths, test_labels = _scan(test_root, names, root) if test_root else ([], np.empty(0, np.int32))
+    splits = [_scan(folder, names, root) for folder in (train_root, test_root) if folder is not None]
+    if config.draws:  # Before broken images are looked for: nothing is opened that is not drawn.
+        splits = _both(splits, names, config)
+        numbers = (config.per_class, config.test_per_class)
+        splits = [_drawn(files, number, config.seed) for files, number in zip(splits, numbers, strict=True)]
     if config.broken == "skip":
-        whole, test_whole = _whole(paths, test_paths, config.image_size)
-        paths, labels = _kept(paths, labels, whole, train_root, names)
-        if test_root:
-            test_paths, test_labels = _kept(test_paths, test_labels, test_whole, test_root, names)
-    if test_root is None:
-        kept, held = stratified_holdout(labels, names, config.holdout, config.seed)
-        test_paths, test_labels = [paths[i] for i in held], labels[held]
-        paths, labels = [paths[i] for i in kept], labels[kept]
-    return Dataset(
-        name=root.resolve().name,
-        classes=names,
-        train=Split(_read_images(paths, config.image_size), labels),
-        test=Split(_read_images(test_paths, config.image_size), test_labels),
+        splits = _whole(splits, names, config)
+    train, test = (
+        Split(_read_images(files.paths, config.image_size), files.labels) for files in _both(splits, names, config)
     )
+    return Dataset(name=root.resolve().name, classes=names, train=train, test=test)
 
 
 def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
@@ -164,42 +174,63 @@ def _in_threads(function: Callable[..., _Result], values: Sequence[object]) -> l
             raise
 
 
-def _whole(
-    paths: Sequence[Path], test_paths: Sequence[Path], size: int
-) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "m"]]:
-    """Which files are readable images; those that are not are named on standard error, in one line."""
+class _Files(NamedTuple):
+    """Image files of a split, and their labels."""
+
+    folder: Path
+    paths: list[Path]
+    labels: Int[np.ndarray, "n"]
+
+    def take(self, positions: Int[np.ndarray, "m"]) -> _Files:
+        return _Files(self.folder, [self.paths[i] for i in positions], self.labels[positions])
+
+
+def _both(splits: list[_Files], classes: Sequence[str], config: FolderConfig) -> list[_Files]:
+    """Both splits: of one, a part of every class is held out."""
+    if len(splits) == 2:
+        return splits
+    (files,) = splits
+    return [files.take(part) for part in stratified_holdout(files.labels, classes, config.holdout, config.seed)]
+
+
+def _drawn(files: _Files, number: int | None, seed: int) -> _Files:
+    """At most ``number`` files of each class, in their order."""
+    if number is None:
+        return files
+    members = [np.flatnonzero(files.labels == label) for label in np.unique(files.labels)]
+    # As for a hold-out: a frozen stream, started afresh for each class.
+    drawn = [np.random.RandomState(seed).permutation(positions)[:number] for positions in members]
+    return files.take(np.sort(np.concatenate(drawn)))
+
+
+def _whole(splits: list[_Files], classes: Sequence[str], config: FolderConfig) -> list[_Files]:
+    """The readable images of each split; the others are named on standard error, in one line."""
 
     def is_whole(path: Path) -> bool:
         try:
-            read_image(path, size)
+            read_image(path, config.image_size)
         except ValueError:
             return False
         return True
 
-    files = [*paths, *test_paths]
+    files = [path for split in splits for path in split.paths]
     whole = np.array(_in_threads(is_whole, files), bool)
     broken = [str(file) for file, good in zip(files, whole, strict=True) if not good]
     if broken:
         more = ", ..." if len(broken) > _NAMED else ""
         first = ", ".join(broken[:_NAMED]) + more
         print(f"warning: {len(broken)} of {len(files)} images are broken and left out: {first}", file=sys.stderr)
-    return whole[: len(paths)], whole[len(paths) :]
+    parts = np.split(whole, np.cumsum([len(split.paths) for split in splits])[:-1])
+    kept = [split.take(np.flatnonzero(part)) for split, part in zip(splits, parts, strict=True)]
+    for before, after in zip(splits, kept, strict=True):
+        for label in sorted(set(before.labels.tolist()) - set(after.labels.tolist())):
+            what, remedy = ("drawn from", "draw more, repair them") if config.draws else ("in", "add images")
+            folder = before.folder / classes[label]
+            raise ValueError(f"every image {what} {folder} is broken; {remedy}, or remove the folder")
+    return kept
 
 
-def _kept(
-    paths: Sequence[Path],
-    labels: Int[np.ndarray, "n"],
-    whole: Bool[np.ndarray, "n"],
-    folder: Path,
-    classes: Sequence[str],
-) -> tuple[list[Path], Int[np.ndarray, "m"]]:
-    """The readable images of a split and their labels."""
-    for label in sorted(set(labels.tolist()) - set(labels[whole].tolist())):
-        raise ValueError(f"every image in {folder / classes[label]} is broken; add images, or remove the folder")
-    return [path for path, good in zip(paths, whole, strict=True) if good], labels[whole]
-
-
-def _scan(folder: Path, classes: Sequence[str], root: Path) -> tuple[list[Path], Int[np.ndarray, "n"]]:
+def _scan(folder: Path, classes: Sequence[str], root: Path) -> _Files:
     """The image files of ``folder/<class>/`` and their labels."""
     paths: list[Path] = []
     labels: list[int] = []
@@ -216,7 +247,7 @@ def _scan(folder: Path, classes: Sequence[str], root: Path) -> tuple[list[Path],
             raise ValueError(f"no .jpg, .jpeg or .png image in {folder / name}; add images, or remove the folder")
         paths += files
         labels += [classes.index(name)] * len(files)
-    return paths, np.array(labels, np.int32)
+    return _Files(folder, paths, np.array(labels, np.int32))
 
 
 def _class_names(folder: Path, root: Path) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -13,10 +13,65 @@ import jax.numpy as jnp
 from shuffle_jax.models.shufflenet_v1 import ShuffleNetV1
 from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
 from shuffle_jax.models.stem import StemKind
-from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.nn import (
+    AutoShuffle,
+    ChannelShuffle,
+    DynamicShuffle,
+    FactorGenerator,
+    FixedPermutation,
+    Identity,
+    PointwiseConv,
+    SqueezeExcitation,
+    StaticDynamicShuffle,
+)
+from shuffle_jax.nn.dynamic_shuffle import Evaluation
 
 Family = Literal["shufflenet_v1", "shufflenet_v2"]
-MixerKind = Literal["auto", "shuffle", "random", "identity"]
+MixerKind = Literal["auto", "shuffle", "random", "identity", "dynamic", "factors", "squeeze"]
+PointwiseKind = Literal["plain", "static_dynamic"]
+
+
+@dataclass(frozen=True)
+class DynamicConfig:
+    """Layers that depend on the image: mixers "dynamic", "factors" and "squeeze", 1x1 layers "static_dynamic"."""
+
+    groups: int | None = None
+    """Groups of the Kronecker product and of the shuffle behind it; those of the network's own shuffle by default. More
+    groups have smaller factors and a smaller head."""
+
+    per_group: bool = False
+    """A pair of factors for each group, and not one that all share. Mixers only."""
+
+    hidden: int | None = None
+    """Hidden units of each head; the larger of 4 and a sixteenth of the channels by default."""
+
+    start: Literal["identity", "random"] = "identity"
+    """Start of the factors: identities, with which mixers are the fixed shuffle, or random."""
+
+    normalization: Literal["rows", "sinkhorn"] = "rows"
+    """Of the factors: the softmax of every row, or of rows and columns in turn."""
+
+    temperature: float = 1.0
+    """Of the softmax of the factors at the start."""
+
+    end_temperature: float | None = None
+    """At the end of the training, approached geometrically; None for no change."""
+
+    binarize_from: float = 0.0
+    """Share of the training from which factors are binarized, with straight-through gradients; 1 for in evaluation
+    only."""
+
+    evaluation: Evaluation = "hard"
+    """Factors in evaluation: "hard", "soft", or "repaired" (by assignment where the hard ones are no permutations)."""
+
+    pointwise_groups: int | None = None
+    """Groups of the Kronecker product of 1x1 layers; those of the convolution they replace by default."""
+
+    static: Literal["kronecker", "grouped"] = "kronecker"
+    """Static part of 1x1 layers: factors added to the dynamic ones, or a grouped convolution before a shuffle."""
+
+    replaced: Literal["square", "all"] = "square"
+    """Which 1x1 layers become static-dynamic: those with as many channels out as in, or all."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +91,8 @@ class NetworkConfig:
     """"imagenet" divides height and width by 4 before the first stage; "small" (up to 32 x 32) keeps them."""
 
     mixer: MixerKind = "auto"
-    """"auto": learned permutations; "shuffle": the fixed one of the paper; "random": fixed random ones; "identity"."""
+    """"auto": learned permutations; "shuffle": the fixed one of the paper; "random": fixed random ones; "identity";
+    "dynamic": made for each image; "factors": the same, learned once for all images; "squeeze": squeeze-excitation."""
 
     mixer_seed: int = 0
     """Seed of the random permutations. mixer = random only."""
@@ -49,6 +105,12 @@ class NetworkConfig:
 
     auto_noise: float = 0.5
     """Share of noise in the start "shuffle", above 0 and at most 1. mixer = auto only."""
+
+    pointwise: PointwiseKind = "plain"
+    """1x1 layers: "plain" convolutions, or "static_dynamic" shuffles."""
+
+    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
+    """Options of dynamic mixers and 1x1 layers."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation. Parameters, statistics and penalties are float32 in either case."""
@@ -63,19 +125,29 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
 
     Returns:
         A module ``(images, train) -> logits``.
+
+    Raises:
+        ValueError: the configuration asks for 1x1 layers that the family has not.
     """
     dtype = jnp.dtype(config.dtype)
     match config.family:
         case "shufflenet_v1":
             mixer = mixer_factory(config, config.groups)
-            return ShuffleNetV1(classes, config.groups, config.width, config.stem, mixer, dtype=dtype)
+            pointwise = pointwise_factory(config)
+            return ShuffleNetV1(classes, config.groups, config.width, config.stem, mixer, pointwise, dtype=dtype)
         case "shufflenet_v2":
             mixer = mixer_factory(config, groups=2)
-            return ShuffleNetV2(classes, config.width, config.stem, mixer, dtype=dtype)
+            return ShuffleNetV2(classes, config.width, config.stem, mixer, pointwise_factory(config), dtype)
+
+
+def is_dynamic(config: NetworkConfig) -> bool:
+    """Whether the network has layers with factors, of :class:`shuffle_jax.nn.FactorGenerator`."""
+    return config.mixer in ("dynamic", "factors") or config.pointwise == "static_dynamic"
 
 
 def mixer_factory(config: NetworkConfig, groups: int) -> Callable[..., nn.Module]:
     """The factory of the configured mixer for a network that mixes across ``groups`` channel groups."""
+    options = config.dynamic
     match config.mixer:
         case "auto":
             return partial(
@@ -91,3 +163,46 @@ def mixer_factory(config: NetworkConfig, groups: int) -> Callable[..., nn.Module
             return partial(FixedPermutation, seed=config.mixer_seed)
         case "identity":
             return Identity
+        case "dynamic" | "factors":
+            return partial(
+                DynamicShuffle,
+                groups=options.groups or groups,
+                per_group=options.per_group,
+                generator=_generator(options, dynamic=config.mixer == "dynamic"),
+                binarize_from=options.binarize_from,
+                evaluation=options.evaluation,
+            )
+        case "squeeze":
+            return partial(SqueezeExcitation, groups=groups, hidden=options.hidden)
+
+
+def pointwise_factory(config: NetworkConfig) -> Callable[..., nn.Module]:
+    """The factory of the configured 1x1 layers."""
+    if config.pointwise == "plain":
+        return PointwiseConv
+    options = config.dynamic
+    if config.family == "shufflenet_v1" and options.replaced == "square":
+        raise ValueError(
+            "no 1x1 layer of ShuffleNetV1 has as many channels out as in: choose --network.dynamic.replaced all"
+        )
+    return partial(
+        StaticDynamicShuffle,
+        blocks=options.pointwise_groups,
+        static=options.static,
+        replaced=options.replaced,
+        generator=_generator(options, dynamic=True),
+        binarize_from=options.binarize_from,
+        evaluation=options.evaluation,
+    )
+
+
+def _generator(options: DynamicConfig, dynamic: bool) -> Callable[..., nn.Module]:
+    return partial(
+        FactorGenerator,
+        dynamic=dynamic,
+        hidden=options.hidden,
+        start=options.start,
+        normalization=options.normalization,
+        temperature=options.temperature,
+        end_temperature=options.end_temperature,
+    )

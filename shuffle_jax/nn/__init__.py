@@ -2,8 +2,11 @@
 
 from shuffle_jax.nn.auto_shuffle import AutoShuffle
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.dynamic_shuffle import DynamicShuffle, StaticDynamicShuffle
+from shuffle_jax.nn.factors import FactorGenerator
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "AutoShuffle",
@@ -11,7 +14,11 @@ __all__ = [
     "ChannelShuffle",
     "Conv",
     "DepthwiseConv",
+    "DynamicShuffle",
+    "FactorGenerator",
     "FixedPermutation",
     "Identity",
     "PointwiseConv",
+    "SqueezeExcitation",
+    "StaticDynamicShuffle",
 ]

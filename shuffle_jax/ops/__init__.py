@@ -1,5 +1,5 @@
 """The mathematics of channel mixing: pure functions, arrays in, arrays out."""
 
-from shuffle_jax.ops import convolution, invariants, mixing, penalty, permutation, relaxation, rounding
+from shuffle_jax.ops import convolution, invariants, kronecker, mixing, penalty, permutation, relaxation, rounding
 
-__all__ = ["convolution", "invariants", "mixing", "penalty", "permutation", "relaxation", "rounding"]
+__all__ = ["convolution", "invariants", "kronecker", "mixing", "penalty", "permutation", "relaxation", "rounding"]

@@ -1,4 +1,4 @@
-"""Penalties that vanish exactly on permutations."""
+"""Penalties that vanish exactly on permutations, and the entropy of rows, which tells how far they are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 import jax.numpy as jnp
 
+from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Matrix
 
 
@@ -69,6 +70,50 @@ def normalized_l1_minus_l2(matrix: Matrix) -> Float[Array, "*batch"]:
     1.0
     """
     return l1_minus_l2(matrix) / (max_l1_minus_l2(matrix.shape[-1]) or 1.0)
+
+
+def orthogonality(matrix: Matrix) -> Float[Array, "*batch"]:
+    """How far the rows are from orthonormal, ``|M M^T - I|_F^2 / c``.
+
+    A nonnegative square matrix with ``M M^T = I`` is a permutation, so that on row-stochastic matrices this vanishes
+    there and nowhere else; :func:`~shuffle_jax.ops.rounding.orthogonality_certificate` says how small it must be. The
+    gradient is ``4 (M M^T - I) M / c``. Cost O(c^3), in float32 at least.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices.
+
+    Returns:
+        ``(...)`` values, from 0 to c - 1 on row-stochastic matrices (c equal one-hot rows).
+
+    >>> float(orthogonality(jnp.array([[1.0, 0.0], [1.0, 0.0]])))
+    1.0
+
+    Source: the orthogonal regularisation of Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023; its scale is this
+    project's.
+    """
+    matrix = at_least_float32(matrix)
+    product = matrix @ jnp.swapaxes(matrix, -1, -2)
+    identity = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), product.shape)
+    return jnp.square(product - identity).sum((-2, -1)) / matrix.shape[-1]
+
+
+def row_entropy(matrix: Matrix) -> Float[Array, "*batch"]:
+    """The mean entropy of the rows over its maximum, ``-1/c sum_ij M_ij log M_ij / log c``.
+
+    Args:
+        matrix: ``(..., c, c)`` row-stochastic matrices.
+
+    Returns:
+        ``(...)`` values in [0, 1]: 0 for one-hot rows, 1 for uniform ones; 0 for c = 1.
+
+    >>> float(row_entropy(jnp.full((4, 4), 0.25)))
+    1.0
+    """
+    matrix = at_least_float32(matrix)
+    size = matrix.shape[-1]
+    positive = matrix > 0
+    logarithm = jnp.log(jnp.where(positive, matrix, 1))  # 0 log 0 counts as 0, also in the gradient
+    return -(matrix * logarithm).sum((-2, -1)) / (size * math.log(size) if size > 1 else 1.0)
 
 
 def safe_norm(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:

@@ -153,6 +153,22 @@ def is_permutation(index: Permutation) -> Bool[Array, "*batch"]:
     return jnp.all(jnp.sort(index, axis=-1) == expected, axis=-1)
 
 
+def count_distinct(index: Int[Array, "n c"]) -> Int[Array, ""]:
+    """How many different vectors there are among n, by comparing all pairs: O(n^2 c) in time, O(n^2) in memory.
+
+    Args:
+        index: ``(n, c)`` integers.
+
+    Returns:
+        An int32 from 1 to n; 0 for n = 0.
+
+    >>> int(count_distinct(jnp.array([[0, 1], [1, 0], [0, 1]])))
+    2
+    """
+    equal = jnp.all(index[:, None] == index[None, :], axis=-1)
+    return (~jnp.any(jnp.tril(equal, -1), axis=-1)).sum(dtype=jnp.int32)  # those that none before is equal to
+
+
 def check_groups(channels: int, groups: int) -> None:
     """Raises a ValueError unless ``groups`` is a positive divisor of ``channels``."""
     if groups < 1 or channels % groups:

@@ -20,11 +20,15 @@ NUMBERS = {
 }
 """The numbers of a record that a person follows, and how they are written."""
 
+LAYERS = {"permutation": ("penalty", "P/Pmax {:.2f}"), "dynamic": ("distinct", "distinct {:.1%}")}
+"""The number that is followed of the records of layers, by kind: its mean over the layers stands behind the others."""
+
 
 class Console:
     """Tells a person how far the run is: a progress bar on a terminal, one plain line an event elsewhere.
 
-    ``P/Pmax`` is the mean over the learned permutations of the penalty last recorded for each.
+    ``P/Pmax`` is the mean over the learned permutations of the penalty last recorded for each, ``distinct`` the mean
+    over dynamic layers of how many different permutations they make, over the images they see.
 
     Args:
         total_steps: the length of the whole run.
@@ -41,18 +45,18 @@ class Console:
         self._steps_per_epoch = steps_per_epoch
         self._epoch_width = len(str(math.ceil(total_steps / steps_per_epoch)))
         self._step_width = len(str(total_steps))
-        self._penalties: dict[str, float] = {}
+        self._layers: dict[str, dict[str, float]] = {kind: {} for kind in LAYERS}
         self._console = rich.console.Console() if console is None else console
         self._progress: Progress | None = None
         if self._console.is_terminal:
             self._start_progress(total_steps, resumed_at)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Shows one record; those of permutations are kept and shown with the next training record."""
+        """Shows one record; those of layers are kept and shown with the next training record."""
         kind, step = record["kind"], int(record["step"])
         epoch = step // self._steps_per_epoch
-        if kind == "permutation":
-            self._penalties[record["layer"]] = float(record["penalty"])
+        if kind in LAYERS:
+            self._layers[kind][record["layer"]] = float(record[LAYERS[kind][0]])
             return
         place = f"epoch {epoch:{self._epoch_width}d}  step {step:{self._step_width}d}"
         numbers = self._numbers(record)
@@ -124,8 +128,9 @@ class Console:
     def _numbers(self, record: Mapping[str, Any]) -> str:
         """The numbers of a record that a person follows, e.g. ``loss 0.412  accuracy 0.894  img/s 812``."""
         parts = [text.format(float(record[key])) for key, text in NUMBERS.items() if key in record]
-        if record["kind"] == "train" and self._penalties:
-            parts.append(f"P/Pmax {np.mean(list(self._penalties.values())):.2f}")
+        if record["kind"] == "train":
+            followed = ((text, list(self._layers[kind].values())) for kind, (_, text) in LAYERS.items())
+            parts += [text.format(np.mean(values)) for text, values in followed if values]
         if "images_per_second" in record:
             parts.append(f"img/s {float(record['images_per_second']):.0f}")
         return "  ".join(parts)

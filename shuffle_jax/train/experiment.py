@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,21 @@ import optax
 from jax.sharding import Mesh
 
 from shuffle_jax.data import Batch, Dataset, Preprocessing, ResidentBatches, load, normalize
+from shuffle_jax.deploy.freeze import Frozen, freeze
 from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
 from shuffle_jax.models import build
+from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.sharding import data_mesh, replicated
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, penalty_weight
-from shuffle_jax.train.optimizer import learning_rate, make_optimizer
+from shuffle_jax.train.optimizer import in_float, learning_rate, make_optimizer
 from shuffle_jax.train.run import Run
 from shuffle_jax.train.state import TrainState, init_state
 from shuffle_jax.train.step import Metrics, Pixels, make_eval_step, make_train_step
 from shuffle_jax.typing import PyTree
+
+FREEZE_IMAGES = 1024
+"""Training images over which dynamic layers are averaged when they are frozen."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Experiment:
             label_smoothing=self.config.label_smoothing,
             accumulate=self.config.accumulate,
             average_decay=self.config.average_decay,
+            progress=in_float(lambda step: (step + 1) / self.steps),
         )
 
     def harden(self, variables: dict[str, PyTree]) -> Hardened:
@@ -110,6 +117,17 @@ class Experiment:
         batches = itertools.islice(self.batches.train(0), self.config.recalibrate)
         images = (normalize(batch.images, *self.pixels) for batch in batches)
         return hard._replace(variables=recalibrate(self.network, hard.variables, images))
+
+    def freeze(self, variables: dict[str, PyTree]) -> Frozen:
+        """Freezes dynamic layers to the mean over ``FREEZE_IMAGES`` training images, see shuffle_jax.deploy.freeze."""
+        batches = itertools.islice(self.batches.train(0), -(-FREEZE_IMAGES // self.config.batch_size))
+        return freeze(self.network, variables, (normalize(batch.images, *self.pixels) for batch in batches))
+
+    def with_evaluation(self, evaluation: Evaluation) -> Experiment:
+        """The same with dynamic layers that evaluate otherwise: "hard", "soft" or "repaired"."""
+        network = self.config.network
+        changed = dataclasses.replace(network, dynamic=dataclasses.replace(network.dynamic, evaluation=evaluation))
+        return dataclasses.replace(self, network=build(changed, len(self.dataset.classes)))
 
     @cached_property
     def eval_step(self) -> Callable[[dict[str, PyTree], Batch], Metrics]:

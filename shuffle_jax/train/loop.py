@@ -11,15 +11,17 @@ import jax
 import numpy as np
 import optax
 
-from shuffle_jax.analysis.figures import save_run_figures
+from shuffle_jax.analysis.run_figures import save_run_figures
 from shuffle_jax.deploy.harden import diagnose_all
 from shuffle_jax.files import naming
+from shuffle_jax.models.build import is_dynamic
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.experiment import Experiment, prepare
 from shuffle_jax.train.interrupt import Interruption, Stopped
 from shuffle_jax.train.metrics import Metrics
+from shuffle_jax.train.probe import Probe
 from shuffle_jax.train.run import Run
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import evaluate
@@ -43,6 +45,7 @@ class Outcome:
         certified: learned permutations whose row-argmax is proved to be one.
         permutations: learned permutations.
         seconds: of this process, from the first step to the end.
+        others: the same numbers with dynamic layers "soft", "repaired" and "frozen", where there are any.
     """
 
     relaxed: dict[str, float]
@@ -50,6 +53,7 @@ class Outcome:
     certified: int
     permutations: int
     seconds: float
+    others: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def train(config: TrainConfig, path: Path, *, resume: bool = False, devices: int | None = None) -> Outcome:
@@ -85,7 +89,8 @@ def train(config: TrainConfig, path: Path, *, resume: bool = False, devices: int
         run.forget_after(step)
         with Metrics(path, experiment.steps, experiment.batches.steps_per_epoch, step) as metrics:
             started = time.perf_counter()
-            state = _Loop(experiment, run, checkpoints, metrics, interruption).go(state, step)
+            probe = Probe(experiment) if is_dynamic(config.network) else None
+            state = _Loop(experiment, run, checkpoints, metrics, interruption, probe).go(state, step)
             outcome = _finish(experiment, run, state, metrics, started)
     return outcome
 
@@ -99,6 +104,7 @@ class _Loop:
     checkpoints: Checkpoints
     metrics: Metrics
     interruption: Interruption
+    probe: Probe | None
 
     def go(self, state: TrainState, first: int) -> TrainState:
         """Trains from step ``first`` to the end."""
@@ -169,12 +175,16 @@ class _Loop:
         self.metrics.write({"kind": "train", "step": step, "epoch": epoch, **meter.take(), **rates})
 
     def _diagnose(self, state: TrainState, step: int) -> None:
-        """Writes how near each relaxed matrix is to a permutation."""
+        """Writes how near each relaxed matrix is to a permutation, and what dynamic layers do."""
         params = state.variables()["params"]
         matrices = relaxed_permutations(params)
         for layer, found in jax.device_get(diagnose_all(params)).items():
             record = {"kind": "permutation", "step": step, "layer": layer, "size": len(matrices[layer])}
             self.metrics.write(record | {name: getattr(found, name) for name in DIAGNOSED})
+        if self.probe is not None:
+            epoch = step / self.experiment.batches.steps_per_epoch
+            for layer, numbers in self.probe.numbers(state.variables()).items():
+                self.metrics.write({"kind": "dynamic", "step": step, "epoch": epoch, "layer": layer, **numbers})
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
         return evaluate(self.experiment.eval_step, state.variables(), self.experiment.batches.test())
@@ -184,6 +194,8 @@ class _Loop:
         if matrices:
             self.run.save_snapshot(step, matrices)
             self.metrics.matrices(step, matrices)
+        if self.probe is not None:
+            self.run.save_dynamic(step, self.probe.permutations(state.variables()))
 
 
 @dataclass
@@ -239,10 +251,15 @@ def _finish(experiment: Experiment, run: Run, state: TrainState, metrics: Metric
         run.save_permutations(hard.permutations)
         hardened = evaluate(experiment.eval_step, hard.variables, batches.test())
         metrics.write({"kind": "result", "step": experiment.steps, "network": "hardened", **hardened})
+    others = {}
+    if is_dynamic(experiment.config.network):
+        for name, (variant, its_variables) in dynamic_variants(experiment, variables).items():
+            others[name] = evaluate(variant.eval_step, its_variables, batches.test())
+            metrics.write({"kind": "result", "step": experiment.steps, "network": name, **others[name]})
     with naming(run.figures):
         figures = save_run_figures(run.path)
     certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
-    outcome = Outcome(relaxed, hardened, certified, len(hard.permutations), time.perf_counter() - started)
+    outcome = Outcome(relaxed, hardened, certified, len(hard.permutations), time.perf_counter() - started, others)
     _print(outcome, experiment, run, len(figures), metrics)
     return outcome
 
@@ -253,10 +270,19 @@ def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, met
     if outcome.hardened:
         share = f"{outcome.certified}/{outcome.permutations}"
         rows.append(["hardened", *_numbers(outcome.hardened), share])
+    rows += [[name, *_numbers(result), ""] for name, result in outcome.others.items()]
     images = len(experiment.dataset.test)
     title = f"{images} test images of {experiment.dataset.name}, {experiment.steps} steps"
     metrics.console.table(title, ["network", "top-1", "top-5", "loss", "certified"], rows)
     metrics.console.message(f"{outcome.seconds:.0f} s from the first step; {figures} figures in {run.figures}")
+
+
+def dynamic_variants(
+    experiment: Experiment, variables: dict[str, PyTree]
+) -> dict[str, tuple[Experiment, dict[str, PyTree]]]:
+    """What a network with dynamic layers is compared with: the same with other factors, each with its variables."""
+    variants = {name: (experiment.with_evaluation(name), variables) for name in ("soft", "repaired")}
+    return variants | {"frozen": (experiment, experiment.freeze(variables).variables)}
 
 
 def _numbers(result: dict[str, float]) -> list[float]:

@@ -8,6 +8,7 @@
       tensorboard/        the same for TensorBoard
       checkpoints/<step>/
       snapshots/<step>.npz    relaxed matrices by layer: at the start, in the middle, at the end
+      dynamic/<step>.npz      the permutations that dynamic layers give to test images, at the same moments
       permutations.npz    hardened index vectors by layer
       damaged/<step>/     checkpoints that could not be read when the run was resumed
       figures/*.png
@@ -27,9 +28,13 @@ import numpy as np
 from shuffle_jax import __version__
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.files import replace_file, replacing, temporary
+from shuffle_jax.models.build import DynamicConfig
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
 
-ADDED = {"FolderConfig": {"broken": "stop"}}
+ADDED: dict[str, dict[str, Any]] = {
+    "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None},
+    "NetworkConfig": {"pointwise": "plain", "dynamic": to_json(DynamicConfig())},
+}
 """Fields that earlier versions did not write, by type, with the value that says what those versions did."""
 
 
@@ -122,13 +127,17 @@ class Run:
         """Keeps the relaxed matrices of one step."""
         _save_arrays(self._snapshots / f"{step:08d}.npz", matrices)
 
+    def save_dynamic(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps the permutations of test images at one step, see shuffle_jax.train.probe."""
+        _save_arrays(self._dynamic / f"{step:08d}.npz", arrays)
+
     def save_permutations(self, permutations: Mapping[str, np.ndarray]) -> None:
         """Keeps the hardened index vectors."""
         _save_arrays(self.path / "permutations.npz", permutations)
 
     def forget_after(self, step: int) -> None:
         """Removes the snapshots of later steps, which a resumed run makes again."""
-        for path in self._snapshots.glob("*.npz"):
+        for path in [*self._snapshots.glob("*.npz"), *self._dynamic.glob("*.npz")]:
             if int(path.stem) > step:
                 path.unlink()
 
@@ -139,6 +148,10 @@ class Run:
     @property
     def _snapshots(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def _dynamic(self) -> Path:
+        return self.path / "dynamic"
 
     def _about(self) -> dict[str, Any]:
         if not self._config.exists():
@@ -161,7 +174,7 @@ def completed(value: Any) -> Any:
     """A configuration as plain values, with the fields that the version which wrote it did not have yet.
 
     >>> completed({"type": "FolderConfig", "root": "images"})
-    {'broken': 'stop', 'type': 'FolderConfig', 'root': 'images'}
+    {'broken': 'stop', 'per_class': None, 'test_per_class': None, 'type': 'FolderConfig', 'root': 'images'}
     """
     if isinstance(value, Mapping):
         return {**ADDED.get(value.get("type", ""), {}), **{name: completed(item) for name, item in value.items()}}

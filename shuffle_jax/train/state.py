@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from shuffle_jax.nn.factors import PROGRESS
 from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.typing import Array, Images, Int, Key, PyTree
 
@@ -23,6 +24,8 @@ class TrainState(struct.PyTreeNode):
         opt_state: of the optimiser.
         average: exponential moving average of ``params``; None if it is off.
         key: the random key of the run; step k draws from ``fold_in(key, k)``.
+        progress: how much of the training is done, once for each layer that asks; see
+            :data:`shuffle_jax.nn.factors.PROGRESS`.
     """
 
     step: Int[Array, ""]
@@ -32,16 +35,17 @@ class TrainState(struct.PyTreeNode):
     opt_state: PyTree
     average: PyTree | None
     key: Key
+    progress: PyTree = struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, PyTree]:
         """The network's variables for evaluation: of the moving average where there is one."""
         params = self.params if self.average is None else self.average
-        return network_variables(params, self.statistics, self.permutations)
+        return network_variables(params, self.statistics, self.permutations, self.progress)
 
 
-def network_variables(params: PyTree, statistics: PyTree, permutations: PyTree) -> dict[str, PyTree]:
+def network_variables(params: PyTree, statistics: PyTree, permutations: PyTree, progress: PyTree) -> dict[str, PyTree]:
     """The collections as a network's ``apply`` takes them; an empty one is left out."""
-    collections = {"params": params, "batch_stats": statistics, PERMUTATIONS: permutations}
+    collections = {"params": params, "batch_stats": statistics, PERMUTATIONS: permutations, PROGRESS: progress}
     return {name: tree for name, tree in collections.items() if tree}
 
 
@@ -76,4 +80,5 @@ def init_state(
         # A copy: the step donates its input, and one buffer cannot be given away twice.
         average=jax.tree.map(jnp.copy, params) if average else None,
         key=run_key,
+        progress=jax.tree.map(jnp.zeros_like, variables.get(PROGRESS, {})),
     )

@@ -34,6 +34,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     accumulate: int = 1,
     average_decay: float = 0.0,
+    progress: optax.Schedule = lambda step: 1.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The training step: ``loss = cross entropy + penalty_weight(step) * sum of penalties``.
 
@@ -52,6 +53,7 @@ def make_train_step(
         accumulate: parts into which a batch is cut; their gradients are averaged before one update. Batch statistics
             are those of a part.
         average_decay: of the moving average of the parameters, where the state has one.
+        progress: the share of the training that is done after each step, for layers that change over the training.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss`` (cross entropy alone),
@@ -63,11 +65,12 @@ def make_train_step(
         params: PyTree,
         statistics: PyTree,
         permutations: PyTree,
+        progress: PyTree,
         weight: Float[Array, ""],
         images: Images,
         targets: Array,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        variables = network_variables(params, statistics, permutations)
+        variables = network_variables(params, statistics, permutations, progress)
         logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats", PENALTIES])
         penalty = weight * sum(jax.tree.leaves(updated.get(PENALTIES, {})), start=jnp.zeros(()))
         smooth = optax.smooth_labels(targets, label_smoothing)
@@ -84,10 +87,11 @@ def make_train_step(
         )
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
         weight = jnp.asarray(penalty_weight(state.step), jnp.float32)
+        share = jax.tree.map(lambda _: jnp.asarray(progress(state.step), jnp.float32), state.progress)
 
         def part(statistics: PyTree, data: tuple[Images, Array]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
             gradient, (statistics, metrics) = jax.grad(loss_function, has_aux=True)(
-                state.params, statistics, state.permutations, weight, *data
+                state.params, statistics, state.permutations, share, weight, *data
             )
             return statistics, (gradient, metrics)
 
@@ -104,7 +108,12 @@ def make_train_step(
         if average is not None:
             average = optax.incremental_update(params, average, 1 - average_decay)
         state = state.replace(
-            step=state.step + 1, params=params, statistics=statistics, opt_state=opt_state, average=average
+            step=state.step + 1,
+            params=params,
+            statistics=statistics,
+            opt_state=opt_state,
+            average=average,
+            progress=share,
         )
         return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 

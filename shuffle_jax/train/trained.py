@@ -9,8 +9,10 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from shuffle_jax.data.preprocessing import Preprocessing
+from shuffle_jax.deploy.freeze import freeze
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import build
 from shuffle_jax.sharding import data_mesh
@@ -74,4 +76,7 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
     network = build(config.network, len(classes))
     shapes = state_shapes(config, network, preprocessing.shape, data_mesh(jax.devices()[:1]))
     state = read_state(run, checkpoint, shapes)
-    return Trained(network, harden(state.variables()).variables, preprocessing, classes, config, int(state.step))
+    variables = harden(state.variables()).variables
+    if config.network.mixer == "factors":  # The same whatever the images: freezing is hardening.
+        variables = freeze(network, variables, [jnp.zeros((1, *preprocessing.shape))]).variables
+    return Trained(network, variables, preprocessing, classes, config, int(state.step))

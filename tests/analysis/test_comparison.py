@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from shuffle_jax.analysis.comparison import block, figure, rows, run_result, table
+from shuffle_jax.analysis.comparison import block, rows, run_result, table
+from shuffle_jax.analysis.comparison_figure import figure
 from shuffle_jax.analysis.drawing import BLUE, ORANGE
 
 
@@ -61,6 +62,24 @@ def test_a_run_is_finished_when_every_network_it_has_was_evaluated():
     assert (learned["certified"], learned["permutations"]) == (1, 2)  # of the last step
 
 
+def test_other_networks_are_kept_by_name_if_there_are_any():
+    learning = [diagnosis(20, True), result("relaxed", 0.75), result("hardened", 0.5)]
+    plain = run_result(learning)
+    assert "others" not in plain and run_result([*learning, result("unheard of", 0.1)]) == plain
+    found = run_result([*learning, result("frozen", 0.25, math.nan), result("soft", 0.625)])
+    assert found["others"] == {"soft": {"top1": 0.625, "loss": 0.5}, "frozen": {"top1": 0.25, "loss": "nan"}}
+    assert {name: value for name, value in found.items() if name != "others"} == plain
+
+
+def test_a_run_with_dynamic_layers_is_finished_when_all_of_its_networks_were_evaluated():
+    dynamic = [{"kind": "dynamic", "step": 20, "layer": "a"}, result("relaxed", 0.75)]
+    others = [result(name, 0.5) for name in ("soft", "repaired", "frozen")]
+    for count in range(3):
+        assert run_result([*dynamic, *others[:count]]) is None
+    found = run_result([*dynamic, *others])
+    assert [*found["others"]] == ["soft", "repaired", "frozen"] and found["hardened"] is None
+
+
 def test_rows_are_the_sums_done_by_hand():
     plain, learned, broken = rows(RESULTS)
     assert plain.relaxed.mean == pytest.approx(90) and plain.relaxed.deviation == pytest.approx(10)
@@ -84,6 +103,66 @@ def test_the_table():
         *["", "Failed: learned, seed 3: the loss is nan at step 3"],
         *[line for seed in (1, 2, 3) for line in ("", f"Failed: broken, seed {seed}: no")],
     ]
+
+
+def costly(parameters, multiply_adds):
+    """The results with costs, the same for all variants but the first."""
+    found = copy.deepcopy(RESULTS)
+    for variant in found["variants"]:
+        variant |= {"parameters": 341_234, "multiply_adds": 12_345_678}
+    found["variants"][0] |= {"parameters": parameters, "multiply_adds": multiply_adds}
+    return found
+
+
+def cells(text):
+    """The cells of a table in Markdown, line by line."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_costs_are_the_last_columns_when_every_variant_has_them():
+    before = cells(table(RESULTS))
+    found = cells(table(costly(999, 99_999)))
+    assert [line[:-2] for line in found] == before
+    assert found[0][-2:] == ["parameters", "multiply-adds"]
+    assert [line[-2:] for line in found[2:]] == [["999", "99,999"], *[["341,234", "12.3M"]] * 2]
+    assert cells(table(costly(1_000, 100_000)))[2][-2:] == ["1,000", "0.1M"]
+    assert cells(table(costly(2_278_604, 1_234_567_890)))[2][-2:] == ["2,278,604", "1234.6M"]
+    for missing in ("parameters", "multiply_adds"):
+        partly = costly(1, 1)
+        del partly["variants"][1][missing]
+        assert table(partly) == table(RESULTS) and block(partly) == block(RESULTS)
+
+
+def test_other_networks_have_columns_in_one_order_and_are_empty_where_there_are_none():
+    found = costly(1, 1)
+    _, learned, _ = found["variants"]
+    for one, frozen, soft in zip(learned["runs"], (0.5, 0.7), (0.6, 0.6), strict=False):
+        one["others"] = {"frozen": {"top1": frozen, "loss": 1.0}, "soft": {"top1": soft, "loss": 1.0}}
+    header, _, *lines = cells(table(found))
+    assert header == [
+        *("variant", "as trained", "hardened", "change by hardening", "certified"),
+        *("with soft factors", "frozen to one permutation for all images", "parameters", "multiply-adds"),
+    ]
+    both = ["60.0 ± 0.0 (60.0 to 60.0)", "60.0 ± 14.1 (50.0 to 70.0)"]
+    assert [line[5:7] for line in lines] == [["", ""], both, ["", ""]]
+    learned["runs"][0]["others"]["repaired"] = {"top1": 0.9, "loss": 1.0}
+    header, _, _, line, _ = cells(table(found))
+    assert header[5:8] == ["with soft factors", "argmax repaired by assignment", header[7]]
+    assert line[6] == "90.0 (90.0 to 90.0)"  # of the one seed that has it
+
+
+def test_the_legend_speaks_of_what_the_table_has():
+    def legend(results):
+        return " ".join(block(results).partition("\n\n")[2].partition("\n\n")[0].split())
+
+    plain = legend(RESULTS)
+    assert plain.endswith("seed by seed: mean (minimum to maximum).")
+    costs = " Parameters, and multiply-adds of one image, are those after hardening."
+    assert legend(costly(1, 1)) == plain + costs
+    found = costly(1, 1)
+    found["variants"][1]["runs"][0]["others"] = {name: {"top1": 0.5, "loss": 1.0} for name in ("repaired", "soft")}
+    others = " Further columns are test accuracies of the same networks in other forms:"
+    assert legend(found) == f"{plain}{others} with soft factors; argmax repaired by assignment.{costs}"
 
 
 def test_one_seed_has_no_deviation_and_a_change_of_nearly_nothing_is_zero():

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shuffle_jax.analysis.count import Count, count, count_layers
+from shuffle_jax.analysis.count import Count, count, count_layers, share, total
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
 from shuffle_jax.nn import AutoShuffle, BatchNorm, ChannelShuffle, Conv, DepthwiseConv, FixedPermutation, PointwiseConv
 
@@ -210,6 +210,76 @@ def test_a_rule_speaks_for_the_layers_inside():
     assert layer == ("", "Fused", (2, 3, 4), Count(4 + 2 * (4 * 4 + 4), 16, 0, 7))
 
 
+class Generator(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4 * 3, name="out")(nn.Dense(2, name="hidden")(x))
+
+
+class Generated(nn.Module):
+    """Multiplies every position with a matrix that two Dense layers make from the mean of the image."""
+
+    def own_multiply_adds(self, x, y):
+        return y[0].size * x.shape[-1]
+
+    @nn.compact
+    def __call__(self, x):
+        bias = self.param("bias", nn.initializers.zeros_init(), (1, 1, 1, 3))
+        matrix = Generator(name="generator")(x.mean((1, 2)))
+        return jnp.einsum("nhwc,ncd->nhwd", x, matrix.reshape(-1, 4, 3)) + bias
+
+
+class Generating(nn.Module):
+    """The same between two layers, of which one only seems to be of a generator, and called twice."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(4, name="no_generator")(x)
+        mixer = Generated(name="mixer")
+        return nn.Dense(5, name="head")(mixer(x) + mixer(x))
+
+
+HIDDEN, MATRIX = Count(4 * 2 + 2, 0, 4 * 2, 0), Count(2 * 12 + 12, 0, 2 * 12, 0)  # once an image, not once a position
+
+
+def test_a_rule_of_its_own_leaves_the_layers_inside():
+    layers = count_layers(Generated(), (5, 7, 4))
+    assert [layer[:2] + layer[3:] for layer in layers] == [
+        ("generator/hidden", "Dense", HIDDEN),
+        ("generator/out", "Dense", MATRIX),
+        ("", "Generated", Count(3, 0, 5 * 7 * 4 * 3, 0)),  # A bias of four axes is no error: there is a rule.
+    ]
+
+
+def test_the_share_of_a_name_is_that_of_whole_parts_of_paths():
+    layers = count_layers(Generating(), (5, 7, 4))
+    once = HIDDEN.parameters + MATRIX.parameters
+    assert share(layers, "generator") == Count(once, 0, 2 * (HIDDEN.multiply_adds + MATRIX.multiply_adds), 0)
+    assert share(layers, "mixer") == Count(once + 3, 0, 2 * (4 * 2 + 2 * 12 + 5 * 7 * 4 * 3), 0)
+    assert share(layers, "gen") == share(count_layers(Small(), (11, 14, 2)), "generator") == Count(0, 0, 0, 0)
+    assert total(layers) == count(Generating(), (5, 7, 4))
+    # What is known from elsewhere has the paths of here.
+    known: dict = {}
+    assert count_layers(nn.Sequential([Generated()]), (5, 7, 4), known=known)
+    assert count_layers(Generating(), (5, 7, 4), known=known) == layers
+
+
+class TwoRules(Generated):
+    def multiply_adds(self, x, y):
+        return 0
+
+
+class OwnDense(nn.Dense):
+    def own_multiply_adds(self, x, y):
+        return 0
+
+
+@pytest.mark.parametrize("layer", [TwoRules(), OwnDense(3)], ids=lambda layer: type(layer).__name__)
+def test_two_rules_are_an_error(layer):
+    with pytest.raises(ValueError, match=r"^the layer 'layers_1' has two rules for its multiply-adds: keep own_"):
+        count(nn.Sequential([nn.Dense(4), layer]), (2, 3, 4))
+
+
 class Unruly(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -217,7 +287,10 @@ class Unruly(nn.Module):
 
 
 def test_weights_without_a_rule_are_an_error():
-    with pytest.raises(ValueError, match=r"'layers_1' has weights .* give the class Unruly a method multiply_adds"):
+    with pytest.raises(
+        ValueError,
+        match=r"'layers_1' has weights .* give the class Unruly a method multiply_adds.* or own_multiply_adds",
+    ):
         count(nn.Sequential([nn.Dense(4), Unruly()]), (2, 3, 4))
 
 

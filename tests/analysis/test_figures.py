@@ -22,8 +22,8 @@ from shuffle_jax.analysis.figures import (
     matrices,
     penalty_curves,
     permutations,
-    save_run_figures,
 )
+from shuffle_jax.analysis.run_figures import save_run_figures
 
 LAYERS = ["stage2_0/mixer", "stage2_9/mixer", "stage2_10/mixer"]
 
@@ -258,7 +258,7 @@ def test_the_moments_of_the_matrices(
     write_run(tmp_path, steps)
     (tmp_path / "metrics.jsonl").unlink()
     (tmp_path / "permutations.npz").unlink()
-    monkeypatch.setattr("shuffle_jax.analysis.figures.matrices", record)
+    monkeypatch.setattr("shuffle_jax.analysis.run_figures.matrices", record)
     assert save_run_figures(tmp_path) == [tmp_path / "figures" / "matrices.png"]
     assert seen == titles
 

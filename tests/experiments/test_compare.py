@@ -16,6 +16,7 @@ import pytest
 from experiments import compare
 from experiments.cli import main
 from experiments.plan import plan, read
+from shuffle_jax import models
 from shuffle_jax.analysis.comparison import block
 from shuffle_jax.data import ResidentBatches
 from shuffle_jax.models.build import mixer_factory
@@ -52,7 +53,8 @@ class Tiny(fnn.Module):
 def small():
     """Every network built here is a tiny one with the mixer asked for."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment, "build", lambda config, classes: Tiny(classes, mixer_factory(config, 2)))
+        for module in (experiment, models):
+            patched.setattr(module, "build", lambda config, classes: Tiny(classes, mixer_factory(config, 2)))
         yield
 
 
@@ -98,6 +100,53 @@ def test_results_are_those_of_the_runs(out):
     assert [(c["seed"], c["data"]["seed"], c["epochs"]) for c in configs] == [(3, 3, 2), (4, 4, 2)]
     assert (out / "table.md").read_text().count("\nFailed: broken, seed") == 2
     assert (out / "figure.png").stat().st_size > 10_000
+
+
+def test_every_variant_has_the_costs_of_its_network_after_hardening(out):
+    parameters, multiply_adds = (1 * 4 + 4) + (4 * 10 + 10), 8 * 8 * 1 * 4 + 4 * 10  # The mixer is a gather.
+    for variant in results(out)["variants"]:  # A run that failed has a network as well.
+        assert (variant["parameters"], variant["multiply_adds"]) == (parameters, multiply_adds)
+    header, _, *lines = (out / "table.md").read_text().splitlines()[:5]
+    assert header.endswith("| certified | parameters | multiply-adds |")
+    assert all(line.endswith(" | 58 | 296 |") for line in lines)
+
+
+def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for config in copy.glob("learned-auto-*/config.json"):
+        about = json.loads(config.read_text())
+        del about["preprocessing"]
+        config.write_text(json.dumps(about))
+    comparison = read(file)
+    found = compare.collect(comparison, plan(comparison, copy), {}, copy)
+    said = capsys.readouterr().err
+    assert said.startswith("no parameters and multiply-adds of 'learned (Auto)': ") and said.count("\n") == 1
+    assert [("parameters" in v, "multiply_adds" in v) for v in found["variants"]] == [(1, 1), (0, 0), (1, 1)]
+    assert [v["runs"] for v in found["variants"]][:2] == [v["runs"] for v in results(out)["variants"]][:2]
+    assert "multiply-adds" not in block(found)
+
+
+def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, out, monkeypatch, capsys):
+    sizes = iter(range(1, 9))
+    monkeypatch.setattr(models, "build", lambda config, classes: fnn.Dense(next(sizes)))
+    planned = plan(read(file), out)
+    assert compare.costs("learned (Auto)", planned) == {}
+    message = "no parameters and multiply-adds of 'learned (Auto)': its seeds have networks of 2 different costs\n"
+    assert capsys.readouterr().err == message
+
+
+def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    with (copy / "learned-auto-3" / "metrics.jsonl").open("a") as metrics:
+        for network, top1 in (("frozen", 0.25), ("soft", 0.5)):
+            record = {"kind": "result", "step": 8, "network": network, "loss": 2.0, "top1": top1, "top5": 1.0}
+            metrics.write(json.dumps(record) + "\n")
+    comparison = read(file)
+    fixed, learned, _ = compare.collect(comparison, plan(comparison, copy), {}, copy)["variants"]
+    assert learned["runs"][0]["others"] == {"soft": {"top1": 0.5, "loss": 2.0}, "frozen": {"top1": 0.25, "loss": 2.0}}
+    assert not any("others" in one for one in [*fixed["runs"], learned["runs"][1]])
 
 
 def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_path, monkeypatch):

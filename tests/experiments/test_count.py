@@ -6,10 +6,12 @@ import csv
 import subprocess
 import sys
 
+import flax.linen as fnn
 import pytest
 
 from experiments import count as command
 from experiments.cli import main
+from shuffle_jax import models
 from shuffle_jax.models.catalogue import catalogue
 
 ONE = ["--match", "auto_shufflenet_v2_0.5x_32"]
@@ -37,12 +39,14 @@ class Lines:
 
 def test_csv_holds_the_whole_catalogue(rows):
     header, *body = rows
-    assert header == ["name", "input", "classes", "parameters", "training_only_parameters", "multiply_adds"]
+    # Programs may read by position: what comes new comes last.
+    assert header[:6] == ["name", "input", "classes", "parameters", "training_only_parameters", "multiply_adds"]
+    assert header[6:] == ["generator_parameters"]
     assert [row[0] for row in body] == list(catalogue())
     by_name = {row[0]: row[1:] for row in body}
-    assert by_name["shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "0", "144907992"]
-    assert by_name["auto_shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "1345600", "144907992"]
-    assert by_name["shufflenet_v1_g3_1.0x"] == ["224x224x3", "1000", "1865728", "0", "137460672"]
+    assert by_name["shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "0", "144907992", "0"]
+    assert by_name["auto_shufflenet_v2_1.0x"] == ["224x224x3", "1000", "2278604", "1345600", "144907992", "0"]
+    assert by_name["shufflenet_v1_g3_1.0x"] == ["224x224x3", "1000", "1865728", "0", "137460672", "0"]
     assert by_name["shufflenet_v1_g8_0.5x"][2] == "1011448"
     # The stem is as large and the stages are the same; the head has 10 classes.
     assert by_name["shufflenet_v2_1.0x_32"][:3] == ["32x32x3", "10", str(2_278_604 - 990 * 1025)]
@@ -50,9 +54,9 @@ def test_csv_holds_the_whole_catalogue(rows):
 
 def test_learned_mixers_change_only_the_training(rows):
     by_name = {row[0]: row[1:] for row in rows[1:]}
-    for name, (size, classes, parameters, training_only, multiply_adds) in by_name.items():
+    for name, (size, classes, parameters, training_only, *rest) in by_name.items():
         if name.startswith("auto_"):
-            assert by_name[name.removeprefix("auto_")] == [size, classes, parameters, "0", multiply_adds]
+            assert by_name[name.removeprefix("auto_")] == [size, classes, parameters, "0", *rest]
             assert int(training_only) > 0
 
 
@@ -60,19 +64,58 @@ def test_plain_table_is_aligned_and_ends_with_the_longest_number(capsys):
     command.run(ONE)
     header, row = capsys.readouterr().out.splitlines()
     assert header.split() == [*command.NETWORK]
-    assert row.split() == ["auto_shufflenet_v2_0.5x_32", "32x32x3", "10", "352,042", "230,400", "10,902,016"]
+    assert row.split() == ["auto_shufflenet_v2_0.5x_32", "32x32x3", "10", "352,042", "230,400", "10,902,016", "0"]
     assert [header.index(word) for word in ("name", "input")] == [row.index(word) for word in ("auto", "32x32x3")]
     assert len(header) == len(row)
 
 
-def test_a_terminal_of_80_columns_shows_every_name_and_number_whole(capsys, monkeypatch):
+def test_a_terminal_of_80_columns_shows_every_number_whole_and_folds_a_long_name(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
     command.run(ONE)
-    *heading, row = capsys.readouterr().out.splitlines()
+    *heading, row, rest = capsys.readouterr().out.splitlines()
     assert "\x1b[1m" in heading[0]
-    assert row.split() == ["auto_shufflenet_v2_0.5x_32", "32x32x3", "10", "352,042", "230,400", "10,902,016"]
+    name, *numbers = row.split()
+    assert [name + rest.strip(), *numbers] == [
+        "auto_shufflenet_v2_0.5x_32",
+        "32x32x3",
+        "10",
+        "352,042",
+        "230,400",
+        "10,902,016",
+        "0",
+    ]
     assert len(row) <= 80
+
+
+class Generator(fnn.Module):
+    """Two layers of eight and of 2 * 10 + 10 parameters."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x):
+        return fnn.Dense(self.classes)(fnn.Dense(2)(x))
+
+
+class Generating(fnn.Module):
+    """One layer outside of a generator and one generator, whatever it generates."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x):
+        x = fnn.Dense(3, name="generator_of_nothing")(x.mean((1, 2)))
+        return Generator(self.classes, name="generator")(x)
+
+
+def test_the_share_of_generators_is_the_last_column(capsys, monkeypatch):
+    monkeypatch.setattr(models, "build", lambda config, classes: Generating(classes))
+    command.run([*ONE, "--csv"])
+    header, row = csv.reader(capsys.readouterr().out.splitlines())
+    generated = (3 * 2 + 2) + (2 * 10 + 10)
+    assert dict(zip(header, row, strict=True))["parameters"] == str(3 * 3 + 3 + generated)
+    assert row[-1] == str(generated)
 
 
 def test_layers_sum_to_the_network(capsys, rows):
@@ -82,7 +125,7 @@ def test_layers_sum_to_the_network(capsys, rows):
     assert tuple(header) == command.LAYER
     assert ["stage2_0/mixer", "AutoShuffle", "28x28x48", "0", "2304", "0"] in body
     total = [str(sum(int(row[column]) for row in body)) for column in (3, 4, 5)]
-    assert total == next(row[3:] for row in rows if row[0] == name)
+    assert total == next(row[3:6] for row in rows if row[0] == name)
     command.run(["--layers", name, "--csv", "--match", "stage2_0/m"])
     assert len(capsys.readouterr().out.splitlines()) == 2
 

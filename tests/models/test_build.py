@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import jax.numpy as jnp
 import pytest
 
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.build import Family, MixerKind
-from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.models.build import DynamicConfig, Family, MixerKind
+from shuffle_jax.nn import (
+    AutoShuffle,
+    ChannelShuffle,
+    DynamicShuffle,
+    FactorGenerator,
+    FixedPermutation,
+    Identity,
+    SqueezeExcitation,
+    StaticDynamicShuffle,
+)
 
 
 def test_v1():
@@ -32,14 +42,64 @@ MIXERS = {
     "shuffle": lambda groups: ChannelShuffle(groups=groups),
     "random": lambda groups: FixedPermutation(seed=9),
     "identity": lambda groups: Identity(),
+    "squeeze": lambda groups: SqueezeExcitation(groups=groups, hidden=5),
 }
+OPTIONS = DynamicConfig(
+    per_group=True,
+    hidden=5,
+    start="random",
+    normalization="sinkhorn",
+    temperature=2.0,
+    end_temperature=0.5,
+    binarize_from=0.25,
+    evaluation="repaired",
+    pointwise_groups=7,
+    static="grouped",
+    replaced="all",
+)
 
 
-@pytest.mark.parametrize("mixer", get_args(MixerKind))
+@pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2)])
 def test_mixers_have_their_options_and_the_groups_of_the_family(family, groups, mixer):
-    config = NetworkConfig(family, groups=4, mixer=mixer, mixer_seed=9, auto_start="shuffle", auto_noise=0.25)
+    options = {"auto_start": "shuffle", "auto_noise": 0.25, "dynamic": OPTIONS}
+    config = NetworkConfig(family, groups=4, mixer=mixer, mixer_seed=9, **options)
     assert build(config, classes=2).mixer() == MIXERS[mixer](groups)
+
+
+@pytest.mark.parametrize("mixer", ["dynamic", "factors"])
+@pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2)])
+@pytest.mark.parametrize("own_groups", [None, 12])
+def test_dynamic_mixers_have_their_options(family, groups, mixer, own_groups):
+    options = replace(OPTIONS, groups=own_groups)
+    found = build(NetworkConfig(family, groups=4, mixer=mixer, dynamic=options), classes=2).mixer()
+    assert isinstance(found, DynamicShuffle)
+    assert (found.groups, found.per_group) == (own_groups or groups, True)
+    assert (found.binarize_from, found.evaluation) == (0.25, "repaired")
+    assert found.generator(sizes=(2, 3)) == generator(dynamic=mixer == "dynamic")
+
+
+def generator(dynamic):
+    options = {"start": "random", "normalization": "sinkhorn", "temperature": 2.0, "end_temperature": 0.5}
+    return FactorGenerator((2, 3), dynamic=dynamic, hidden=5, **options)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_static_dynamic_layers_have_their_options(family):
+    found = build(NetworkConfig(family, pointwise="static_dynamic", dynamic=OPTIONS), classes=2).pointwise(features=14)
+    assert isinstance(found, StaticDynamicShuffle)
+    assert (found.blocks, found.static, found.replaced) == (7, "grouped", "all")
+    assert (found.binarize_from, found.evaluation) == (0.25, "repaired")
+    assert found.generator(sizes=(2, 3)) == generator(dynamic=True)
+
+
+def test_every_kind_of_mixer_is_built():
+    assert {*MIXERS, "dynamic", "factors"} == set(get_args(MixerKind))
+
+
+def test_shufflenet_v1_has_no_square_layers_to_replace():
+    with pytest.raises(ValueError, match=r"as many channels out as in: choose --network\.dynamic\.replaced all"):
+        build(NetworkConfig("shufflenet_v1", pointwise="static_dynamic"), classes=2)
 
 
 @pytest.mark.parametrize("family", get_args(Family))

@@ -67,10 +67,11 @@ def test_a_run_of_before_a_field_was_added_reads_as_it_was_meant(tmp_path):
     run.start(config, ["a"], GREY)
     file = run.path / "config.json"
     about = json.loads(file.read_text())
-    del about["config"]["data"]["broken"]
+    for added in ("broken", "per_class", "test_per_class"):
+        del about["config"]["data"][added]
     file.write_text(json.dumps(about))
     assert run.config() == config
     run.check(config)
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, broken="skip"))
-    with pytest.raises(ValueError, match=r"\(data.broken: stop -> skip\)"):
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, broken="skip", per_class=9))
+    with pytest.raises(ValueError, match=r"\(data.broken: stop -> skip; data.per_class: None -> 9\)"):
         run.check(other)

@@ -27,7 +27,8 @@ def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
 
     Args:
         network: a ShuffleNetV1 or ShuffleNetV2 with mixers that are permutations (ChannelShuffle, FixedPermutation,
-            Identity, or AutoShuffle after :func:`shuffle_jax.deploy.harden.harden`) and plain 1x1 convolutions.
+            Identity, AutoShuffle after :func:`shuffle_jax.deploy.harden.harden`, or DynamicShuffle after
+            :func:`shuffle_jax.deploy.freeze.freeze`) and plain 1x1 convolutions.
         variables: of the network; hardened ones if its permutations are learned.
 
     Returns:

@@ -10,10 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity, PointwiseConv
+from shuffle_jax.nn import AutoShuffle, ChannelShuffle, DynamicShuffle, FixedPermutation, Identity, PointwiseConv
 from shuffle_jax.nn.normalization import EPSILON
 from shuffle_jax.nn.permutation import PERMUTATIONS
-from shuffle_jax.ops import convolution, permutation
+from shuffle_jax.ops import convolution, kronecker_forms, permutation
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 
@@ -105,16 +105,23 @@ def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, chan
     Raises:
         ValueError: the mixer is not a permutation, or not one yet.
     """
+    own = variables.get(PERMUTATIONS, {}).get(unit, {}).get("mixer", {})
     match mixer:
         case Identity():
             return np.arange(channels)
         case ChannelShuffle(groups=groups):
             return np.asarray(permutation.channel_shuffle(channels, groups))
         case AutoShuffle() | FixedPermutation():
-            found = variables.get(PERMUTATIONS, {}).get(unit, {}).get("mixer", {}).get("index")
-            if found is None:
+            if "index" not in own:
                 raise ValueError(f"{unit}/mixer is still a relaxed matrix: harden the variables before folding them")
-            return np.asarray(found)
+            return np.asarray(own["index"])
+        case DynamicShuffle(groups=groups):
+            if "generator" not in own:
+                raise ValueError(
+                    f"{unit}/mixer makes its permutation from the image: freeze the variables, or do not fold"
+                )
+            factors = own["generator"]
+            return np.asarray(kronecker_forms.index(factors["outer"], factors["inner"], groups))
     raise ValueError(f"{unit}/mixer is a {type(mixer).__name__}, not a permutation, and cannot be folded")
 
 

@@ -1,0 +1,85 @@
+"""Freezing dynamic layers: one pair of permutations for all images in place of the head that makes one for each.
+
+What a frozen network loses says how much its dynamic layers do for each image: nothing, if they are static in effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shuffle_jax.nn.factors import FACTORS
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops.rounding import assignment
+from shuffle_jax.typing import Images, PyTree
+
+
+class Frozen(NamedTuple):
+    """What :func:`freeze` returns.
+
+    Attributes:
+        variables: of the same network, without heads; index vectors stand in "permutations".
+        factors: int32 index vectors ``outer`` (k, p) and ``inner`` (k, q) by layer.
+    """
+
+    variables: dict[str, PyTree]
+    factors: dict[str, dict[str, np.ndarray]]
+
+
+def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Images]) -> Frozen:
+    """Replaces the factors that every dynamic layer makes by the permutations nearest to their mean over images.
+
+    For each factor it is ``argmax_p sum_i mean(A)[i, p[i]]``, a linear assignment: valid whatever the mean. Factors
+    that are learned and not made from the image are their own mean; freezing them is hardening.
+
+    Args:
+        network: called as ``network(images, train=False)``.
+        variables: of the network.
+        images: normalised batches ``(n, h, w, c)``, at least one.
+
+    Returns:
+        New variables and the permutations. A network without dynamic layers is returned as it is.
+
+    Raises:
+        ValueError: there are no images.
+    """
+
+    @jax.jit
+    def mean_factors(variables: dict[str, PyTree], images: Images) -> PyTree:
+        _, sown = network.apply(variables, images, train=False, mutable=[FACTORS])
+        return jax.tree.map(lambda factor: factor.mean(0), sown.get(FACTORS, {}))
+
+    total: PyTree = None
+    count = 0
+    for batch in images:
+        size, count = len(batch), count + len(batch)
+        found = jax.tree.map(lambda mean, size=size: size * mean, mean_factors(variables, batch))
+        total = found if total is None else jax.tree.map(jnp.add, total, found)
+    if not count:
+        raise ValueError("freeze needs at least one batch of images to average the factors over")
+
+    rounded = jax.device_get(jax.jit(partial(jax.tree.map, assignment))(total))
+    indices = flatten_dict(rounded)  # (*module, "outer") and (*module, "inner")
+    if not indices:
+        return Frozen(variables, {})
+    modules = {path[:-1] for path in indices}
+    params = flatten_dict(variables["params"])
+    kept = {path: leaf for path, leaf in params.items() if not any(path[: len(m)] == m for m in modules)}
+    permutations = flatten_dict(variables.get(PERMUTATIONS, {})) | jax.tree.map(jnp.asarray, indices)
+    frozen = {**variables, "params": unflatten_dict(kept), PERMUTATIONS: unflatten_dict(permutations)}
+    factors: dict[str, dict[str, np.ndarray]] = {}
+    for (*module, name), index in indices.items():
+        factors.setdefault(layer_name(module), {})[name] = index
+    return Frozen(frozen, factors)
+
+
+def layer_name(module: Sequence[str]) -> str:
+    """The dynamic layer of a generator: ``stage2_0/mixer`` for ``stage2_0/mixer/generator``."""
+    return "/".join(module[:-1])

@@ -1,0 +1,156 @@
+"""The small matrices of a dynamic layer: made from each image by a tiny head, or learned once for all of them."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from shuffle_jax.nn.auto_shuffle import PENALTIES
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops.penalty import orthogonality, row_entropy
+from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
+from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
+from shuffle_jax.ops.rounding import argmax
+from shuffle_jax.typing import Array, Float, Images, Key
+
+DIAGNOSTICS = "diagnostics"
+"""The collection into which dynamic layers sow what they do to a batch. Nothing is computed unless it is asked for."""
+
+FACTORS = "factors"
+"""The collection into which they sow the factors themselves, on request."""
+
+PROGRESS = "progress"
+"""The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them."""
+
+LOGIT = 4.0
+"""The diagonal of the logits at the start "identity": a softmax of 0.95 for p = 4, of 0.66 for p = 29."""
+
+
+class Factors(NamedTuple):
+    """A pair of row-stochastic factors in float32, for each image (or all: m = 1) and group (or all: k = 1).
+
+    Attributes:
+        outer: A, which mixes the rows of the tables of channels.
+        inner: B, which mixes within the rows.
+        frozen: they are one pair of permutations for all images, as after :func:`shuffle_jax.deploy.freeze.freeze`.
+    """
+
+    outer: Float[Array, "m k p p"]
+    inner: Float[Array, "m k q q"]
+    frozen: bool = False
+
+
+class FactorGenerator(nn.Module):
+    """Makes the factors: ``softmax(W2 relu(W1 mean(x) + b1) + b2)``, the mean over positions, row by row.
+
+    The head of a static generator is ``b2`` alone, learned once for all images. Softmax, regulariser and diagnostics
+    are computed in float32.
+
+    The regulariser ``|A A^T - I|_F^2 / p + |B B^T - I|_F^2 / q``, a mean over images and groups, is sown into
+    "penalties". The loss adds the layers up: for a mean over L of them divide its weight by L. Into "diagnostics" go
+    the ``regulariser``; ``invalid``, the share of factor pairs whose row-argmax is no pair of permutations;
+    ``distinct``, the different permutations in the batch over its images; and ``entropy``, the mean of
+    :func:`shuffle_jax.ops.penalty.row_entropy`, averaged over rows. Into "factors" go ``outer`` and ``inner``.
+
+    Where the collection "permutations" holds index vectors ``outer`` and ``inner`` for this module, there is no head:
+    they are the factors.
+
+    Attributes:
+        sizes: p and q.
+        copies: pairs for each image: 1 shared by all groups, or one for each group.
+        dynamic: False for factors that are learned and not made from the image.
+        hidden: width of the hidden layer; ``max(4, c / 16)`` by default (None).
+        start: "identity": W2 is 0 and b2 is 4 on the diagonals, so that every row-argmax is the identity whatever the
+            image; "random": as dense layers start.
+        normalization: "rows": the softmax of every row; "sinkhorn": of rows and columns in turn, in whose limit no two
+            rows can choose one column. The abstract names the softmax; the other is this project's.
+        temperature: T of the softmax, above 0.
+        end_temperature: if given, T falls (or rises) geometrically to this over the training.
+
+    Source: Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023. Its abstract names softmax, orthogonal regularisation and
+    small shared matrices; everything else here is this project's reconstruction.
+    """
+
+    sizes: tuple[int, int]
+    copies: int = 1
+    dynamic: bool = True
+    hidden: int | None = None
+    start: Literal["identity", "random"] = "identity"
+    normalization: Literal["rows", "sinkhorn"] = "rows"
+    temperature: float = 1.0
+    end_temperature: float | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Factors:
+        """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static."""
+        if self.has_variable(PERMUTATIONS, "outer"):
+            outer, inner = (to_matrix(self.get_variable(PERMUTATIONS, name))[None] for name in ("outer", "inner"))
+            return Factors(outer, inner, frozen=True)
+        p, q = self.sizes
+        size = self.copies * (p * p + q * q)
+        if self.dynamic:
+            pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
+            hidden = self.hidden if self.hidden is not None else max(4, x.shape[-1] // 16)
+            y = nn.relu(nn.Dense(hidden, name="hidden")(pooled))
+            identity = self.start == "identity"
+            kernel = nn.initializers.zeros_init() if identity else nn.initializers.lecun_normal()
+            logits = nn.Dense(size, kernel_init=kernel, bias_init=self._start, name="logits")(y)
+        else:
+            logits = self.param("logits", self._start, (size,))[None]
+        logits = logits.reshape(logits.shape[0], self.copies, -1)
+        outer, inner = logits[..., : p * p], logits[..., p * p :]
+        temperature = self._temperature()
+        normalize = {"rows": softmax_rows, "sinkhorn": sinkhorn}[self.normalization]
+        factors = Factors(
+            normalize(outer.reshape(*outer.shape[:2], p, p), temperature),
+            normalize(inner.reshape(*inner.shape[:2], q, q), temperature),
+        )
+        self._sow(factors, x.shape[0])
+        return factors
+
+    def _start(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, " s"]:
+        if self.start == "random":
+            return jax.random.normal(key, shape, dtype)
+        diagonals = [LOGIT * jnp.eye(size, dtype=dtype).ravel() for size in self.sizes]
+        return jnp.tile(jnp.concatenate(diagonals), self.copies)
+
+    def _temperature(self) -> float | Float[Array, ""]:
+        for value in (self.temperature, self.end_temperature):
+            if value is not None and value <= 0:
+                raise ValueError(f"a temperature of {value} is none: give a number above 0")
+        if self.end_temperature is None:
+            return self.temperature
+        return self.temperature * (self.end_temperature / self.temperature) ** training_share(self)
+
+    def _sow(self, factors: Factors, images: int) -> None:
+        pair = factors.outer, factors.inner
+        regulariser = orthogonality(factors.outer).mean() + orthogonality(factors.inner).mean()
+        sow_scalar(self, PENALTIES, "orthogonality", regulariser)
+        if self.is_mutable_collection(DIAGNOSTICS):
+            chosen = [argmax(factor) for factor in pair]
+            valid = is_permutation(chosen[0]) & is_permutation(chosen[1])
+            rows = jnp.concatenate([index.reshape(index.shape[0], -1) for index in chosen], axis=-1)
+            p, q = self.sizes
+            entropy = (p * row_entropy(factors.outer).mean() + q * row_entropy(factors.inner).mean()) / (p + q)
+            sow_scalar(self, DIAGNOSTICS, "regulariser", regulariser)
+            sow_scalar(self, DIAGNOSTICS, "invalid", jnp.mean(~valid, dtype=jnp.float32))
+            sow_scalar(self, DIAGNOSTICS, "distinct", count_distinct(rows).astype(jnp.float32) / images)
+            sow_scalar(self, DIAGNOSTICS, "entropy", entropy)
+        if self.is_mutable_collection(FACTORS):
+            for name, factor in zip(("outer", "inner"), pair, strict=True):
+                self.sow(FACTORS, name, factor, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
+
+
+def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array, ""]) -> None:
+    """Sows a scalar, the last value if the module is called again."""
+    module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
+
+
+def training_share(module: nn.Module) -> Float[Array, ""]:
+    """How much of the training is done, from 0 to 1; 1 where nobody says, as in a network that is finished."""
+    if module.is_initializing() or module.has_variable(PROGRESS, "share"):
+        return module.variable(PROGRESS, "share", jnp.ones, ()).value
+    return jnp.ones(())

@@ -1,0 +1,248 @@
+"""How :mod:`shuffle_jax.ops.kronecker` computes: the form of each platform, and the gradients.
+
+Factors have all their axes here: ``(m, k, p', p)`` with m images or 1 and k groups or 1. Images have one axis of
+positions, and their channels are tables: ``(n, s, g, p, q)``, or ``(n, s, p', q', g)`` after the cross-group shuffle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from shuffle_jax.ops import mixing
+from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron, to_matrix
+from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.ops.rounding import argmax
+from shuffle_jax.typing import Array, Float, Int, Num
+
+Tables = Float[Array, "n s g p q"]
+
+
+def index(outer: Int[Array, "*b k p"], inner: Int[Array, "*b k q"], groups: int) -> Int[Array, "*b c"]:
+    """``r[(i q + j) G + k] = k p q + outer[k, i] q + inner[k, j]``."""
+    within = kron(outer, inner)
+    size = within.shape[-1]
+    first = (size * identity(groups)).reshape((1,) * (within.ndim - 2) + (groups, 1))
+    table = within + first  # a row for each group
+    return jnp.swapaxes(table, -1, -2).reshape(*table.shape[:-2], groups * size)
+
+
+def _inverse_index(outer: Int[Array, "n k p"], inner: Int[Array, "n k q"], groups: int) -> Int[Array, "n c"]:
+    """The inverse of :func:`index`: ``x[k p q + a q + b] = y[(i q + j) G + k]`` with i, j where a and b went."""
+    within = kron(invert(outer), invert(inner)) * groups
+    table = within + identity(groups).reshape(1, groups, 1)
+    return table.reshape(table.shape[0], -1)
+
+
+def _gather(x: Num[Array, "n s c"], index: Int[Array, "m c"]) -> Num[Array, "n s c"]:
+    # The barrier keeps XLA from computing the index anew for every position, which takes three times as long.
+    index = lax.optimization_barrier(index)
+    return mixing.permute(x, index[0]) if index.shape[0] == 1 else jax.vmap(mixing.permute)(x, index)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def permute(
+    groups: int, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
+) -> Num[Array, "n s c"]:
+    """The gather, and backward that of the inverse."""
+    return _gather(x, index(outer, inner, groups))
+
+
+def _permute_forward(
+    groups: int, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
+) -> tuple[Num[Array, "n s c"], tuple[Array, Array]]:
+    return permute(groups, x, outer, inner), (outer, inner)
+
+
+def _permute_backward(
+    groups: int, saved: tuple[Array, Array], gradient: Num[Array, "n s c"]
+) -> tuple[Num[Array, "n s c"], None, None]:
+    return _gather(gradient, _inverse_index(*saved, groups)), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
+
+
+@jax.custom_vjp
+def mix(x: Tables, outer: Float[Array, "m k i a"], inner: Float[Array, "m k j b"]) -> Float[Array, "n s i j g"]:
+    """Both contractions; the array between them is kept for the gradient."""
+    return _mix_outer(_mix_inner(x, inner), outer)
+
+
+def _mix_forward(
+    x: Tables, outer: Float[Array, "m k i a"], inner: Float[Array, "m k j b"]
+) -> tuple[Float[Array, "n s i j g"], tuple[Array, ...]]:
+    half = _mix_inner(x, inner)
+    return _mix_outer(half, outer), (x, half, outer, inner)
+
+
+def _mix_backward(saved: tuple[Array, ...], gradient: Float[Array, "n s i j g"]) -> tuple[Array, Array, Array]:
+    x, half, outer, inner = saved
+    outer_gradient = _outer_gradient(gradient, half, outer)
+    half_gradient = _unmix_outer(gradient, outer)
+    inner_gradient = _column_correlation(half_gradient, x, inner)
+    return _mix_inner(half_gradient, jnp.swapaxes(inner, -1, -2)), outer_gradient, inner_gradient
+
+
+mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _axes(factor: Float[Array, "m k i a"]) -> str:
+    """The leading axes of a factor that are longer than 1, as einsum names them."""
+    return ("n" if factor.shape[0] != 1 else "") + ("g" if factor.shape[1] != 1 else "")
+
+
+def _squeezed(factor: Float[Array, "m k i a"]) -> Array:
+    return factor.reshape(*(size for size in factor.shape[:2] if size != 1), *factor.shape[2:])
+
+
+def _mix_inner(x: Tables, inner: Float[Array, "m k j b"]) -> Float[Array, "n s g p j"]:
+    if inner.shape[1] != 1:
+        return jnp.einsum(f"nsgab,{_axes(inner)}jb->nsgaj", x, _squeezed(inner))
+    rows = x.reshape(inner.shape[0], -1, x.shape[-1])
+    return jnp.einsum("nrb,njb->nrj", rows, inner[:, 0]).reshape(*x.shape[:-1], inner.shape[2])
+
+
+_UNROLLED = 256
+"""An outer factor with more entries is applied by a product on CPU as well: unrolled it would take long to compile."""
+
+
+def _mix_outer(half: Float[Array, "n s g a j"], outer: Float[Array, "m k i a"]) -> Float[Array, "n s i j g"]:
+    """``y[i, j, g] = sum_a A[i, a] half[g, a, j]``, the cross-group shuffle with it."""
+
+    def product(half: Array, outer: Array) -> Array:
+        return jnp.einsum(f"nsgaj,{_axes(outer)}ia->nsijg", half, _squeezed(outer))
+
+    def unrolled(half: Array, outer: Array) -> Array:
+        parts = [half[:, :, :, a] for a in range(outer.shape[3])]
+        rows = [jnp.swapaxes(_weighted(outer[:, :, i], parts), -1, -2) for i in range(outer.shape[2])]
+        return jnp.stack(rows, axis=2).astype(half.dtype)
+
+    return _on_cpu(unrolled, product, outer, half, outer, most=_UNROLLED)
+
+
+def _unmix_outer(gradient: Float[Array, "n s i j g"], outer: Float[Array, "m k i a"]) -> Float[Array, "n s g a j"]:
+    """The transpose of :func:`_mix_outer`: ``half[g, a, j] = sum_i A[i, a] y[i, j, g]``."""
+
+    def product(gradient: Array, outer: Array) -> Array:
+        return jnp.einsum(f"nsijg,{_axes(outer)}ia->nsgaj", gradient, _squeezed(outer))
+
+    def unrolled(gradient: Array, outer: Array) -> Array:
+        parts = [jnp.swapaxes(gradient[:, :, i], -1, -2) for i in range(outer.shape[2])]
+        rows = [_weighted(outer[:, :, :, a], parts) for a in range(outer.shape[3])]
+        return jnp.stack(rows, axis=3).astype(gradient.dtype)
+
+    return _on_cpu(unrolled, product, outer, gradient, outer, most=_UNROLLED)
+
+
+def _weighted(weights: Float[Array, "m k t"], parts: list[Float[Array, "n s g j"]]) -> Float[Array, "n s g j"]:
+    weights = at_least_float32(weights)[:, None, :, None]
+    return sum(weights[..., t] * at_least_float32(part) for t, part in enumerate(parts))  # type: ignore[return-value]
+
+
+def _column_correlation(
+    left: Float[Array, "n s g a j"], right: Float[Array, "n s g a b"], like: Float[Array, "m k j b"]
+) -> Float[Array, "m k j b"]:
+    """``R[j, b] = sum left[g, a, j] right[g, a, b]`` over positions, a, and the groups and images of one factor."""
+    if like.shape[1] != 1:
+        return jnp.einsum(f"nsgaj,nsgab->{_axes(like)}jb", left, right).reshape(like.shape)
+    # Rows for a plain product: as an einsum over three axes it takes twice as long.
+    left, right = (rows.reshape(like.shape[0], -1, rows.shape[-1]) for rows in (left, right))
+    return jnp.einsum("nrj,nrb->njb", left, right).reshape(like.shape)
+
+
+def _outer_gradient(
+    gradient: Float[Array, "n s i j g"], half: Float[Array, "n s g a j"], outer: Float[Array, "m k i a"]
+) -> Float[Array, "m k i a"]:
+    """``dA[i, a] = sum y[i, j, g] half[g, a, j]`` over positions, j, and the groups and images that share A."""
+
+    def product(gradient: Array, half: Array) -> Array:
+        return jnp.einsum(f"nsijg,nsgaj->{_axes(outer)}ia", gradient, half).reshape(outer.shape)
+
+    def reduced(gradient: Array, half: Array) -> Array:
+        return _correlate([jnp.swapaxes(gradient[:, :, i], -1, -2) for i in range(outer.shape[2])], half, outer)
+
+    return _on_cpu(reduced, product, outer, gradient, half, most=_REDUCED)
+
+
+def _row_correlation(
+    left: Float[Array, "n s g i j"], right: Float[Array, "n s g a j"], like: Float[Array, "m k i a"]
+) -> Float[Array, "m k i a"]:
+    """``R[i, a] = sum left[g, i, j] right[g, a, j]`` over the same."""
+
+    def product(left: Array, right: Array) -> Array:
+        return jnp.einsum(f"nsgij,nsgaj->{_axes(like)}ia", left, right).reshape(like.shape)
+
+    def reduced(left: Array, right: Array) -> Array:
+        return _correlate([left[:, :, :, i] for i in range(like.shape[2])], right, like)
+
+    return _on_cpu(reduced, product, like, left, right, most=_REDUCED)
+
+
+_REDUCED = 16
+"""More entries than these are correlated by a product on CPU as well."""
+
+
+def _correlate(
+    lefts: list[Float[Array, "n s g j"]], right: Float[Array, "n s g a j"], like: Float[Array, "m k i a"]
+) -> Float[Array, "m k i a"]:
+    """All entries in one pass over both arrays; over positions alone, so that XLA vectorises along the rest."""
+    rights = [at_least_float32(right[:, :, :, a]) for a in range(like.shape[3])]
+    products = tuple(at_least_float32(a) * b for a in lefts for b in rights)
+    zeros = (jnp.zeros((), products[0].dtype),) * len(products)
+    sums = lax.reduce(products, zeros, lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1,))
+    entries = jnp.stack([total.sum(-1) for total in sums], axis=-1)  # (n, g, entries)
+    shared = tuple(axis for axis in (0, 1) if like.shape[axis] == 1)
+    return entries.sum(shared, keepdims=True).reshape(like.shape).astype(like.dtype)
+
+
+def _on_cpu(
+    unrolled: Callable[..., Array], product: Callable[..., Array], outer: Array, *operands: Array, most: int
+) -> Array:
+    """The unrolled form on CPU if the outer factor has at most so many entries, the product otherwise."""
+    if outer.shape[2] * outer.shape[3] > most:
+        return product(*operands)
+    return lax.platform_dependent(*operands, cpu=unrolled, default=product)
+
+
+@jax.custom_vjp
+def straight_through(x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]) -> Array:
+    """The gather, with the gradient of :func:`mix` at the hard factors."""
+    return _straight_forward(x, outer, inner)[0]
+
+
+def _straight_forward(
+    x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]
+) -> tuple[Array, tuple[Array, ...]]:
+    chosen = argmax(outer), argmax(inner)
+    flat = x.reshape(*x.shape[:2], -1)
+    # The factors themselves are kept for their shapes and types alone.
+    return _gather(flat, index(*chosen, x.shape[2])), (x, *chosen, outer, inner)
+
+
+def _straight_backward(
+    saved: tuple[Array, ...], gradient: Float[Array, "n s c"]
+) -> tuple[Tables, Float[Array, "m k p p"], Float[Array, "m k q q"]]:
+    x, outer, inner, *factors = saved
+    hard = [to_matrix(chosen, x.dtype) for chosen in (outer, inner)]
+
+    def by_correlations(gradient: Array) -> tuple[Array, Array, Array]:
+        dx = _gather(gradient, _inverse_index(outer, inner, x.shape[2])).reshape(x.shape)
+        rows = _row_correlation(dx, x, hard[0])
+        columns = _column_correlation(dx, x, hard[1])
+        return dx, hard[0] @ rows, hard[1] @ columns
+
+    def by_products(gradient: Array) -> tuple[Array, Array, Array]:
+        n, s, g, p, q = x.shape
+        return _mix_backward((x, _mix_inner(x, hard[1]), *hard), gradient.reshape(n, s, p, q, g))
+
+    valid = jnp.all(is_permutation(outer)) & jnp.all(is_permutation(inner))
+    dx, *gradients = lax.cond(valid, by_correlations, by_products, gradient)
+    return dx, *(g.astype(f.dtype) for g, f in zip(gradients, factors, strict=True))
+
+
+straight_through.defvjp(_straight_forward, _straight_backward)

@@ -1,0 +1,360 @@
+"""Dynamic layers inside the networks: vanilla at the start, a fixed permutation when frozen, and what they cost.
+
+The networks are narrow, with four units; their images have 8 x 8 pixels. Costs are those of whole networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from shuffle_jax.analysis.count import Count, Known, count, count_layers, share, total
+from shuffle_jax.deploy.freeze import freeze
+from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build, shufflenet_v2
+from shuffle_jax.models.build import DynamicConfig, NetworkConfig
+from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
+from shuffle_jax.nn.auto_shuffle import PENALTIES
+from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS, PROGRESS
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.ops import kronecker
+from shuffle_jax.ops.permutation import channel_shuffle
+
+pytestmark = pytest.mark.usefixtures("few_units")
+
+SHAPE = (8, 8, 3)
+UNITS = {"stage2_0", "stage2_1", "stage3_0", "stage4_0"}
+FAMILIES = {
+    "v1": (partial(ShuffleNetV1, classes=5, groups=3, width=0.5, stem="small"), 3),
+    "v2": (partial(ShuffleNetV2, classes=5, width=0.5, stem="small"), 2),
+}
+SOWN = (PENALTIES, DIAGNOSTICS, FACTORS, PROGRESS)
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+
+
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(7).standard_normal((3, *SHAPE)).astype(np.float32)
+
+
+def without(tree, name):
+    """A tree of dictionaries without the branches of a name."""
+    if not isinstance(tree, dict):
+        return tree
+    return {key: without(branch, name) for key, branch in tree.items() if key != name}
+
+
+def started(variables):
+    """Drawn variables with every head as the start "identity" leaves it: 4 on the diagonals, whatever the image."""
+    variables = {name: tree for name, tree in variables.items() if name not in SOWN}
+
+    def leaf(path, value):
+        keys = [key.key for key in path]
+        if keys[-3:-1] != ["generator", "logits"]:
+            return value
+        if keys[-1] == "kernel":
+            return np.zeros_like(value)
+        p, q = next(
+            (p, q) for p in range(1, 99) for q in range(p, 99) if p * p + q * q == value.size and p * q in SIZES
+        )
+        return np.float32(np.concatenate([4 * np.eye(p).ravel(), 4 * np.eye(q).ravel()]))
+
+    return jax.tree_util.tree_map_with_path(leaf, variables)
+
+
+SIZES = {10, 20, 40} | {24, 48, 96}  # Channels of a group of the mixers, of v1 and v2.
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_the_start_a_network_is_the_vanilla_one(family, images, draw):
+    make, groups = FAMILIES[family]
+    network = make(mixer=partial(DynamicShuffle, groups))
+    variables = started(draw(network, SHAPE))
+
+    def both(network, collections, variables, images):
+        evaluated = network.apply(variables, images, train=False, mutable=collections)
+        return evaluated, network.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    (logits, sown), trained = compiled(partial(both, network, [FACTORS]))(variables, images)
+    plain = {**variables, "params": without(variables["params"], "mixer")}
+    (expected, _), vanilla = compiled(partial(both, make(), []))(plain, images)
+    assert np.std(expected) > 0.01
+    for actual, wanted in zip(jax.tree.leaves((logits, trained)), jax.tree.leaves((expected, vanilla)), strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+
+    assert set(sown[FACTORS]) == UNITS
+    for unit in sown[FACTORS].values():
+        outer, inner = (np.argmax(unit["mixer"]["generator"][name], -1)[:, 0] for name in ("outer", "inner"))
+        index = kronecker.index(jnp.asarray(outer), jnp.asarray(inner), groups)
+        shuffle = channel_shuffle(index.shape[-1], groups)
+        np.testing.assert_array_equal(index, np.broadcast_to(shuffle, (3, len(shuffle))))
+
+
+KINDS = {
+    "dynamic": {"mixer": "dynamic"},
+    "dynamic per group": {"mixer": "dynamic", "per_group": True, "binarize_from": 0.5, "end_temperature": 0.5},
+    "factors": {"mixer": "factors", "start": "random"},
+    "squeeze": {"mixer": "squeeze", "hidden": 5},
+    "square layers": {"mixer": "shuffle", "pointwise": "static_dynamic"},
+    "all layers": {"mixer": "identity", "pointwise": "static_dynamic", "replaced": "all"},
+    "grouped layers": {"mixer": "dynamic", "pointwise": "static_dynamic", "replaced": "all", "static": "grouped"},
+}
+HEADS = {"squeeze": 0, "square layers": 8, "all layers": 11, "grouped layers": 11 + 4}  # By default one to a unit.
+
+
+def config_of(family, kind, **others):
+    options = KINDS[kind] | others
+    own = {name: options.pop(name) for name in ("mixer", "pointwise", "dtype") if name in options}
+    return NetworkConfig(family=family, width=0.5, dynamic=DynamicConfig(**options), **own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["shufflenet_v1", "shufflenet_v2"])
+def test_every_kind_fits_both_families_in_half_precision(family, kind):
+    if family == "shufflenet_v1" and kind == "square layers":
+        pytest.skip("the next test")
+    network = build(config_of(family, kind, dtype="bfloat16"), 5)
+    images = jnp.zeros((2, *SHAPE))
+    variables = jax.eval_shape(network.init, jax.random.key(0), images)
+    given = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats", PROGRESS)}
+    apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES, DIAGNOSTICS, FACTORS])
+    logits, updated = jax.eval_shape(apply, given, images)
+    assert logits.shape == (2, 5)
+    assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables, updated))} == {jnp.dtype(jnp.float32)}
+    heads = HEADS.get(kind, len(UNITS)) - (3 if family == "shufflenet_v1" and kind in HEADS and HEADS[kind] > 4 else 0)
+    assert len(jax.tree.leaves(updated.get(PENALTIES, {}))) == heads
+    assert len(jax.tree.leaves(updated.get(DIAGNOSTICS, {}))) == 4 * heads
+    asked = len(jax.tree.leaves(given.get(PROGRESS, {})))
+    assert asked == (2 * len(UNITS) if kind == "dynamic per group" else 0)
+
+
+def test_version_1_has_no_square_layer_to_replace():
+    with pytest.raises(ValueError, match=r"no 1x1 layer of ShuffleNetV1 .* choose --network.dynamic.replaced all"):
+        build(config_of("shufflenet_v1", "square layers"), 5)
+
+
+# Freezing.
+
+
+class Tiny(fnn.Module):
+    """Three dynamic layers, one inside a module and one static."""
+
+    evaluation: str = "hard"
+    static: bool = False
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        generator = partial(FactorGenerator, dynamic=not self.static)
+        make = partial(DynamicShuffle, generator=generator, evaluation=self.evaluation)
+        x = make(2, name="mixer")(x, train)
+        x = StaticDynamicShuffle(18, groups=2, generator=generator, evaluation=self.evaluation, name="unit")(x, train)
+        return make(3, per_group=True, name="last")(fnn.relu(x), train)
+
+
+TINY = (2, 2, 12)
+
+
+def tiny(draw, spread=3.0, **options):
+    """A network and variables that spread the factors of different images, and such images."""
+    network = Tiny(**options)
+    variables = {"params": jax.tree.map(lambda leaf: spread * leaf, draw(network, TINY)["params"])}
+    return network, variables, np.random.default_rng(0).standard_normal((5, *TINY)).astype(np.float32)
+
+
+def test_freezing_takes_the_permutation_nearest_to_the_mean_over_all_images(draw):
+    network, variables, images = tiny(draw)
+    frozen = freeze(network, variables, [images[:4], images[4:]])  # Batches of different sizes count by their images.
+    _, sown = network.apply(variables, images, mutable=[FACTORS])
+    assert set(frozen.factors) == {"mixer", "unit", "last"}
+    apart = 0
+    for layer, found in frozen.factors.items():
+        factors = sown[FACTORS][layer]["generator"]
+        for name, index in found.items():
+            assert index.dtype == np.int32
+            apart += len(np.unique(np.argmax(factors[name], -1).reshape(len(images), -1), axis=0)) > 1
+            mean = np.float64(factors[name]).mean(0)
+            for matrix, row in zip(mean, index, strict=True):
+                np.testing.assert_array_equal(row, linear_sum_assignment(-matrix)[1])
+    assert apart > 3  # Images differ: a mean over some of them would be another.
+    assert frozen.factors["last"]["outer"].shape == (3, 2)
+    assert sorted(frozen.variables["params"]) == ["unit"]
+    assert sorted(frozen.variables["params"]["unit"]) == ["static_inner", "static_outer"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        frozen.variables[PERMUTATIONS],
+        {layer: {"generator": index} for layer, index in frozen.factors.items()},
+    )
+
+
+def test_learned_factors_are_their_own_mean(draw):
+    network, variables, images = tiny(draw, spread=0.3, static=True)
+    bias = {}  # Permutations that are not the identity, with noise.
+    for layer, sizes, copies in (("mixer", (2, 3), 1), ("unit", (2, 3), 1), ("last", (2, 3), 3)):
+        turned = np.tile(np.concatenate([4 * np.roll(np.eye(size), 1, axis=0).ravel() for size in sizes]), copies)
+        bias[layer] = {"generator": {"logits": np.float32(turned)}}
+    params = variables["params"] | {
+        layer: without(variables["params"].get(layer, {}), "generator")
+        | {"generator": {"logits": head["generator"]["logits"] + variables["params"][layer]["generator"]["logits"]}}
+        for layer, head in bias.items()
+    }
+    frozen = freeze(network, {"params": params}, [images])
+    expected = network.apply({"params": params}, images)
+    np.testing.assert_array_equal(network.apply(frozen.variables, jnp.asarray(images)), expected)
+    assert frozen.factors["mixer"]["inner"].tolist() == [[2, 0, 1]]
+
+
+def test_a_frozen_network_is_not_frozen_again_and_one_without_dynamic_layers_stays_as_it_is(draw):
+    network, variables, images = tiny(draw)
+    frozen = freeze(network, variables, [images])
+    again = freeze(network, frozen.variables, [images])
+    assert again.variables is frozen.variables
+    assert again.factors == {}
+
+
+def test_freezing_needs_an_image(draw):
+    network, variables, _ = tiny(draw)
+    with pytest.raises(ValueError, match="needs at least one batch of images"):
+        freeze(network, variables, [])
+
+
+def test_a_frozen_network_is_that_of_fixed_permutations(images, draw):
+    make, groups = FAMILIES["v2"]
+    network = make(mixer=partial(DynamicShuffle, groups, evaluation="soft"))
+    variables = {name: tree for name, tree in draw(network, SHAPE).items() if name not in SOWN}
+    frozen = freeze(network, variables, [images])
+    indices = {
+        layer: kronecker.index(jnp.asarray(found["outer"][0]), jnp.asarray(found["inner"][0]), groups)
+        for layer, found in frozen.factors.items()
+    }
+    assert set(indices) == {f"{unit}/mixer" for unit in UNITS}
+    assert all((index != channel_shuffle(len(index), groups)).any() for index in indices.values())
+    fixed = {
+        "params": without(variables["params"], "mixer"),
+        "batch_stats": variables["batch_stats"],
+        PERMUTATIONS: {layer.removesuffix("/mixer"): {"mixer": {"index": index}} for layer, index in indices.items()},
+    }
+    expected = compiled(make(mixer=FixedPermutation).apply)(fixed, images)
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(compiled(network.apply)(frozen.variables, images), expected, rtol=1e-4, atol=1e-4)
+    # Nothing is left of the heads, nor of the soft contractions.
+    assert count(network, SHAPE, frozen.variables) == count(make(mixer=ChannelShuffle), SHAPE)
+
+
+# Costs.
+
+IMAGENET = (224, 224, 3)
+PUBLISHED = {0.5: 1_366_792, 1.0: 2_278_604}
+STAGES = {2: (28, 4), 3: (14, 8), 4: (7, 4)}  # height and units
+KNOWN: Known = {}
+
+
+@pytest.fixture
+def all_units(monkeypatch):
+    monkeypatch.setattr(shufflenet_v2, "UNITS", tuple(units for _, units in STAGES.values()))
+
+
+def layers_of(width, **options):
+    own = {name: options.pop(name) for name in ("mixer", "pointwise") if name in options}
+    config = NetworkConfig(width=width, stem="imagenet", dynamic=DynamicConfig(**options), **own)
+    return count_layers(build(config, 1000), IMAGENET, known=KNOWN)
+
+
+def difference(layers, width):
+    """Parameters and multiply-adds beside those of the vanilla network."""
+    vanilla = count(ShuffleNetV2(1000, width), IMAGENET, known=KNOWN)
+    assert vanilla.parameters == PUBLISHED[width]
+    cost = total(layers)
+    assert (cost.training_only_parameters, cost.training_only_multiply_adds) == (0, 0)
+    return cost.parameters - vanilla.parameters, cost.multiply_adds - vanilla.multiply_adds
+
+
+def nearest(size):
+    p = max(p for p in range(1, math.isqrt(size) + 1) if size % p == 0)
+    return p, size // p
+
+
+def head_cost(channels, entries):
+    """A dense layer to max(4, c / 16) hidden units, one to the entries, both with biases."""
+    hidden = max(4, channels // 16)
+    return np.array(
+        [channels * hidden + hidden + hidden * entries + entries, channels * hidden + hidden * entries], np.int64
+    )
+
+
+def heads_of_mixers(width, groups):
+    found = np.zeros(2, np.int64)
+    for channels, (_, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
+        p, q = nearest(channels // groups)
+        found += units * head_cost(channels, p * p + q * q)
+    return found
+
+
+@pytest.mark.usefixtures("all_units")
+@pytest.mark.parametrize(
+    ("width", "groups", "parameters"), [(0.5, 2, 26_140), (0.5, 24, None), (1.0, 2, 321_792), (1.0, 29, 89_808)]
+)
+def test_dynamic_mixers_cost_their_heads_and_soft_ones_two_contractions(width, groups, parameters):
+    heads = heads_of_mixers(width, groups)
+    hard = layers_of(width, mixer="dynamic", groups=groups)
+    assert difference(hard, width) == tuple(heads)
+    assert share(hard, "generator") == Count(heads[0], 0, heads[1], 0)
+    if parameters is not None:
+        assert heads[0] == parameters
+    contractions = 0
+    for channels, (height, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
+        p, q = nearest(channels // groups)
+        contractions += units * height**2 * channels * (p + q)
+    soft = layers_of(width, mixer="dynamic", groups=groups, evaluation="soft")
+    assert difference(soft, width) == (heads[0], heads[1] + contractions)
+
+
+@pytest.mark.usefixtures("all_units")
+def test_learned_factors_cost_their_entries_and_squeeze_excitation_its_gates():
+    entries, gates = 0, np.zeros(2, np.int64)
+    for channels, (height, units) in zip(shufflenet_v2.WIDTHS[1.0], STAGES.values(), strict=False):
+        p, q = nearest(channels // 2)
+        entries += units * 2 * (p * p + q * q)
+        gates += units * (head_cost(channels, channels) + [0, height**2 * channels])
+    assert difference(layers_of(1.0, mixer="factors", per_group=True), 1.0) == (entries, 0)
+    assert difference(layers_of(1.0, mixer="squeeze"), 1.0) == tuple(gates)
+
+
+@pytest.mark.usefixtures("all_units")
+def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel():
+    heads, other = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    for stage, (channels, (height, units)) in enumerate(
+        zip(shufflenet_v2.WIDTHS[1.0], STAGES.values(), strict=False), start=2
+    ):
+        half = channels // 2
+        p, q = nearest(half)
+        heights = [height] * (2 * units - 1)  # both of every unit but the first of the first, which sees more channels
+        if stage > 2:
+            heights += [2 * height, height]  # unless it sees as many: that and the one on the left
+        for own in heights:
+            head = head_cost(half, p * p + q * q)
+            heads += head
+            other += head + [p * p + q * q - half**2, own**2 * half * (p + q - half)]
+    layers = layers_of(1.0, mixer="shuffle", pointwise="static_dynamic")
+    assert difference(layers, 1.0) == tuple(other)
+    assert share(layers, "generator") == Count(heads[0], 0, heads[1], 0)
+
+
+def test_options_are_those_of_the_configuration():
+    options = DynamicConfig(4, True, 6, "random", 2.0, 0.5, 0.25, "repaired", 2, "grouped", "all")
+    network = build(NetworkConfig(mixer="dynamic", pointwise="static_dynamic", dynamic=options), 5)
+    mixer, layer = network.mixer(name="a"), network.pointwise(features=8, groups=1, dtype=None, name="b")
+    generator = mixer.generator(sizes=(2, 3), copies=4, name="c")
+    assert (mixer.groups, mixer.per_group, mixer.binarize_from, mixer.evaluation) == (4, True, 0.25, "repaired")
+    head = (generator.hidden, generator.start, generator.temperature, generator.end_temperature, generator.dynamic)
+    assert head == (6, "random", 2.0, 0.5, True)
+    assert (layer.blocks, layer.static, layer.replaced, layer.binarize_from) == (2, "grouped", "all", 0.25)
+    assert layer.evaluation == "repaired"
+    own = dataclasses.replace(NetworkConfig(family="shufflenet_v1", groups=8), mixer="dynamic")
+    assert build(own, 5).mixer(name="a").groups == 8
