@@ -1,7 +1,8 @@
 """Counts parameters and multiply-adds of every network: `python -m experiments.count`.
 
 Parameters are those of the network in use, with the classifier; relaxed permutations, which hardening turns into
-index vectors, are counted as training only. One multiply-add is one product with the addition that follows it: those
+index vectors, are counted as training only. Generators are the heads that make, from each image, the weights of a
+dynamic layer: their share stands last. One multiply-add is one product with the addition that follows it: those
 of convolutions and dense layers, for one image. Generator parameters are those of them that make the weights of other
 layers from each image. Nothing is run, the numbers are exact.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -20,7 +21,8 @@ from experiments.cli import main, nearest, parse, quiet_libraries
 from experiments.table import print_table
 
 if TYPE_CHECKING:
-    from shuffle_jax.analysis.count import Count
+    from shuffle_jax.analysis.count import Count, Known, Layer
+    from shuffle_jax.models.catalogue import Entry
 
 NETWORK: tuple[str, ...] = (
     "name",
@@ -48,6 +50,9 @@ class Arguments:
     layers: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Count the layers of this one network."""
 
+    groups: Annotated[int | None, tyro.conf.arg(metavar="G")] = None
+    """Groups of dynamic mixers and static-dynamic 1x1 layers; those of each network by default."""
+
     match: Annotated[str, tyro.conf.arg(metavar="TEXT")] = ""
     """Only networks, or with --layers only layers, with this text in their name."""
 
@@ -57,9 +62,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.count", description=__doc__)
     quiet_libraries()
     if options.layers is None:
-        columns, rows = NETWORK, count_networks(options.match)
+        columns, rows = NETWORK, count_networks(options.match, options.groups)
     else:
-        columns, rows = LAYER, count_layers_of(options.layers, options.match)
+        columns, rows = LAYER, count_layers_of(options.layers, options.match, options.groups)
     if options.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
@@ -69,49 +74,64 @@ def run(arguments: Sequence[str] | None = None) -> None:
     sys.stdout.flush()
 
 
-def count_networks(match: str) -> list[Row]:
+def count_networks(match: str, groups: int | None = None) -> list[Row]:
     """One row for each network of the catalogue with ``match`` in its name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the groups do not divide the channels of one.
     """
-    from shuffle_jax.analysis.count import Known, count_layers, share, total
-    from shuffle_jax.models import build
-    from shuffle_jax.models.catalogue import catalogue
+    from shuffle_jax.analysis.count import share, total
 
-    entries = catalogue()
+    entries = networks(groups)
     names = [name for name in entries if match in name]
     if not names:
         raise ValueError(f"no network has {match!r} in its name; near: {nearest(match, entries)}")
     rows: list[Row] = []
     known: Known = {}
     for name in names:
-        config, shape, classes = entries[name]
-        layers = count_layers(build(config, classes), shape, known=known)
+        _, shape, classes = entries[name]
+        layers = layers_of(name, entries[name], known)
         generated = share(layers, GENERATOR).parameters
         rows.append((name, size(shape), classes, *in_columns(total(layers)), generated))
     return rows
 
 
-def count_layers_of(name: str, match: str) -> list[Row]:
+def count_layers_of(name: str, match: str, groups: int | None = None) -> list[Row]:
     """One row for each layer of a network with ``match`` in its path.
 
     Raises:
-        ValueError: there is no such network, or no such layer in it.
+        ValueError: there is no such network, or no such layer in it, or the groups do not divide its channels.
     """
-    from shuffle_jax.analysis.count import count_layers
-    from shuffle_jax.models import build
-    from shuffle_jax.models.catalogue import catalogue
-
-    entries = catalogue()
+    entries = networks(groups)
     if name not in entries:
         raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)}")
-    config, shape, classes = entries[name]
-    found = {layer.path: layer for layer in count_layers(build(config, classes), shape)}
+    found = {layer.path: layer for layer in layers_of(name, entries[name], {})}
     paths = [path for path in found if match in path]
     if not paths:
         raise ValueError(f"no layer of {name} has {match!r} in its name; near: {nearest(match, found)}")
     return [(path, found[path].kind, size(found[path].output_shape), *in_columns(found[path].cost)) for path in paths]
+
+
+def networks(groups: int | None) -> dict[str, Entry]:
+    """The catalogue, with so many groups in all dynamic layers."""
+    from shuffle_jax.models.catalogue import catalogue
+
+    entries = catalogue()
+    for name, entry in entries.items():
+        dynamic = replace(entry.config.dynamic, groups=groups, pointwise_groups=groups)
+        entries[name] = entry._replace(config=replace(entry.config, dynamic=dynamic))
+    return entries
+
+
+def layers_of(name: str, entry: Entry, known: Known) -> list[Layer]:
+    """The layers of a network of the catalogue."""
+    from shuffle_jax.analysis.count import count_layers
+    from shuffle_jax.models import build
+
+    try:
+        return count_layers(build(entry.config, entry.classes), entry.image_shape, known=known)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def in_columns(cost: Count) -> tuple[int, int, int]:

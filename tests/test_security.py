@@ -169,7 +169,7 @@ def trap(tmp_path, sprung):
     return array
 
 
-@pytest.mark.parametrize("file", ["snapshots/0.npz", "permutations.npz"])
+@pytest.mark.parametrize("file", ["snapshots/0.npz", "permutations.npz", "dynamic/0.npz"])
 def test_runs_with_objects_for_arrays_are_refused_and_nothing_is_run(tmp_path, trap, sprung, file):
     path = tmp_path / "run" / file
     path.parent.mkdir(parents=True)

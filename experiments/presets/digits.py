@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from shuffle_jax.data import AugmentConfig, DigitsConfig
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.train.config import PenaltyConfig, TrainConfig
@@ -37,3 +39,18 @@ def digits() -> TrainConfig:
         batch_size=64,
         evaluate_every=2,
     )
+
+
+def digits_dynamic() -> TrainConfig:
+    """The same with a permutation for each image: dynamic shuffles, which start as the fixed one.
+
+    Data: as :func:`digits`.
+
+    Expected: EXPECTED
+
+    Cost: about a minute and a half on two CPU cores, compilation included.
+
+    Command: ``python -m experiments.train digits-dynamic``
+    """
+    config = digits()
+    return replace(config, network=replace(config.network, mixer="dynamic"))

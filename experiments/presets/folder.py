@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import tyro
 
 from shuffle_jax.data import AugmentConfig, FolderConfig
@@ -40,3 +42,19 @@ def folder() -> TrainConfig:
         batch_size=64,
         label_smoothing=0.1,
     )
+
+
+def folder_dynamic() -> TrainConfig:
+    """The same with a permutation for each image: dynamic shuffles, which start as the fixed one.
+
+    Data: as :func:`folder`. ``--network.dynamic.groups`` sets how many groups of channels share a pair of small
+    factors: more groups, a smaller head. ``--network.pointwise static_dynamic`` adds static-dynamic 1x1 layers.
+
+    Expected: EXPECTED
+
+    Cost: COST
+
+    Command: ``python -m experiments.train folder-dynamic --data.root ROOT``
+    """
+    config = folder()
+    return replace(config, network=replace(config.network, mixer="dynamic"))

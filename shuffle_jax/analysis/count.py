@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.nn.factors import STATIC
 from shuffle_jax.typing import Array, PyTree
 
 
@@ -25,7 +26,7 @@ class Count(NamedTuple):
 
     Attributes:
         parameters: trained numbers that remain after hardening; running statistics are none.
-        training_only_parameters: numbers in relaxed permutations.
+        training_only_parameters: numbers in relaxed permutations, and in the static factors of a mixer.
         multiply_adds: of one image, after hardening.
         training_only_multiply_adds: of one image in relaxed permutations.
     """
@@ -191,7 +192,7 @@ def _layer(
         params = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
     leaves = [(keys[-1].key, leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
     total = sum(leaf.size for _, leaf in leaves)
-    relaxed = sum(leaf.size for name, leaf in leaves if name == RELAXED)
+    relaxed = sum(leaf.size for name, leaf in leaves if name in (RELAXED, STATIC))
     shape = jax.tree.leaves(y)[0].shape[1:]
     if multiply_adds is None:
         if any(leaf.ndim > 1 for _, leaf in leaves):

@@ -48,7 +48,7 @@ def class_permutations(snapshot: Snapshot, classes: Sequence[str]) -> Figure:
     class has, and it is 0 for a class like the others.
 
     Args:
-        snapshot: see above.
+        snapshot: as :mod:`~shuffle_jax.analysis.dynamic_numbers` describes it.
         classes: the names by label.
 
     Returns:
@@ -98,7 +98,7 @@ def class_distances(snapshot: Snapshot, classes: Sequence[str]) -> Figure:
     """How different the permutations of two images are, by their classes.
 
     Args:
-        snapshot: see above.
+        snapshot: as :mod:`~shuffle_jax.analysis.dynamic_numbers` describes it.
         classes: the names by label; those without images are left out.
 
     Returns:
@@ -171,7 +171,7 @@ def sharpening(records: Records) -> Figure:
         (panels[0], "entropy", "Entropy of the rows", 1.0, "entropy / its maximum\n(0: hard, 1: uniform)"),
         (panels[1], "regulariser", "Regulariser", 1.0, "regulariser"),
         (panels[2], "invalid", "Row-argmax is no permutation", 100.0, "share of the images (%)"),
-        (panels[3], "distinct", "Different permutations in a batch", 100.0, "share of the images (%)"),
+        (panels[3], "distinct", "Distinct permutations", 100.0, "share of the images (%)"),
     ):
         last: list[float] = []
         for layer, colour in zip(layers, colours, strict=True):

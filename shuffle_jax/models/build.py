@@ -73,6 +73,18 @@ class DynamicConfig:
     replaced: Literal["square", "all"] = "square"
     """Which 1x1 layers become static-dynamic: those with as many channels out as in, or all."""
 
+    def __post_init__(self) -> None:
+        for name in ("groups", "pointwise_groups", "hidden"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} of dynamic layers is {value}: give 1 or more, or None for the default")
+        for name in ("temperature", "end_temperature"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} of dynamic layers is {value}: give a number above 0")
+        if not 0 <= self.binarize_from <= 1:
+            raise ValueError(f"binarize_from is {self.binarize_from}: give a share of the training, from 0 to 1")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -166,7 +178,7 @@ def mixer_factory(config: NetworkConfig, groups: int) -> Callable[..., nn.Module
         case "dynamic" | "factors":
             return partial(
                 DynamicShuffle,
-                groups=options.groups or groups,
+                groups=groups if options.groups is None else options.groups,
                 per_group=options.per_group,
                 generator=_generator(options, dynamic=config.mixer == "dynamic"),
                 binarize_from=options.binarize_from,

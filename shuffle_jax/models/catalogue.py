@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shuffle_jax.models import shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.build import NetworkConfig
+from shuffle_jax.models.build import MixerKind, NetworkConfig, PointwiseKind
 
 
 class Entry(NamedTuple):
@@ -24,13 +24,24 @@ class Entry(NamedTuple):
     classes: int
 
 
+VARIANTS: dict[str, tuple[MixerKind, PointwiseKind]] = {
+    "": ("shuffle", "plain"),
+    "auto_": ("auto", "plain"),
+    "dynamic_": ("dynamic", "plain"),
+    "factors_": ("factors", "plain"),
+    "squeeze_": ("squeeze", "plain"),
+    "static_dynamic_": ("shuffle", "static_dynamic"),
+}
+"""Mixer and 1x1 layers by the prefix of a name."""
+
+
 def catalogue() -> dict[str, Entry]:
-    """Every family in every published width, with the shuffle of its paper and with learned ones.
+    """Every family in every published width, with the shuffle of its paper and with every learned one.
 
     Returns:
         Entries by names such as ``shufflenet_v2_1.0x`` and ``shufflenet_v1_g3_0.5x``, for 224 x 224 pixels and 1000
-        classes. The prefix ``auto_`` stands for AutoShuffle mixers, the suffix ``_32`` for the stem for small images,
-        32 x 32 pixels and 10 classes.
+        classes. A prefix of :data:`VARIANTS` stands for another mixer or other 1x1 layers, the suffix ``_32`` for the
+        stem for small images, 32 x 32 pixels and 10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
     >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
@@ -39,8 +50,12 @@ def catalogue() -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for name, config in _families():
         shape, classes = ((224, 224, 3), 1000) if config.stem == "imagenet" else ((32, 32, 3), 10)
-        entries[name] = Entry(replace(config, mixer="shuffle"), shape, classes)
-        entries[f"auto_{name}"] = Entry(replace(config, mixer="auto"), shape, classes)
+        for prefix, (mixer, pointwise) in VARIANTS.items():
+            # All 1x1 layers of ShuffleNetV1 change the number of channels.
+            all_layers = (config.family, pointwise) == ("shufflenet_v1", "static_dynamic")
+            dynamic = replace(config.dynamic, replaced="all" if all_layers else "square")
+            variant = replace(config, mixer=mixer, pointwise=pointwise, dynamic=dynamic)
+            entries[f"{prefix}{name}"] = Entry(variant, shape, classes)
     return entries
 
 

@@ -63,7 +63,8 @@ class DynamicShuffle(nn.Module):
         """
         sizes = kronecker.group_factors(x.shape[-1], self.groups, self.factors)
         copies = self.groups if self.per_group else 1
-        outer, inner, frozen = self.generator(sizes=sizes, copies=copies, name="generator")(x, train)
+        factors = self.generator(sizes=sizes, copies=copies, name="generator")(x, train)
+        outer, inner, frozen = factors.outer, factors.inner, factors.frozen
         share = binarization_share(self, self.binarize_from)
         soft, straight_through = (partial(f, groups=self.groups) for f in (kronecker.mix, kronecker.straight_through))
         if frozen or not train:

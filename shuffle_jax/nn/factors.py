@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import struct
 
 from shuffle_jax.nn.auto_shuffle import PENALTIES
 from shuffle_jax.nn.permutation import PERMUTATIONS
@@ -25,11 +26,14 @@ FACTORS = "factors"
 PROGRESS = "progress"
 """The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them."""
 
+STATIC = "static_logits"
+"""The name of parameters from which static factors are made; freezing turns them into index vectors."""
+
 LOGIT = 4.0
 """The diagonal of the logits at the start "identity": a softmax of 0.95 for p = 4, of 0.66 for p = 29."""
 
 
-class Factors(NamedTuple):
+class Factors(struct.PyTreeNode):
     """A pair of row-stochastic factors in float32, for each image (or all: m = 1) and group (or all: k = 1).
 
     Attributes:
@@ -40,7 +44,7 @@ class Factors(NamedTuple):
 
     outer: Float[Array, "m k p p"]
     inner: Float[Array, "m k q q"]
-    frozen: bool = False
+    frozen: bool = struct.field(pytree_node=False, default=False)
 
 
 class FactorGenerator(nn.Module):
@@ -99,7 +103,7 @@ class FactorGenerator(nn.Module):
             kernel = nn.initializers.zeros_init() if identity else nn.initializers.lecun_normal()
             logits = nn.Dense(size, kernel_init=kernel, bias_init=self._start, name="logits")(y)
         else:
-            logits = self.param("logits", self._start, (size,))[None]
+            logits = self.param(STATIC, self._start, (size,))[None]
         logits = logits.reshape(logits.shape[0], self.copies, -1)
         outer, inner = logits[..., : p * p], logits[..., p * p :]
         temperature = self._temperature()

@@ -7,7 +7,7 @@ from typing import get_args
 
 from shuffle_jax.models import shufflenet_v1, shufflenet_v2
 from shuffle_jax.models.build import Family
-from shuffle_jax.models.catalogue import catalogue
+from shuffle_jax.models.catalogue import VARIANTS, catalogue
 
 
 def configs_of(family, stem):
@@ -20,12 +20,18 @@ def test_every_entry_is_another_network():
     assert {config.family for config in configs} == set(get_args(Family))
 
 
-def test_learned_and_fixed_shuffles_stand_in_pairs():
+def test_every_network_has_every_variant():
     entries = catalogue()
-    for name, entry in entries.items():
-        twin = entries[name.removeprefix("auto_") if name.startswith("auto_") else f"auto_{name}"]
-        assert entry.config.mixer == ("auto" if name.startswith("auto_") else "shuffle")
-        assert entry == twin._replace(config=replace(twin.config, mixer=entry.config.mixer))
+    plain = {name for name in entries if name.startswith("shufflenet")}
+    assert set(entries) == {f"{prefix}{name}" for name in plain for prefix in VARIANTS}
+    for name in plain:
+        for prefix, (mixer, pointwise) in VARIANTS.items():
+            config, *rest = entries[f"{prefix}{name}"]
+            assert (config.mixer, config.pointwise, rest) == (mixer, pointwise, list(entries[name][1:]))
+            dynamic = entries[name].config.dynamic
+            if config.family == "shufflenet_v1" and pointwise == "static_dynamic":
+                dynamic = replace(dynamic, replaced="all")
+            assert config == replace(entries[name].config, mixer=mixer, pointwise=pointwise, dynamic=dynamic)
 
 
 def test_v1_has_every_group_at_width_1_and_every_width_at_3_and_8_groups():
@@ -44,4 +50,5 @@ def test_names_say_what_is_behind_them():
         small = name.endswith("_32")
         assert (config.stem == "small", image_shape[0] == 32, classes == 10) == (small,) * 3
         groups = f"_g{config.groups}" if config.family == "shufflenet_v1" else ""
-        assert name.removeprefix("auto_").removesuffix("_32") == f"{config.family}{groups}_{config.width}x"
+        prefix = next(p for p in sorted(VARIANTS, key=len, reverse=True) if name.startswith(p))
+        assert name.removeprefix(prefix).removesuffix("_32") == f"{config.family}{groups}_{config.width}x"

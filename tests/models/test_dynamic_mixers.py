@@ -5,7 +5,6 @@ The networks are narrow, with four units; their images have 8 x 8 pixels. Costs 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from functools import partial
 
@@ -106,7 +105,10 @@ KINDS = {
     "all layers": {"mixer": "identity", "pointwise": "static_dynamic", "replaced": "all"},
     "grouped layers": {"mixer": "dynamic", "pointwise": "static_dynamic", "replaced": "all", "static": "grouped"},
 }
-HEADS = {"squeeze": 0, "square layers": 8, "all layers": 11, "grouped layers": 11 + 4}  # By default one to a unit.
+LAYERS = {
+    "shufflenet_v1": 2 * 4,
+    "shufflenet_v2": 3 + 2 + 3 + 3 + 1,
+}  # The 1x1 layers; all of v2 but the last are square.
 
 
 def config_of(family, kind, **others):
@@ -128,7 +130,9 @@ def test_every_kind_fits_both_families_in_half_precision(family, kind):
     logits, updated = jax.eval_shape(apply, given, images)
     assert logits.shape == (2, 5)
     assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables, updated))} == {jnp.dtype(jnp.float32)}
-    heads = HEADS.get(kind, len(UNITS)) - (3 if family == "shufflenet_v1" and kind in HEADS and HEADS[kind] > 4 else 0)
+    mixers = 4 if kind.startswith(("dynamic", "factors", "grouped")) else 0
+    layers = LAYERS[family] - (kind == "square layers") if kind.endswith("layers") else 0
+    heads = mixers + layers
     assert len(jax.tree.leaves(updated.get(PENALTIES, {}))) == heads
     assert len(jax.tree.leaves(updated.get(DIAGNOSTICS, {}))) == 4 * heads
     asked = len(jax.tree.leaves(given.get(PROGRESS, {})))
@@ -144,48 +148,45 @@ def test_version_1_has_no_square_layer_to_replace():
 
 
 class Tiny(fnn.Module):
-    """Three dynamic layers, one inside a module and one static."""
+    """A dynamic layer inside another, and one with factors for each group."""
 
-    evaluation: str = "hard"
     static: bool = False
 
     @fnn.compact
     def __call__(self, x, train=False):
         generator = partial(FactorGenerator, dynamic=not self.static)
-        make = partial(DynamicShuffle, generator=generator, evaluation=self.evaluation)
-        x = make(2, name="mixer")(x, train)
-        x = StaticDynamicShuffle(18, groups=2, generator=generator, evaluation=self.evaluation, name="unit")(x, train)
-        return make(3, per_group=True, name="last")(fnn.relu(x), train)
+        x = StaticDynamicShuffle(12, groups=2, generator=generator, name="unit")(x, train)
+        return DynamicShuffle(2, per_group=True, generator=generator, name="mixer")(fnn.relu(x), train)
 
 
 TINY = (2, 2, 12)
 
 
-def tiny(draw, spread=3.0, **options):
-    """A network and variables that spread the factors of different images, and such images."""
-    network = Tiny(**options)
-    variables = {"params": jax.tree.map(lambda leaf: spread * leaf, draw(network, TINY)["params"])}
-    return network, variables, np.random.default_rng(0).standard_normal((5, *TINY)).astype(np.float32)
+def tiny(draw, static=False):
+    """A network, variables that spread the factors of different images, and such images."""
+    network = Tiny(static)
+    params = jax.tree.map(lambda leaf: 3 * leaf, draw(network, TINY)["params"])
+    return network, {"params": params}, jnp.asarray(np.random.default_rng(0).standard_normal((5, *TINY)), jnp.float32)
 
 
 def test_freezing_takes_the_permutation_nearest_to_the_mean_over_all_images(draw):
     network, variables, images = tiny(draw)
     frozen = freeze(network, variables, [images[:4], images[4:]])  # Batches of different sizes count by their images.
     _, sown = network.apply(variables, images, mutable=[FACTORS])
-    assert set(frozen.factors) == {"mixer", "unit", "last"}
+    assert set(frozen.factors) == {"mixer", "unit"}
     apart = 0
     for layer, found in frozen.factors.items():
-        factors = sown[FACTORS][layer]["generator"]
         for name, index in found.items():
+            factors = np.float64(sown[FACTORS][layer]["generator"][name])
+            apart += len(np.unique(factors.argmax(-1).reshape(len(images), -1), axis=0)) > 1
             assert index.dtype == np.int32
-            apart += len(np.unique(np.argmax(factors[name], -1).reshape(len(images), -1), axis=0)) > 1
-            mean = np.float64(factors[name]).mean(0)
-            for matrix, row in zip(mean, index, strict=True):
+            for matrix, row in zip(factors.mean(0), index, strict=True):
                 np.testing.assert_array_equal(row, linear_sum_assignment(-matrix)[1])
-    assert apart > 3  # Images differ: a mean over some of them would be another.
-    assert frozen.factors["last"]["outer"].shape == (3, 2)
-    assert sorted(frozen.variables["params"]) == ["unit"]
-    assert sorted(frozen.variables["params"]["unit"]) == ["static_inner", "static_outer"]
+    assert apart > 2  # Images differ: a mean over some of them would be another.
+    assert frozen.factors["mixer"]["outer"].shape == (2, 2)
+    assert {name: sorted(layer) for name, layer in frozen.variables["params"].items()} == {
+        "unit": ["static_inner", "static_outer"]
+    }
     jax.tree.map(
         np.testing.assert_array_equal,
         frozen.variables[PERMUTATIONS],
@@ -194,20 +195,20 @@ def test_freezing_takes_the_permutation_nearest_to_the_mean_over_all_images(draw
 
 
 def test_learned_factors_are_their_own_mean(draw):
-    network, variables, images = tiny(draw, spread=0.3, static=True)
-    bias = {}  # Permutations that are not the identity, with noise.
-    for layer, sizes, copies in (("mixer", (2, 3), 1), ("unit", (2, 3), 1), ("last", (2, 3), 3)):
-        turned = np.tile(np.concatenate([4 * np.roll(np.eye(size), 1, axis=0).ravel() for size in sizes]), copies)
-        bias[layer] = {"generator": {"logits": np.float32(turned)}}
-    params = variables["params"] | {
-        layer: without(variables["params"].get(layer, {}), "generator")
-        | {"generator": {"logits": head["generator"]["logits"] + variables["params"][layer]["generator"]["logits"]}}
-        for layer, head in bias.items()
-    }
-    frozen = freeze(network, {"params": params}, [images])
-    expected = network.apply({"params": params}, images)
-    np.testing.assert_array_equal(network.apply(frozen.variables, jnp.asarray(images)), expected)
-    assert frozen.factors["mixer"]["inner"].tolist() == [[2, 0, 1]]
+    network, variables, images = tiny(draw, static=True)
+
+    def turned(path, leaf):
+        """Permutations that are not the identity, with noise."""
+        if path[-1].key != "static_logits":
+            return leaf
+        cycles = [np.roll(np.eye(size), 1, axis=0).ravel() for size in (2, 3)]
+        return leaf / 10 + 4 * np.float32(np.resize(np.concatenate(cycles), leaf.shape))
+
+    variables = jax.tree_util.tree_map_with_path(turned, variables)
+    frozen = freeze(network, variables, [images])
+    np.testing.assert_array_equal(network.apply(frozen.variables, images), network.apply(variables, images))
+    assert frozen.factors["mixer"]["inner"].tolist() == [[2, 0, 1]] * 2
+    assert frozen.factors["unit"]["outer"].tolist() == [[1, 0]]
 
 
 def test_a_frozen_network_is_not_frozen_again_and_one_without_dynamic_layers_stays_as_it_is(draw):
@@ -266,12 +267,12 @@ def layers_of(width, **options):
     return count_layers(build(config, 1000), IMAGENET, known=KNOWN)
 
 
-def difference(layers, width):
+def difference(layers, width, training_only=0):
     """Parameters and multiply-adds beside those of the vanilla network."""
     vanilla = count(ShuffleNetV2(1000, width), IMAGENET, known=KNOWN)
     assert vanilla.parameters == PUBLISHED[width]
     cost = total(layers)
-    assert (cost.training_only_parameters, cost.training_only_multiply_adds) == (0, 0)
+    assert (cost.training_only_parameters, cost.training_only_multiply_adds) == (training_only, 0)
     return cost.parameters - vanilla.parameters, cost.multiply_adds - vanilla.multiply_adds
 
 
@@ -298,15 +299,14 @@ def heads_of_mixers(width, groups):
 
 @pytest.mark.usefixtures("all_units")
 @pytest.mark.parametrize(
-    ("width", "groups", "parameters"), [(0.5, 2, 26_140), (0.5, 24, None), (1.0, 2, 321_792), (1.0, 29, 89_808)]
+    ("width", "groups", "parameters"), [(0.5, 2, 32_160), (0.5, 24, 16_292), (1.0, 2, 321_792), (1.0, 29, 89_808)]
 )
 def test_dynamic_mixers_cost_their_heads_and_soft_ones_two_contractions(width, groups, parameters):
     heads = heads_of_mixers(width, groups)
     hard = layers_of(width, mixer="dynamic", groups=groups)
     assert difference(hard, width) == tuple(heads)
     assert share(hard, "generator") == Count(heads[0], 0, heads[1], 0)
-    if parameters is not None:
-        assert heads[0] == parameters
+    assert heads[0] == parameters
     contractions = 0
     for channels, (height, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
         p, q = nearest(channels // groups)
@@ -316,13 +316,13 @@ def test_dynamic_mixers_cost_their_heads_and_soft_ones_two_contractions(width, g
 
 
 @pytest.mark.usefixtures("all_units")
-def test_learned_factors_cost_their_entries_and_squeeze_excitation_its_gates():
+def test_learned_factors_cost_their_entries_in_training_and_squeeze_excitation_its_gates():
     entries, gates = 0, np.zeros(2, np.int64)
     for channels, (height, units) in zip(shufflenet_v2.WIDTHS[1.0], STAGES.values(), strict=False):
         p, q = nearest(channels // 2)
         entries += units * 2 * (p * p + q * q)
-        gates += units * (head_cost(channels, channels) + [0, height**2 * channels])
-    assert difference(layers_of(1.0, mixer="factors", per_group=True), 1.0) == (entries, 0)
+        gates += units * (head_cost(channels, channels) + np.array([0, height**2 * channels]))
+    assert difference(layers_of(1.0, mixer="factors", per_group=True), 1.0, training_only=entries) == (0, 0)
     assert difference(layers_of(1.0, mixer="squeeze"), 1.0) == tuple(gates)
 
 
@@ -340,21 +340,36 @@ def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel
         for own in heights:
             head = head_cost(half, p * p + q * q)
             heads += head
-            other += head + [p * p + q * q - half**2, own**2 * half * (p + q - half)]
+            other += head + np.array([p * p + q * q - half**2, own**2 * half * (p + q - half)])
     layers = layers_of(1.0, mixer="shuffle", pointwise="static_dynamic")
     assert difference(layers, 1.0) == tuple(other)
     assert share(layers, "generator") == Count(heads[0], 0, heads[1], 0)
 
 
 def test_options_are_those_of_the_configuration():
-    options = DynamicConfig(4, True, 6, "random", 2.0, 0.5, 0.25, "repaired", 2, "grouped", "all")
+    options = DynamicConfig(
+        groups=4,
+        per_group=True,
+        hidden=6,
+        start="random",
+        temperature=2.0,
+        end_temperature=0.5,
+        binarize_from=0.25,
+        evaluation="repaired",
+        pointwise_groups=2,
+        static="grouped",
+        replaced="all",
+    )
     network = build(NetworkConfig(mixer="dynamic", pointwise="static_dynamic", dynamic=options), 5)
     mixer, layer = network.mixer(name="a"), network.pointwise(features=8, groups=1, dtype=None, name="b")
-    generator = mixer.generator(sizes=(2, 3), copies=4, name="c")
     assert (mixer.groups, mixer.per_group, mixer.binarize_from, mixer.evaluation) == (4, True, 0.25, "repaired")
-    head = (generator.hidden, generator.start, generator.temperature, generator.end_temperature, generator.dynamic)
-    assert head == (6, "random", 2.0, 0.5, True)
     assert (layer.blocks, layer.static, layer.replaced, layer.binarize_from) == (2, "grouped", "all", 0.25)
     assert layer.evaluation == "repaired"
-    own = dataclasses.replace(NetworkConfig(family="shufflenet_v1", groups=8), mixer="dynamic")
-    assert build(own, 5).mixer(name="a").groups == 8
+    for made in (mixer, layer):
+        head = made.generator(sizes=(2, 3), copies=4, name="c")
+        found = (head.hidden, head.start, head.temperature, head.end_temperature, head.dynamic)
+        assert found == (6, "random", 2.0, 0.5, True)
+    own = NetworkConfig(family="shufflenet_v1", groups=8, mixer="factors")
+    learned = build(own, 5).mixer(name="a")
+    assert learned.groups == 8  # Those of the network's own shuffle.
+    assert not learned.generator(sizes=(2, 3), copies=1, name="b").dynamic

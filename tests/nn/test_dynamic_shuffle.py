@@ -128,7 +128,7 @@ def test_factors_are_nearest_to_each_other_by_default_and_shared_by_the_groups()
 def test_repaired_is_a_permutation_where_hard_repeats_a_channel():
     # Both rows of A peak in the first column; the nearest permutation swaps them.
     logits = np.concatenate([np.log([[0.7, 0.3], [0.9, 0.1]]).ravel(), (4 * np.eye(2)).ravel()]).astype(np.float32)
-    params = {"generator": {"logits": logits}}
+    params = {"generator": {"static_logits": logits}}
     x = jnp.asarray([[10.0, 11, 12, 13]])
     make = partial(DynamicShuffle, groups=1, generator=partial(FactorGenerator, dynamic=False))
     assert make(evaluation="hard").apply({"params": params}, x).tolist() == [[10, 11, 10, 11]]
@@ -165,8 +165,8 @@ def test_training_is_hard_forward_and_straight_through_backward():
         return (y * weights).sum(), y
 
     def dense(params, images):
-        outer, inner, _ = FactorGenerator((2, 3)).apply({"params": params["generator"]}, images)
-        outer, inner = (rounding.straight_through(f, rounding.argmax(f))[:, 0] for f in (outer, inner))
+        made = FactorGenerator((2, 3)).apply({"params": params["generator"]}, images)
+        outer, inner = (rounding.straight_through(f, rounding.argmax(f))[:, 0] for f in (made.outer, made.inner))
         blocks = jax.vmap(lambda a, b: jnp.kron(jnp.eye(2), jnp.kron(a, b)))(outer, inner)
         y = jnp.einsum("ij,njk,nhwk->nhwi", shuffle, blocks, images)
         return (y * weights).sum(), y

@@ -26,7 +26,7 @@ def draw(dynamic=True, spread=0.7):
     start = np.tile(np.concatenate([4 * np.eye(size).ravel() for size in (P, Q)]), COPIES)
     generator = np.random.default_rng(3)
     if not dynamic:
-        return {"params": {"logits": np.float32(start + spread * generator.standard_normal(start.shape))}}
+        return {"params": {"static_logits": np.float32(start + spread * generator.standard_normal(start.shape))}}
     layers = {
         "hidden": {"kernel": generator.standard_normal((C, HIDDEN)), "bias": generator.standard_normal(HIDDEN)},
         "logits": {"kernel": spread * generator.standard_normal((HIDDEN, start.size)), "bias": start},
@@ -38,19 +38,32 @@ def make(**options):
     return FactorGenerator(**{"sizes": (P, Q), "copies": COPIES} | options)
 
 
-def expected_factors(params, images, temperature=1.0):
-    """Both factors as the docstring's formula reads, in float64."""
+def exponentials(params, images, temperature=1.0):
+    """``exp(logits / T)`` of both factors as the docstring's formula reads, in float64."""
     params = jax.tree.map(np.float64, params)
     if "hidden" in params:
         pooled = np.float64(images).mean((1, 2))
         y = np.maximum(pooled @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
         logits = y @ params["logits"]["kernel"] + params["logits"]["bias"]
     else:
-        logits = params["logits"][None]
-    logits = np.exp(logits.reshape(len(logits), COPIES, P * P + Q * Q) / temperature)
-    outer, inner = np.split(logits, [P * P], axis=-1)
-    outer, inner = outer.reshape(-1, COPIES, P, P), inner.reshape(-1, COPIES, Q, Q)
-    return outer / outer.sum(-1, keepdims=True), inner / inner.sum(-1, keepdims=True)
+        logits = params["static_logits"][None]
+    outer, inner = np.split(np.exp(logits.reshape(len(logits), COPIES, -1) / temperature), [P * P], axis=-1)
+    return outer.reshape(-1, COPIES, P, P), inner.reshape(-1, COPIES, Q, Q)
+
+
+def normalized(matrix, *axes):
+    """Divided by the sums along each axis in turn."""
+    for axis in axes:
+        matrix = matrix / matrix.sum(axis, keepdims=True)
+    return matrix
+
+
+def expected_factors(params, images, temperature=1.0):
+    return [normalized(matrix, -1) for matrix in exponentials(params, images, temperature)]
+
+
+def pair(factors):
+    return factors.outer, factors.inner
 
 
 def size_of(variables):
@@ -77,7 +90,7 @@ def test_factors_are_a_softmax_of_the_head_for_every_image(dynamic):
     variables = draw(dynamic)
     factors = make(dynamic=dynamic).apply(variables, IMAGES)
     expected = expected_factors(variables["params"], IMAGES)
-    for actual, wanted in zip(factors[:2], expected, strict=True):
+    for actual, wanted in zip(pair(factors), expected, strict=True):
         np.testing.assert_allclose(actual, np.float32(wanted), rtol=1e-4, atol=1e-6, strict=True)
     assert not factors.frozen
     assert len(factors.outer) == (N if dynamic else 1)
@@ -88,7 +101,7 @@ def test_starts_at_the_identity_whatever_the_image(dynamic):
     module = make(dynamic=dynamic)
     params = {"params": module.init(jax.random.key(5), IMAGES)["params"]}
     for images in (IMAGES, -1e6 * IMAGES, np.zeros_like(IMAGES)):
-        for factor, size in zip(module.apply(params, images)[:2], (P, Q), strict=True):
+        for factor, size in zip(pair(module.apply(params, images)), (P, Q), strict=True):
             softmax = jax.nn.softmax(4 * jnp.eye(size))
             np.testing.assert_array_equal(factor, np.broadcast_to(softmax, factor.shape))
             np.testing.assert_array_equal(factor.argmax(-1), np.broadcast_to(np.arange(size), factor.shape[:-1]))
@@ -103,7 +116,7 @@ def test_a_random_start_is_another_for_every_image_and_key():
     assert np.abs(found.inner - module.apply({"params": second}, IMAGES).inner).max() > 0.1
     assert (found.inner.argmax(-1) != np.arange(Q).reshape(1, 1, Q)).any()
     np.testing.assert_array_equal(found.outer[3], found.outer[1])
-    static = make(dynamic=False, start="random").init(jax.random.key(0), IMAGES)["params"]["logits"]
+    static = make(dynamic=False, start="random").init(jax.random.key(0), IMAGES)["params"]["static_logits"]
     assert np.unique(static).size == COPIES * (P * P + Q * Q)
 
 
@@ -112,7 +125,7 @@ def test_half_precision_images_have_float32_factors_of_rows_that_sum_to_one():
     variables = draw()
     factors, sown = make().apply(variables, half, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
     expected = expected_factors(variables["params"], half)
-    for factor, wanted in zip(factors[:2], expected, strict=True):
+    for factor, wanted in zip(pair(factors), expected, strict=True):
         assert factor.dtype == jnp.float32
         np.testing.assert_allclose(factor.sum(-1), 1, atol=1e-6)
         np.testing.assert_allclose(factor, wanted, rtol=1e-4, atol=1e-6)  # The mean was not taken in bfloat16.
@@ -198,7 +211,7 @@ def test_index_vectors_take_the_place_of_the_head():
 def test_a_temperature_divides_the_logits():
     variables = draw()
     for actual, wanted in zip(
-        make(temperature=2.5).apply(variables, IMAGES)[:2],
+        pair(make(temperature=2.5).apply(variables, IMAGES)),
         expected_factors(variables["params"], IMAGES, 2.5),
         strict=True,
     ):
@@ -210,7 +223,7 @@ def test_the_temperature_falls_geometrically_with_the_progress_and_ends_where_no
     for share, temperature in ((0.0, 4.0), (0.25, 2.0), (0.5, 1.0), (1.0, 0.25), (None, 0.25)):
         told = {} if share is None else {PROGRESS: {"share": jnp.float32(share)}}
         expected = expected_factors(variables["params"], IMAGES, temperature)
-        for actual, wanted in zip(module.apply(variables | told, IMAGES)[:2], expected, strict=True):
+        for actual, wanted in zip(pair(module.apply(variables | told, IMAGES)), expected, strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6, err_msg=str(share))
 
 
@@ -218,6 +231,16 @@ def test_only_a_temperature_that_moves_asks_for_the_progress():
     moving = jax.eval_shape(make(end_temperature=0.5).init, jax.random.key(0), IMAGES)
     assert jax.tree.structure(moving[PROGRESS]) == jax.tree.structure({"share": 0})
     assert PROGRESS not in jax.eval_shape(make().init, jax.random.key(0), IMAGES)
+
+
+def test_sinkhorn_normalises_rows_and_columns_in_turn():
+    module, variables = make(normalization="sinkhorn", temperature=0.5), draw()
+    found, start = module.apply(variables, IMAGES), exponentials(variables["params"], IMAGES, 0.5)
+    for actual, matrix in zip(pair(found), start, strict=True):
+        np.testing.assert_allclose(actual, normalized(matrix, *[-2, -1] * 20), rtol=1e-3, atol=1e-5)
+    started = {"params": module.init(jax.random.key(0), IMAGES)["params"]}
+    for factor, size in zip(pair(module.apply(started, IMAGES)), (P, Q), strict=True):
+        np.testing.assert_array_equal(factor.argmax(-1), np.broadcast_to(np.arange(size), factor.shape[:-1]))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"end_temperature": 0.0}])

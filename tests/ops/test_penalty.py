@@ -1,4 +1,4 @@
-"""The penalty is exact: zero on permutations alone, largest at J / c, concave between, finite gradients."""
+"""The penalties are exact: zero on permutations alone, largest at J / c, concave between, finite gradients."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
 from shuffle_jax.ops import penalty, relaxation
 
@@ -149,3 +150,75 @@ def test_radial_gradients_vanish_through_the_normalisation_without_the_l1_term(s
 
     full, radial = map(float, decrease(matrix))
     assert full > 5 * abs(radial)
+
+
+orthogonalize = jax.jit(penalty.orthogonality)
+spread = jax.jit(penalty.row_entropy)
+
+
+def row_stochastic(seed, size, count):
+    """Row-stochastic matrices in float64, from nearly uniform to nearly one-hot, columns shared or not."""
+    logits = (
+        np.random.default_rng(seed).standard_normal((count, size, size)) * np.geomspace(0.1, 30, count)[:, None, None]
+    )
+    matrices = np.exp(logits - logits.max(-1, keepdims=True))
+    return matrices / matrices.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_orthogonality_equals_its_definition_and_so_does_its_gradient(size):
+    matrices = np.random.default_rng(size).standard_normal((2, 15, size, size))
+    excess = np.einsum("...ik,...jk->...ij", matrices, matrices) - np.eye(size)
+    expected = np.linalg.norm(excess, axis=(-2, -1)) ** 2 / size
+    gradients = 4 * excess @ matrices / size
+    sum_and_gradient = jax.jit(jax.value_and_grad(lambda m: penalty.orthogonality(m).sum()))
+    np.testing.assert_allclose(in_float64(orthogonalize, matrices), expected, rtol=1e-12)
+    total, actual = in_float64(sum_and_gradient, matrices)
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-12)
+    np.testing.assert_allclose(actual, gradients, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_orthogonality_is_zero_on_permutations_and_on_nothing_else_row_stochastic(size):
+    assert orthogonalize(permutations(0, size, 24).astype(np.float32)).tolist() == [0] * 24
+    matrices = row_stochastic(0, size, 200)
+    values = in_float64(orthogonalize, matrices)
+    # A row with the largest entry m has |M_i|^2 <= m, its diagonal error at least 1 - m; shared columns cost as much.
+    peaks = matrices.max(-1)
+    assert np.all(values >= np.square(1 - peaks).sum(-1) / size - 1e-12)
+    shared = np.array([len(set(row)) < size for row in matrices.argmax(-1)])
+    assert np.all(values[shared] * size >= (4 / 9) ** 2)  # see the certificate
+    assert np.all(values <= size - 1 + 1e-12)
+    if size > 1:
+        assert 20 < shared.sum() < 200
+    one_hot_in_one_column = np.eye(size, dtype=np.float32)[np.zeros(size, int)]
+    assert float(orthogonalize(one_hot_in_one_column)) == pytest.approx(size - 1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_row_entropy_equals_scipys_over_its_maximum(size):
+    matrices = row_stochastic(1, size, 30)
+    matrices[:5] = permutations(1, size, 5)
+    expected = entropy(matrices, axis=-1).mean(-1) / np.log(size) if size > 1 else np.zeros(30)
+    np.testing.assert_allclose(in_float64(spread, matrices), expected, rtol=1e-12, atol=1e-15)
+    uniform = np.full((1, size, size), 1 / size)
+    np.testing.assert_allclose(in_float64(spread, uniform), float(size > 1), rtol=1e-12)
+
+
+def test_the_gradient_of_row_entropy_in_closed_form_and_finite_at_zeros():
+    slope = jax.jit(jax.grad(lambda m: penalty.row_entropy(m).sum()))
+    matrices = row_stochastic(2, 5, 10)[:6]
+    expected = -(np.log(matrices) + 1) / (5 * np.log(5))
+    np.testing.assert_allclose(in_float64(slope, matrices), expected, rtol=1e-12)
+    assert spread(np.eye(3, dtype=np.float32)).tolist() == 0
+    # At one, -(log 1 + 1); at zero, where the true slope is infinite, none.
+    np.testing.assert_allclose(slope(np.eye(3, dtype=np.float32)), -np.eye(3) / (3 * np.log(3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("op", [penalty.orthogonality, penalty.row_entropy])
+def test_orthogonality_and_entropy_of_batches_eagerly_under_vmap_and_in_half_precision(op):
+    half = jnp.asarray(row_stochastic(3, 4, 6).reshape(2, 3, 4, 4), jnp.bfloat16)
+    expected = in_float64(jax.jit(op), np.asarray(half, np.float64))
+    for result in (op(half), jax.jit(op)(half), jax.jit(jax.vmap(op))(half)):
+        assert result.dtype == jnp.float32
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)

@@ -155,3 +155,14 @@ def test_batched_operations_equal_one_by_one_and_eager():
         batched = jax.jit(op)(*args)
         np.testing.assert_array_equal(batched, jax.jit(jax.vmap(op))(*args))
         np.testing.assert_array_equal(batched[1], op(*(jnp.asarray(a[1]) for a in args)))
+
+
+def test_count_distinct_equals_unique():
+    rng, count_distinct = np.random.default_rng(0), jax.jit(permutation.count_distinct)
+    for count, size, values in [(0, 3, 2), (1, 3, 2), (2, 1, 2), (40, 3, 2), (30, 4, 50), (30, 1, 50)]:
+        index = rng.integers(0, values, (count, size)).astype(np.int32)
+        counted = count_distinct(index)
+        assert counted.dtype == jnp.int32
+        assert int(counted) == len(np.unique(index, axis=0))
+    assert int(count_distinct(np.repeat(every(3), 4, axis=0))) == 6
+    assert int(permutation.count_distinct(jnp.asarray(index))) == int(counted)

@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.ops import penalty, rounding
 
 assign = jax.jit(rounding.assignment)
 certify = jax.jit(lambda matrices: rounding.certificate(matrices)._asdict())
+certify_orthogonality = jax.jit(rounding.orthogonality_certificate)
 
 
 def optima(matrices):
@@ -53,6 +56,18 @@ def test_assignment_is_a_permutation_and_optimal(size):
     assert p.dtype == jnp.int32
     np.testing.assert_array_equal(np.sort(p, axis=-1), np.broadcast_to(np.arange(size), (60, size)))
     np.testing.assert_allclose(value_of(matrices, np.asarray(p)), value_of(matrices, optima(matrices)), atol=1e-5)
+
+
+@pytest.mark.parametrize("valid", [True, False])
+def test_assignment_is_optimal_where_argmax_is_a_permutation_and_where_it_is_not(valid):
+    matrices = normal(7, 400, 5, 5)
+    matrices[:200] += 1.5 * matrix_of(np.stack([np.random.default_rng(i).permutation(5) for i in range(200)]))
+    is_valid = np.all(np.sort(matrices.argmax(-1), axis=-1) == np.arange(5), axis=-1)
+    chosen = matrices[is_valid == valid][:30]
+    assert len(chosen) == 30
+    p = np.asarray(assign(chosen))
+    np.testing.assert_allclose(value_of(chosen, p), value_of(chosen, optima(chosen)), atol=1e-5)
+    assert np.array_equal(p, chosen.argmax(-1)) == valid
 
 
 def test_assignment_repairs_an_invalid_argmax():
@@ -190,3 +205,76 @@ def test_certificate_eagerly_in_half_precision_and_under_transformations():
         assert c.l1_bound.dtype == jnp.float32
         for name, field in expected.items():
             np.testing.assert_allclose(getattr(c, name), field, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+ROW_STOCHASTIC_LIMIT = (3 - 5**0.5) / 2
+
+
+def is_valid(matrices):
+    return np.all(np.sort(matrices.argmax(-1), axis=-1) == np.arange(matrices.shape[-1]), axis=-1)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 5]))
+def test_orthogonality_never_guarantees_what_is_no_permutation(seed, size):
+    rng = np.random.default_rng(seed)
+    column = rng.integers(0, size, (200, size))  # of the large entry of a row, seldom a permutation
+    column[:100] = rng.permuted(np.broadcast_to(np.arange(size), (100, size)), axis=-1)
+    matrices = matrix_of(column) + rng.uniform(0, 0.6, (200, 1, 1)) * rng.uniform(0, 1, (200, size, size)) ** 3
+    matrices /= matrices.sum(-1, keepdims=True)
+    matrices[1::2] *= rng.uniform(0.5, 1.4, (100, size, 1))  # every second one is scaled row by row
+    with jax.enable_x64(True):
+        residual, guaranteed = map(np.asarray, certify_orthogonality(matrices))
+    expected = np.abs(np.einsum("nik,njk->nij", matrices, matrices) - np.eye(size)).max((-2, -1))
+    np.testing.assert_allclose(residual, expected, rtol=1e-12, atol=1e-12)
+    assert np.all(is_valid(matrices)[guaranteed])
+    np.testing.assert_array_equal(guaranteed[::2], expected[::2] < ROW_STOCHASTIC_LIMIT)
+    assert np.all(is_valid(matrices[::2])[expected[::2] < 4 / 9])
+    assert 0 < guaranteed.sum() < 200 or size == 1
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_limit_of_orthogonality_on_row_stochastic_matrices(size):
+    # (1 - t) P + t J / c has the residual (c - 1) / c (2 t - t^2) on the diagonal, and no larger one beside it.
+    for residual, expected in [(ROW_STOCHASTIC_LIMIT - 1e-5, True), (ROW_STOCHASTIC_LIMIT + 1e-5, False)]:
+        t = 1 - (1 - residual * size / (size - 1)) ** 0.5
+        c = certify_orthogonality(((1 - t) * np.eye(size)[::-1] + t / size).astype(np.float32))
+        np.testing.assert_allclose(c.residual, residual, rtol=1e-6)
+        assert bool(c.guaranteed) == expected
+
+
+def test_where_argmax_first_fails():
+    # No row-stochastic matrix of a residual below 4/9 has two rows with their peaks in one column; this has 4/9.
+    first = np.array([[2, 1, 0], [2, 0, 1], [0, 1, 2]], np.float32) / 3
+    c = certify_orthogonality(first)
+    assert rounding.argmax(jnp.asarray(first)).tolist() == [0, 0, 2]
+    np.testing.assert_allclose(c.residual, 4 / 9, rtol=1e-6)
+    assert not c.guaranteed
+    # Scaled rows may reach the bound of the test itself, (1 - e)^2 / r^2 = e.
+    scaled = np.array([[1, 0], [1, 0]]) * 0.5**0.5
+    c = certify_orthogonality(scaled.astype(np.float32))
+    np.testing.assert_allclose((1 - c.residual) ** 2 / scaled.sum(-1).max() ** 2, c.residual, rtol=1e-6)
+    assert not c.guaranteed
+
+
+def test_zeros_and_large_entries_guarantee_nothing():
+    matrices = np.stack([np.zeros((2, 2)), [[0, 0], [0, 1]], [[1, 0], [1, 0]], 2 * np.eye(2), np.full((2, 2), 0.5)])
+    c = certify_orthogonality(matrices.astype(np.float32))
+    assert c.residual.tolist() == [1, 1, 1, 3, 0.5]
+    assert c.guaranteed.tolist() == [False] * 5
+    assert certify_orthogonality(np.zeros((1, 1), np.float32)).guaranteed.tolist() is False
+    assert certify_orthogonality(np.ones((1, 1), np.float32)).guaranteed.tolist() is True
+
+
+def test_orthogonality_of_batches_eagerly_in_half_precision_and_under_transformations():
+    p, matrices = near_permutations(6, 4, 6, noise=0.8)
+    half = matrices.astype(jnp.bfloat16).reshape(2, 3, 4, 4)
+    product = np.einsum("...ik,...jk->...ij", half.astype(np.float64), half.astype(np.float64))
+    expected = np.abs(product - np.eye(4)).max((-2, -1))
+    for certifies in (rounding.orthogonality_certificate, certify_orthogonality, jax.vmap(certify_orthogonality)):
+        c = certifies(jnp.asarray(half))
+        assert c.residual.dtype == jnp.float32
+        np.testing.assert_allclose(c.residual, expected, rtol=1e-5, atol=1e-6)
+        assert c.guaranteed.shape == (2, 3)
+        assert c.guaranteed.any()
+        assert not c.guaranteed.all()
+        np.testing.assert_array_equal(half.argmax(-1)[c.guaranteed], p.reshape(2, 3, 4)[c.guaranteed])

@@ -50,6 +50,19 @@ def test_plain_lines_without_learned_permutations(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "epoch  1  step   45  loss   nan  accuracy 0.100\n"
 
 
+def test_dynamic_layers_are_followed_by_their_mean_of_distinct_permutations(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(total_steps=1350, steps_per_epoch=45)
+    for layer, distinct in (("a/mixer", 0.9), ("a/mixer", 0.25), ("b/mixer", 0.125)):  # The later one counts.
+        console.write({"kind": "dynamic", "step": 45, "layer": layer, "distinct": distinct, "invalid": 1.0})
+    console.write({"kind": "train", "step": 45, "loss": 0.5, "accuracy": 0.75})
+    console.write(permutation("c/mixer", 0.4))
+    console.write({"kind": "train", "step": 46, "loss": 0.5, "accuracy": 0.75})
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch  1  step   45  loss 0.500  accuracy 0.750  distinct 18.8%",
+        "epoch  1  step   46  loss 0.500  accuracy 0.750  P/Pmax 0.40  distinct 18.8%",
+    ]
+
+
 def test_plain_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(10, 10)
     console.table("Accuracy", ["network", "top-1", "images"], [["relaxed", 0.91234, 360], ["hard", np.float32(1), 7]])
