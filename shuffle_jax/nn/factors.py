@@ -98,6 +98,8 @@ class FactorGenerator(nn.Module):
         if self.dynamic:
             pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
             hidden = self.hidden if self.hidden is not None else max(4, x.shape[-1] // 16)
+            if hidden < 1:
+                raise ValueError(f"a head of {hidden} hidden units is none: give 1 or more, or None for the default")
             y = nn.relu(nn.Dense(hidden, name="hidden")(pooled))
             identity = self.start == "identity"
             kernel = nn.initializers.zeros_init() if identity else nn.initializers.lecun_normal()
@@ -123,7 +125,7 @@ class FactorGenerator(nn.Module):
 
     def _temperature(self) -> float | Float[Array, ""]:
         for value in (self.temperature, self.end_temperature):
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise ValueError(f"a temperature of {value} is none: give a number above 0")
         if self.end_temperature is None:
             return self.temperature

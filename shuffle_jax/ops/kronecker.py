@@ -209,10 +209,15 @@ def _lead(factor: Array, axes: int) -> Array:
             return factor[:, None]
         case 2:
             return factor
-    raise ValueError(f"factors have at most one axis for images and one for groups, not the shape {factor.shape}")
+    raise ValueError(
+        f"a factor has {axes} axes, and at most one before them for images and one for groups, "
+        f"not the shape {factor.shape}"
+    )
 
 
 def _check(x: Array, outer: Array, inner: Array, groups: int) -> None:
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise ValueError(f"features of shape {x.shape} hold no images: give (n, ..., c) with n from 1")
     group_factors(x.shape[-1], groups, (outer.shape[-1], inner.shape[-1]))
     for factor in (outer, inner):
         images, copies = factor.shape[:2]

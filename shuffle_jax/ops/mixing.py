@@ -38,7 +38,7 @@ def _gather_channels(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -
 
 def _gather(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
     # Indices declared in bounds and unique: on CPU this runs at the speed of a plain copy, jnp.take does not.
-    return x.at[..., permutation].get(mode="promise_in_bounds", unique_indices=True)
+    return jnp.asarray(x).at[..., permutation].get(mode="promise_in_bounds", unique_indices=True)
 
 
 def _gather_in_rows(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:

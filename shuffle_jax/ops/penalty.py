@@ -92,7 +92,7 @@ def orthogonality(matrix: Matrix) -> Float[Array, "*batch"]:
     project's.
     """
     matrix = at_least_float32(matrix)
-    product = matrix @ jnp.swapaxes(matrix, -1, -2)
+    product = jnp.matmul(matrix, jnp.swapaxes(matrix, -1, -2), precision="highest")
     identity = jnp.broadcast_to(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), product.shape)
     return jnp.square(product - identity).sum((-2, -1)) / matrix.shape[-1]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -76,7 +78,9 @@ class Checkpoints:
         assert self._manager is not None, "these checkpoints are read only"
         if step not in self._manager.all_steps():
             with self._disk_errors():
-                self._manager.save(step, args=ocp.args.StandardSave(state), metrics=dict(metrics) if metrics else None)
+                self._manager.save(
+                    step, args=ocp.args.StandardSave(_saved(state)), metrics=dict(metrics) if metrics else None
+                )
 
     def restore(self, like: TrainState, step: int | None = None) -> TrainState:
         """Reads a state.
@@ -102,9 +106,9 @@ class Checkpoints:
             raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}: choose one of {steps}")
         folder = self._folder / str(step)
         self._check_network(like, step, self._whole.get(step) or inspect(folder))
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
         with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(folder / STATE, abstract)
+            return like.replace(**checkpointer.restore(folder / STATE, abstract))
 
     def steps(self) -> list[int]:
         """The steps that are saved and whole, ascending."""
@@ -185,6 +189,12 @@ class Checkpoints:
             if number is None:
                 raise
             raise OSError(number, os.strerror(number), str(self._folder)) from error
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    """The fields of a state as they are saved: without ``progress`` where it is empty, as before there was any."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if name != "progress" or value}
 
 
 def _top1(metrics: Mapping[str, float]) -> float:

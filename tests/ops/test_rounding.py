@@ -254,6 +254,12 @@ def test_where_argmax_first_fails():
     c = certify_orthogonality(scaled.astype(np.float32))
     np.testing.assert_allclose((1 - c.residual) ** 2 / scaled.sum(-1).max() ** 2, c.residual, rtol=1e-6)
     assert not c.guaranteed
+    # The largest row sum counts: with the smallest, this would be let through.
+    uneven = np.array([[0.742, 0, 0], [0.606, 0.6, 0], [0, 0, 0.8]], np.float32)
+    c = certify_orthogonality(uneven)
+    assert rounding.argmax(jnp.asarray(uneven)).tolist() == [0, 0, 2]
+    assert (1 - c.residual) ** 2 / uneven.sum(-1).min() ** 2 > c.residual
+    assert not c.guaranteed
 
 
 def test_zeros_and_large_entries_guarantee_nothing():
