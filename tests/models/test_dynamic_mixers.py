@@ -1,11 +1,10 @@
-"""Dynamic layers inside the networks: vanilla at the start, a fixed permutation when frozen, and what they cost.
+"""Dynamic layers inside the networks: vanilla at the start, a fixed permutation when frozen.
 
-The networks are narrow, with four units; their images have 8 x 8 pixels. Costs are those of whole networks.
+The networks are narrow, with four units; their images have 8 x 8 pixels.
 """
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import flax.linen as fnn
@@ -15,9 +14,9 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from shuffle_jax.analysis.count import Count, Known, count, count_layers, share, total
+from shuffle_jax.analysis.count import count
 from shuffle_jax.deploy.freeze import freeze
-from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build, shufflenet_v2
+from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build
 from shuffle_jax.models.build import DynamicConfig, NetworkConfig
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
 from shuffle_jax.nn.auto_shuffle import PENALTIES
@@ -250,130 +249,3 @@ def test_a_frozen_network_is_that_of_fixed_permutations(images, draw):
     np.testing.assert_allclose(compiled(network.apply)(frozen.variables, images), expected, rtol=1e-4, atol=1e-4)
     # Nothing is left of the heads, nor of the soft contractions.
     assert count(network, SHAPE, frozen.variables) == count(make(mixer=ChannelShuffle), SHAPE)
-
-
-# Costs.
-
-IMAGENET = (224, 224, 3)
-PUBLISHED = {0.5: 1_366_792, 1.0: 2_278_604}
-STAGES = {2: (28, 4), 3: (14, 8), 4: (7, 4)}  # height and units
-KNOWN: Known = {}
-
-
-@pytest.fixture
-def all_units(monkeypatch):
-    monkeypatch.setattr(shufflenet_v2, "UNITS", tuple(units for _, units in STAGES.values()))
-
-
-def layers_of(width, **options):
-    own = {name: options.pop(name) for name in ("mixer", "pointwise") if name in options}
-    config = NetworkConfig(width=width, stem="imagenet", dynamic=DynamicConfig(**options), **own)
-    return count_layers(build(config, 1000), IMAGENET, known=KNOWN)
-
-
-def difference(layers, width, training_only=0):
-    """Parameters and multiply-adds beside those of the vanilla network."""
-    vanilla = count(ShuffleNetV2(1000, width), IMAGENET, known=KNOWN)
-    assert vanilla.parameters == PUBLISHED[width]
-    cost = total(layers)
-    assert (cost.training_only_parameters, cost.training_only_multiply_adds) == (training_only, 0)
-    return cost.parameters - vanilla.parameters, cost.multiply_adds - vanilla.multiply_adds
-
-
-def nearest(size):
-    p = max(p for p in range(1, math.isqrt(size) + 1) if size % p == 0)
-    return p, size // p
-
-
-def head_cost(channels, entries):
-    """A dense layer to max(4, c / 16) hidden units, one to the entries, both with biases."""
-    hidden = max(4, channels // 16)
-    return np.array(
-        [channels * hidden + hidden + hidden * entries + entries, channels * hidden + hidden * entries], np.int64
-    )
-
-
-def heads_of_mixers(width, groups):
-    found = np.zeros(2, np.int64)
-    for channels, (_, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
-        p, q = nearest(channels // groups)
-        found += units * head_cost(channels, p * p + q * q)
-    return found
-
-
-@pytest.mark.usefixtures("all_units")
-@pytest.mark.parametrize(
-    ("width", "groups", "parameters"), [(0.5, 2, 32_160), (0.5, 24, 16_292), (1.0, 2, 321_792), (1.0, 29, 89_808)]
-)
-def test_dynamic_mixers_cost_their_heads_and_soft_ones_two_contractions(width, groups, parameters):
-    heads = heads_of_mixers(width, groups)
-    hard = layers_of(width, mixer="dynamic", groups=groups)
-    assert difference(hard, width) == tuple(heads)
-    assert share(hard, "generator") == Count(heads[0], 0, heads[1], 0)
-    assert heads[0] == parameters
-    contractions = 0
-    for channels, (height, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
-        p, q = nearest(channels // groups)
-        contractions += units * height**2 * channels * (p + q)
-    soft = layers_of(width, mixer="dynamic", groups=groups, evaluation="soft")
-    assert difference(soft, width) == (heads[0], heads[1] + contractions)
-
-
-@pytest.mark.usefixtures("all_units")
-def test_learned_factors_cost_their_entries_in_training_and_squeeze_excitation_its_gates():
-    entries, gates = 0, np.zeros(2, np.int64)
-    for channels, (height, units) in zip(shufflenet_v2.WIDTHS[1.0], STAGES.values(), strict=False):
-        p, q = nearest(channels // 2)
-        entries += units * 2 * (p * p + q * q)
-        gates += units * (head_cost(channels, channels) + np.array([0, height**2 * channels]))
-    assert difference(layers_of(1.0, mixer="factors", per_group=True), 1.0, training_only=entries) == (0, 0)
-    assert difference(layers_of(1.0, mixer="squeeze"), 1.0) == tuple(gates)
-
-
-@pytest.mark.usefixtures("all_units")
-def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel():
-    heads, other = np.zeros(2, np.int64), np.zeros(2, np.int64)
-    for stage, (channels, (height, units)) in enumerate(
-        zip(shufflenet_v2.WIDTHS[1.0], STAGES.values(), strict=False), start=2
-    ):
-        half = channels // 2
-        p, q = nearest(half)
-        heights = [height] * (2 * units - 1)  # both of every unit but the first of the first, which sees more channels
-        if stage > 2:
-            heights += [2 * height, height]  # unless it sees as many: that and the one on the left
-        for own in heights:
-            head = head_cost(half, p * p + q * q)
-            heads += head
-            other += head + np.array([p * p + q * q - half**2, own**2 * half * (p + q - half)])
-    layers = layers_of(1.0, mixer="shuffle", pointwise="static_dynamic")
-    assert difference(layers, 1.0) == tuple(other)
-    assert share(layers, "generator") == Count(heads[0], 0, heads[1], 0)
-
-
-def test_options_are_those_of_the_configuration():
-    options = DynamicConfig(
-        groups=4,
-        per_group=True,
-        hidden=6,
-        start="random",
-        temperature=2.0,
-        end_temperature=0.5,
-        binarize_from=0.25,
-        evaluation="repaired",
-        pointwise_groups=2,
-        static="grouped",
-        replaced="all",
-    )
-    network = build(NetworkConfig(mixer="dynamic", pointwise="static_dynamic", dynamic=options), 5)
-    mixer, layer = network.mixer(name="a"), network.pointwise(features=8, groups=1, dtype=None, name="b")
-    assert (mixer.groups, mixer.per_group, mixer.binarize_from, mixer.evaluation) == (4, True, 0.25, "repaired")
-    assert (layer.blocks, layer.static, layer.replaced, layer.binarize_from) == (2, "grouped", "all", 0.25)
-    assert layer.evaluation == "repaired"
-    for made in (mixer, layer):
-        head = made.generator(sizes=(2, 3), copies=4, name="c")
-        found = (head.hidden, head.start, head.temperature, head.end_temperature, head.dynamic)
-        assert found == (6, "random", 2.0, 0.5, True)
-    own = NetworkConfig(family="shufflenet_v1", groups=8, mixer="factors")
-    learned = build(own, 5).mixer(name="a")
-    assert learned.groups == 8  # Those of the network's own shuffle.
-    assert not learned.generator(sizes=(2, 3), copies=1, name="b").dynamic
