@@ -48,6 +48,9 @@ class DynamicConfig:
     start: Literal["identity", "random"] = "identity"
     """Start of the factors: identities, with which mixers are the fixed shuffle, or random."""
 
+    start_logit: float = 4.0
+    """How far the start "identity" is from the next permutation: the logits on the diagonals, above 0."""
+
     normalization: Literal["rows", "sinkhorn"] = "rows"
     """Of the factors: the softmax of every row, or of rows and columns in turn."""
 
@@ -78,7 +81,7 @@ class DynamicConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} of dynamic layers is {value}: give 1 or more, or None for the default")
-        for name in ("temperature", "end_temperature"):
+        for name in ("temperature", "end_temperature", "start_logit"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} of dynamic layers is {value}: give a number above 0")
@@ -214,6 +217,7 @@ def _generator(options: DynamicConfig, dynamic: bool) -> Callable[..., nn.Module
         dynamic=dynamic,
         hidden=options.hidden,
         start=options.start,
+        start_logit=options.start_logit,
         normalization=options.normalization,
         temperature=options.temperature,
         end_temperature=options.end_temperature,

@@ -29,10 +29,6 @@ PROGRESS = "progress"
 STATIC = "static_logits"
 """The name of parameters from which static factors are made; freezing turns them into index vectors."""
 
-LOGIT = 4.0
-"""The diagonal of the logits at the start "identity": a softmax of 0.95 for p = 4, of 0.66 for p = 29."""
-
-
 class Factors(struct.PyTreeNode):
     """A pair of row-stochastic factors in float32, for each image (or all: m = 1) and group (or all: k = 1).
 
@@ -67,8 +63,9 @@ class FactorGenerator(nn.Module):
         copies: pairs for each image: 1 shared by all groups, or one for each group.
         dynamic: False for factors that are learned and not made from the image.
         hidden: width of the hidden layer; ``max(4, c / 16)`` by default (None).
-        start: "identity": W2 is 0 and b2 is 4 on the diagonals, so that every row-argmax is the identity whatever the
-            image; "random": as dense layers start.
+        start: "identity": W2 is 0 and b2 is ``start_logit`` on the diagonals, so that every row-argmax is the identity
+            whatever the image; "random": as dense layers start.
+        start_logit: above 0; 4 is a softmax of 0.95 for p = 4, of 0.66 for p = 29.
         normalization: "rows": the softmax of every row; "sinkhorn": of rows and columns in turn, in whose limit no two
             rows can choose one column. The abstract names the softmax; the other is this project's.
         temperature: T of the softmax, above 0.
@@ -83,6 +80,7 @@ class FactorGenerator(nn.Module):
     dynamic: bool = True
     hidden: int | None = None
     start: Literal["identity", "random"] = "identity"
+    start_logit: float = 4.0
     normalization: Literal["rows", "sinkhorn"] = "rows"
     temperature: float = 1.0
     end_temperature: float | None = None
@@ -120,7 +118,7 @@ class FactorGenerator(nn.Module):
     def _start(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, " s"]:
         if self.start == "random":
             return jax.random.normal(key, shape, dtype)
-        diagonals = [LOGIT * jnp.eye(size, dtype=dtype).ravel() for size in self.sizes]
+        diagonals = [self.start_logit * jnp.eye(size, dtype=dtype).ravel() for size in self.sizes]
         return jnp.tile(jnp.concatenate(diagonals), self.copies)
 
     def _temperature(self) -> float | Float[Array, ""]:

@@ -48,6 +48,7 @@ OPTIONS = DynamicConfig(
     per_group=True,
     hidden=5,
     start="random",
+    start_logit=2.5,
     normalization="sinkhorn",
     temperature=2.0,
     end_temperature=0.5,
@@ -80,8 +81,9 @@ def test_dynamic_mixers_have_their_options(family, groups, mixer, own_groups):
 
 
 def generator(dynamic):
-    options = {"start": "random", "normalization": "sinkhorn", "temperature": 2.0, "end_temperature": 0.5}
-    return FactorGenerator((2, 3), dynamic=dynamic, hidden=5, **options)
+    starts = {"start": "random", "start_logit": 2.5}
+    options = {"normalization": "sinkhorn", "temperature": 2.0, "end_temperature": 0.5}
+    return FactorGenerator((2, 3), dynamic=dynamic, hidden=5, **starts, **options)
 
 
 @pytest.mark.parametrize("family", get_args(Family))
