@@ -6,7 +6,6 @@ What a frozen network loses says how much its dynamic layers do for each image: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -65,7 +64,7 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     if not count:
         raise ValueError("freeze needs at least one batch of images to average the factors over")
 
-    rounded = jax.device_get(jax.jit(partial(jax.tree.map, assignment))(total))
+    rounded = jax.device_get(jax.tree.map(_assignment, total))
     indices = flatten_dict(rounded)  # (*module, "outer") and (*module, "inner")
     if not indices:
         return Frozen(variables, {})
@@ -78,6 +77,9 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     for (*module, name), index in indices.items():
         factors.setdefault(layer_name(module), {})[name] = index
     return Frozen(frozen, factors)
+
+
+_assignment = jax.jit(assignment)  # compiled once for each shape
 
 
 def layer_name(module: Sequence[str]) -> str:
