@@ -29,6 +29,7 @@ PROGRESS = "progress"
 STATIC = "static_logits"
 """The name of parameters from which static factors are made; freezing turns them into index vectors."""
 
+
 class Factors(struct.PyTreeNode):
     """A pair of row-stochastic factors in float32, for each image (or all: m = 1) and group (or all: k = 1).
 
