@@ -64,14 +64,15 @@ class DynamicShuffle(nn.Module):
         sizes = kronecker.group_factors(x.shape[-1], self.groups, self.factors)
         copies = self.groups if self.per_group else 1
         factors = self.generator(sizes=sizes, copies=copies, name="generator")(x, train)
-        outer, inner, frozen = factors.outer, factors.inner, factors.frozen
+        outer, inner = factors.outer, factors.inner
         share = binarization_share(self, self.binarize_from)
         soft, straight_through = (partial(f, groups=self.groups) for f in (kronecker.mix, kronecker.straight_through))
-        if frozen or not train:
-            if self.evaluation == "soft" and not frozen:
-                return soft(x, outer, inner)
-            round_ = rounding.assignment if self.evaluation == "repaired" and not frozen else rounding.argmax
-            return kronecker.permute(x, round_(outer), round_(inner), self.groups)
+        if factors.frozen or (not train and self.evaluation == "hard"):
+            return kronecker.permute(x, factors.outer_index, factors.inner_index, self.groups)
+        if not train and self.evaluation == "repaired":
+            return kronecker.permute(x, rounding.assignment(outer), rounding.assignment(inner), self.groups)
+        if not train:
+            return soft(x, outer, inner)
         if share is not None:
             return jax.lax.cond(share >= self.binarize_from, straight_through, soft, x, outer, inner)
         return (straight_through if self.binarize_from <= 0 else soft)(x, outer, inner)
@@ -143,14 +144,15 @@ class StaticDynamicShuffle(nn.Module):
 
     def _rounded(self, factors: Factors, train: bool) -> list[Float[Array, "m k s s"]]:
         """The dynamic factors as the layer uses them, in training with a straight-through gradient."""
-        pair = [factors.outer, factors.inner]
+        pair, indices = [factors.outer, factors.inner], [factors.outer_index, factors.inner_index]
         share = binarization_share(self, self.binarize_from)
         if factors.frozen or (self.evaluation == "soft" and not train):
             return pair
         if not train:
-            round_ = rounding.assignment if self.evaluation == "repaired" else rounding.argmax
-            return [to_matrix(round_(factor)) for factor in pair]
-        hard = [rounding.straight_through(factor, rounding.argmax(factor)) for factor in pair]
+            return [
+                to_matrix(i) for i in (map(rounding.assignment, pair) if self.evaluation == "repaired" else indices)
+            ]
+        hard = [rounding.straight_through(factor, index) for factor, index in zip(pair, indices, strict=True)]
         if share is None:
             return hard if self.binarize_from <= 0 else pair
         return [jnp.where(share >= self.binarize_from, one, other) for one, other in zip(hard, pair, strict=True)]

@@ -15,7 +15,7 @@ from shuffle_jax.ops.penalty import orthogonality, row_entropy
 from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
-from shuffle_jax.typing import Array, Float, Images, Key
+from shuffle_jax.typing import Array, Float, Images, Int, Key
 
 DIAGNOSTICS = "diagnostics"
 """The collection into which dynamic layers sow what they do to a batch. Nothing is computed unless it is asked for."""
@@ -36,11 +36,15 @@ class Factors(struct.PyTreeNode):
     Attributes:
         outer: A, which mixes the rows of the tables of channels.
         inner: B, which mixes within the rows.
+        outer_index: row-argmax of A.
+        inner_index: row-argmax of B.
         frozen: they are one pair of permutations for all images, as after :func:`shuffle_jax.deploy.freeze.freeze`.
     """
 
     outer: Float[Array, "m k p p"]
     inner: Float[Array, "m k q q"]
+    outer_index: Int[Array, "m k p"]
+    inner_index: Int[Array, "m k q"]
     frozen: bool = struct.field(pytree_node=False, default=False)
 
 
@@ -90,8 +94,9 @@ class FactorGenerator(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Factors:
         """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static."""
         if self.has_variable(PERMUTATIONS, "outer"):
-            outer, inner = (to_matrix(self.get_variable(PERMUTATIONS, name))[None] for name in ("outer", "inner"))
-            return Factors(outer, inner, frozen=True)
+            outer_index: Array = self.get_variable(PERMUTATIONS, "outer")[None]
+            inner_index: Array = self.get_variable(PERMUTATIONS, "inner")[None]
+            return Factors(to_matrix(outer_index), to_matrix(inner_index), outer_index, inner_index, frozen=True)
         p, q = self.sizes
         size = self.copies * (p * p + q * q)
         if self.dynamic:
@@ -106,13 +111,16 @@ class FactorGenerator(nn.Module):
         else:
             logits = self.param(STATIC, self._start, (size,))[None]
         logits = logits.reshape(logits.shape[0], self.copies, -1)
-        outer, inner = logits[..., : p * p], logits[..., p * p :]
+        outer = logits[..., : p * p].reshape(*logits.shape[:2], p, p)
+        inner = logits[..., p * p :].reshape(*logits.shape[:2], q, q)
         temperature = self._temperature()
-        normalize = {"rows": softmax_rows, "sinkhorn": sinkhorn}[self.normalization]
-        factors = Factors(
-            normalize(outer.reshape(*outer.shape[:2], p, p), temperature),
-            normalize(inner.reshape(*inner.shape[:2], q, q), temperature),
-        )
+        if self.normalization == "rows":
+            # The largest entries of the logits are those of their softmax, which hard evaluation need not compute.
+            hard = argmax(outer), argmax(inner)
+            factors = Factors(softmax_rows(outer, temperature), softmax_rows(inner, temperature), *hard)
+        else:
+            outer, inner = sinkhorn(outer, temperature), sinkhorn(inner, temperature)
+            factors = Factors(outer, inner, argmax(outer), argmax(inner))
         self._sow(factors, x.shape[0])
         return factors
 
@@ -135,7 +143,7 @@ class FactorGenerator(nn.Module):
         regulariser = orthogonality(factors.outer).mean() + orthogonality(factors.inner).mean()
         sow_scalar(self, PENALTIES, "orthogonality", regulariser)
         if self.is_mutable_collection(DIAGNOSTICS):
-            chosen = [argmax(factor) for factor in pair]
+            chosen = factors.outer_index, factors.inner_index
             valid = is_permutation(chosen[0]) & is_permutation(chosen[1])
             rows = jnp.concatenate([index.reshape(index.shape[0], -1) for index in chosen], axis=-1)
             p, q = self.sizes
