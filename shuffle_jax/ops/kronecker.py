@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import math
 
+import jax.numpy as jnp
+
 from shuffle_jax.ops import kronecker_forms as forms
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Int, Num

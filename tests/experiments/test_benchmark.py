@@ -93,7 +93,7 @@ class Small(nn.Module):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(cases, "shufflenet", lambda work, mixer: Small(mixer))
+    monkeypatch.setattr(cases, "shufflenet", lambda work, mixer, pointwise="plain": Small(mixer))
 
 
 def test_networks_are_what_their_labels_say(small):

@@ -96,8 +96,8 @@ def content(path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("train digitz", "there is no preset 'digitz'; near: digits, folder"),
-        ("train", "no preset is named: choose one of digits, folder"),
+        ("train digitz", "there is no preset 'digitz'; near: digits, "),
+        ("train", "no preset is named: choose one of digits, digits-dynamic, folder, folder-dynamic"),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
         ("train digits --label_smothing 0", "there is no option --label_smothing; near: --label-smoothing, "),

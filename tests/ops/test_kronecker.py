@@ -284,7 +284,7 @@ def test_errors_name_value_limit_and_remedy():
         ("5 and 4 do not make the 12 channels of a group: choose one of [(1, 12), (2, 6), (3, 4)", (5, 5), (4, 4)),
         ("factors for 3 images and 1 groups do not fit 2 images in 2 groups: give one pair", (3, 3, 3), (2, 4, 4)),
         ("factors for 2 images and 3 groups do not fit 2 images in 2 groups: give one pair", (3, 3), (2, 3, 4, 4)),
-        ("one axis for images and one for groups, not the shape (1, 2, 2, 3, 3)", (1, 2, 2, 3, 3), (4, 4)),
+        ("for images and one for groups, not the shape (1, 2, 2, 3, 3)", (1, 2, 2, 3, 3), (4, 4)),
     ]:
         for op in (kronecker.mix, kronecker.straight_through):
             with pytest.raises(ValueError, match=re.escape(message)):
