@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import math
 
-import jax.numpy as jnp
-
 from shuffle_jax.ops import kronecker_forms as forms
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Int, Num
@@ -80,6 +78,7 @@ def index(outer: Int[Array, "*batch p"], inner: Int[Array, "*batch q"], groups: 
     Returns:
         ``(..., p q G)`` int32 vectors, those of :func:`shuffle_jax.ops.permutation.channel_shuffle` for identities.
 
+    >>> import jax.numpy as jnp
     >>> index(jnp.array([0, 1]), jnp.array([1, 0]), groups=2).tolist()
     [1, 5, 0, 4, 3, 7, 2, 6]
     """
@@ -106,6 +105,7 @@ def permute(
     Raises:
         ValueError: the factors do not fit the channels, the images or the groups.
 
+    >>> import jax.numpy as jnp
     >>> permute(jnp.arange(6)[None], jnp.array([1, 0]), jnp.array([0, 2, 1])).tolist()
     [[3, 5, 4, 0, 2, 1]]
     """
@@ -138,6 +138,7 @@ def mix(
     Raises:
         ValueError: the factors do not fit the channels, the images or the groups.
 
+    >>> import jax.numpy as jnp
     >>> mix(jnp.array([[1.0, 2.0, 3.0, 4.0]]), jnp.array([[0.0, 1.0], [1.0, 0.0]]), jnp.array([[0.5, 0.5]])).tolist()
     [[3.5, 1.5]]
     """
@@ -176,6 +177,7 @@ def straight_through(
     Raises:
         ValueError: the factors are not square, or do not fit the channels, the images or the groups.
 
+    >>> import jax.numpy as jnp
     >>> straight_through(jnp.array([[1.0, 2.0]]), jnp.ones((1, 1)), jnp.array([[0.3, 0.7], [0.6, 0.4]])).tolist()
     [[2.0, 1.0]]
     """
