@@ -46,8 +46,8 @@ def digits_dynamic() -> TrainConfig:
 
     Data: as :func:`digits`.
 
-    Expected: every image keeps the fixed shuffle, so accuracies as with ``--network.mixer shuffle``; not measured over
-    seeds. See experiments/README.md.
+    Expected: not measured. With these settings on a part of CIFAR-10 every image kept the fixed shuffle, see
+    experiments/README.md.
 
     Cost: about a minute and a half on two CPU cores, compilation included.
 

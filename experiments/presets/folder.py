@@ -53,7 +53,7 @@ def folder_dynamic() -> TrainConfig:
     Expected: depends on the pictures. No result is claimed for this preset; on a part of CIFAR-10 every image kept the
     fixed shuffle, see experiments/README.md.
 
-    Cost: a step takes about 1.3 times as long as with the fixed shuffle on two CPU cores.
+    Cost: not measured with this preset; a step takes longer than with the fixed shuffle, see ``make bench``.
 
     Command: ``python -m experiments.train folder-dynamic --data.root ROOT``
     """
