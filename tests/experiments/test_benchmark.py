@@ -15,10 +15,11 @@ from experiments import benchmark_cases as cases
 from experiments.benchmark_cases import Workload
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.models.build import MixerKind, mixer_factory
+from shuffle_jax.models.build import MixerKind, PointwiseKind, mixer_factory, pointwise_factory
 from shuffle_jax.nn import BatchNorm, PointwiseConv
 
 WORK = Workload(batch_size=2, image_size=8, width=0.5)
+NETWORKS = {cases.FIXED, cases.RELAXED, cases.HARDENED, cases.NONE, cases.DYNAMIC, cases.STATIC_DYNAMIC}
 SMALL = ["--rounds", "2", "--batch-size", "2", "--image-size", "8"]
 
 
@@ -83,30 +84,34 @@ class Small(nn.Module):
     """One layer of each kind, and one mixer."""
 
     mixer: MixerKind
+    pointwise: PointwiseKind
 
     @nn.compact
     def __call__(self, x, train=False):
+        config = NetworkConfig(mixer=self.mixer, pointwise=self.pointwise)
         x = BatchNorm()(PointwiseConv(8)(x), train)
-        x = mixer_factory(NetworkConfig(mixer=self.mixer), groups=2)(name="mixer")(x)
+        x = pointwise_factory(config)(8)(x)
+        x = mixer_factory(config, groups=2)(name="mixer")(x)
         return nn.Dense(cases.CLASSES)(x.mean((1, 2)))
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(cases, "shufflenet", lambda work, mixer, pointwise="plain": Small(mixer))
+    monkeypatch.setattr(cases, "shufflenet", lambda work, mixer, pointwise="plain": Small(mixer, pointwise))
 
 
 def test_networks_are_what_their_labels_say(small):
     structures = {label: str(jax.tree.structure(variables)) for label, (_, variables) in cases.networks(WORK).items()}
     assert {label for label, text in structures.items() if "relaxed_permutation" in text} == {cases.RELAXED}
     assert {label for label, text in structures.items() if "'permutations'" in text} == {cases.HARDENED}
-    assert set(structures) == {cases.FIXED, cases.RELAXED, cases.HARDENED, cases.NONE}
+    assert {label for label, text in structures.items() if "generator" in text} == {cases.DYNAMIC, cases.STATIC_DYNAMIC}
+    assert set(structures) == NETWORKS
 
 
 def test_each_network_is_trained_from_a_state_of_its_own(small):
     steps = cases.training(WORK)
     assert next(iter(steps)) == cases.FIXED  # the base of the ratios
-    assert set(steps) == {cases.FIXED, cases.RELAXED, cases.HARDENED, cases.NONE}
+    assert set(steps) == NETWORKS
     for step in steps.values():  # in turn, as they are measured
         first, second = step(), step()
         assert float(second["loss"]) != float(first["loss"])
