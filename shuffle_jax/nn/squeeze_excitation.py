@@ -13,11 +13,12 @@ from shuffle_jax.typing import Images
 
 
 class SqueezeExcitation(nn.Module):
-    """The fixed shuffle of gated channels, ``S_g (x * sigmoid(W2 relu(W1 mean(x) + b1) + b2))``.
+    """The fixed shuffle of gated channels, ``S_g (2 x * sigmoid(W2 relu(W1 mean(x) + b1) + b2))``.
 
     A control for :class:`shuffle_jax.nn.DynamicShuffle`: it sees the same mean over positions through a head of about
     the same size (the same for ``p^2 + q^2 = c``), and decides for each image how strong channels are, not where they
-    go.
+    go. The 2 makes it start near the plain shuffle, as the others do: without it each mixer halves what it passes on,
+    and a unit of ShuffleNetV2 passes half of its channels on as they are.
 
     Attributes:
         groups: of the shuffle, a divisor of the channels.
@@ -35,7 +36,7 @@ class SqueezeExcitation(nn.Module):
         channels = x.shape[-1]
         pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
         hidden = self.hidden if self.hidden is not None else max(4, channels // 16)
-        gate = jax.nn.sigmoid(nn.Dense(channels, name="gate")(nn.relu(nn.Dense(hidden, name="hidden")(pooled))))
+        gate = 2 * jax.nn.sigmoid(nn.Dense(channels, name="gate")(nn.relu(nn.Dense(hidden, name="hidden")(pooled))))
         gate = gate.astype(x.dtype).reshape(x.shape[0], *(1,) * (x.ndim - 2), channels)
         return mixing.shuffle(x * gate, self.groups)
 

@@ -395,7 +395,7 @@ def test_squeeze_excitation_scales_channels_and_shuffles_them():
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == C * 4 + 4 + 4 * C + C
     wide = jax.tree.map(np.float64, params)
     y = np.maximum(np.float64(IMAGES).mean((1, 2)) @ wide["hidden"]["kernel"] + wide["hidden"]["bias"], 0)
-    gate = 1 / (1 + np.exp(-(y @ wide["gate"]["kernel"] + wide["gate"]["bias"])))
+    gate = 2 / (1 + np.exp(-(y @ wide["gate"]["kernel"] + wide["gate"]["bias"])))
     expected = (IMAGES * gate[:, None, None]) @ shuffle_matrix(C, 3).T
     assert_near(module.apply({"params": params}, IMAGES), expected)
     half = module.apply({"params": params}, jnp.asarray(IMAGES, jnp.bfloat16))
