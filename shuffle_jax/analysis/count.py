@@ -188,8 +188,9 @@ def _layer(
 ) -> Layer:
     """The row of a module: what is its own, and the parameters of those layers inside that it replaces."""
     kind, params = type(module).__name__, module.variables.get("params", {})
-    if inside:
-        params = {name: leaf for name, leaf in params.items() if not isinstance(leaf, Mapping)}
+    if inside:  # Modules that are no layers of their own, such as norms that were absorbed, belong to this one.
+        apart = {layer.path.removeprefix(f"{path}/" if path else "").split("/")[0] for layer in inside}
+        params = {name: leaf for name, leaf in params.items() if not (isinstance(leaf, Mapping) and name in apart)}
     leaves = [(keys[-1].key, leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
     total = sum(leaf.size for _, leaf in leaves)
     relaxed = sum(leaf.size for name, leaf in leaves if name in (RELAXED, STATIC))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shuffle_jax.models import shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.build import MixerKind, NetworkConfig, PointwiseKind
+from shuffle_jax.models.config import MixerKind, NetworkConfig, PointwiseKind
 
 
 class Entry(NamedTuple):

@@ -2,8 +2,11 @@
 
 from shuffle_jax.nn.auto_shuffle import AutoShuffle
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.dense import Dense
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
 from shuffle_jax.nn.dynamic_shuffle import DynamicShuffle, StaticDynamicShuffle
 from shuffle_jax.nn.factors import FactorGenerator
+from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
 from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
@@ -12,8 +15,13 @@ __all__ = [
     "AutoShuffle",
     "BatchNorm",
     "ChannelShuffle",
+    "CondConv",
     "Conv",
+    "DYConv",
+    "Dense",
     "DepthwiseConv",
+    "DynamicConv",
+    "DynamicDense",
     "DynamicShuffle",
     "FactorGenerator",
     "FixedPermutation",

@@ -16,6 +16,10 @@ from shuffle_jax.typing import Array, Float, Images
 
 kernel_init = nn.initializers.he_normal()
 
+fan_out_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+"""N(0, 2 / (k^2 c_out)), with which MobileNetV2 and ResNet start. A depthwise kernel for c channels has c_out = c,
+though each output sees one of them: that is what the published networks use, and they normalise behind it."""
+
 
 class Conv(nn.Module):
     """A dense convolution, :func:`shuffle_jax.ops.convolution.convolution`.
@@ -26,6 +30,7 @@ class Conv(nn.Module):
         stride: the same for rows and columns.
         use_bias: adds a learned constant to every output channel.
         dtype: type of the computation; that of the input by default. Parameters are float32.
+        kernel_init: start of the kernel.
     """
 
     features: int
@@ -33,12 +38,13 @@ class Conv(nn.Module):
     stride: int = 1
     use_bias: bool = False
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
         y = ops.convolution(x, kernel, self.stride)
         return _add_bias(self, y) if self.use_bias else y
 
@@ -54,17 +60,19 @@ class DepthwiseConv(nn.Module):
         kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
         stride: the same for rows and columns.
         dtype: type of the computation; that of the input by default. Parameters are float32.
+        kernel_init: start of the kernel.
     """
 
     kernel_size: int = 3
     stride: int = 1
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
-        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
         return ops.depthwise(x, kernel, self.stride)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
@@ -83,18 +91,20 @@ class PointwiseConv(nn.Module):
         groups: divides the channels in and out.
         use_bias: adds a learned constant to every output channel.
         dtype: type of the computation; that of the input by default. Parameters are float32.
+        kernel_init: start of the kernel.
     """
 
     features: int
     groups: int = 1
     use_bias: bool = False
     dtype: jnp.dtype | None = None
+    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
         y = ops.pointwise(x, kernel, self.groups)
         return _add_bias(self, y) if self.use_bias else y
 

@@ -1,5 +1,27 @@
 """The mathematics of channel mixing: pure functions, arrays in, arrays out."""
 
-from shuffle_jax.ops import convolution, invariants, kronecker, mixing, penalty, permutation, relaxation, rounding
+from shuffle_jax.ops import (
+    convolution,
+    dynamic_conv,
+    invariants,
+    kronecker,
+    mixing,
+    penalty,
+    per_sample,
+    permutation,
+    relaxation,
+    rounding,
+)
 
-__all__ = ["convolution", "invariants", "kronecker", "mixing", "penalty", "permutation", "relaxation", "rounding"]
+__all__ = [
+    "convolution",
+    "dynamic_conv",
+    "invariants",
+    "kronecker",
+    "mixing",
+    "penalty",
+    "per_sample",
+    "permutation",
+    "relaxation",
+    "rounding",
+]

@@ -106,33 +106,41 @@ def pointwise(x: Images, kernel: Float[Array, "1 1 i o"], groups: int = 1) -> Fl
 
 
 def convolution(
-    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | None = None
+    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | None = None, groups: int = 1
 ) -> Float[Array, "n oh ow o"]:
-    """A dense convolution, ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + a - top, s j + b - left, c]``.
+    """A dense or grouped convolution, ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + a - top, s j + b - left, c]``.
 
-    On CPU a 1x1 kernel is a matrix product, and a larger one over at most 4 channels (an image stem) gathers its
-    patches for one; otherwise the native convolution.
+    On CPU a 1x1 kernel is a matrix product, a larger one over at most 4 channels (an image stem) gathers its patches
+    for one, and groups are convolved one by one; otherwise the native convolution.
 
     Args:
         x: ``(n, h, w, c)``.
-        kernel: ``(kh, kw, c, o)``, of the type of x.
+        kernel: ``(kh, kw, c / g, o)``, of the type of x.
         stride: s, at least 1.
         padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        groups: g, a divisor of c and o.
 
     Returns:
         ``(n, oh, ow, o)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
 
     Raises:
-        ValueError: the kernel does not fit the channels, or is larger than the padded image.
+        ValueError: g does not divide the channels, or the kernel does not fit them, or is larger than the padded image.
 
     >>> convolution(jnp.ones((1, 2, 2, 1)), jnp.ones((1, 1, 1, 3)), stride=2).shape
     (1, 1, 1, 3)
     """
     channels = x.shape[-1]
-    if kernel.shape[2] != channels:
-        raise ValueError(f"a kernel for {channels} channels has the shape (kh, kw, {channels}, o), not {kernel.shape}")
+    check_groups(channels, groups)
+    check_groups(kernel.shape[-1], groups)
+    if kernel.shape[2] != channels // groups:
+        raise ValueError(
+            f"a kernel for {channels} channels{f' in {groups} groups' * (groups > 1)} has the shape "
+            f"(kh, kw, {channels // groups}, o), not {kernel.shape}"
+        )
     pads = resolve_padding(x.shape[1:3], kernel.shape[:2], padding)
-    native = partial(_native, stride, pads, 1)
+    native = partial(_native, stride, pads, groups)
+    if groups > 1:
+        return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups), default=native)
     if channels > _PATCH_CHANNELS:
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads), default=native)
@@ -179,10 +187,20 @@ def _pointwise_slices(groups: int, x: Images, kernel: Float[Array, "1 1 i o"]) -
     return products.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def patches(x: Images, window: tuple[int, int], stride: int, pads: Pads) -> Float[Array, "n oh ow f"]:
+    """What a window sees at each of its positions, element by element in row-major order, then channel by channel."""
+    taps = _taps(_pad(x, pads), *window, stride)
+    return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+
+
 def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
     kh, kw, channels, features = kernel.shape
-    taps = _taps(_pad(x, pads), kh, kw, stride)
-    return _dot(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * channels, features))
+    return _dot(patches(x, (kh, kw), stride, pads), kernel.reshape(kh * kw * channels, features))
+
+
+def _slices(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([_native(stride, pads, 1, part, weights) for part, weights in parts], axis=-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

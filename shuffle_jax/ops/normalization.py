@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,13 @@ from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images
 
 Channels = Float[Array, "c"]
+
+
+class Affine(NamedTuple):
+    """A normalisation by given moments as one map, ``y = scale x + shift`` in every channel."""
+
+    scale: Channels
+    shift: Channels
 
 
 def normalize(

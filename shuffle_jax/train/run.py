@@ -28,12 +28,20 @@ import numpy as np
 from shuffle_jax import __version__
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.files import replace_file, replacing, temporary
-from shuffle_jax.models.build import DynamicConfig
+from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
 
 ADDED: dict[str, dict[str, Any]] = {
     "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None},
-    "NetworkConfig": {"pointwise": "plain", "dynamic": to_json(DynamicConfig())},
+    "NetworkConfig": {
+        "pointwise": "plain",
+        "depth": 18,
+        "head": "plain",
+        "dropout": 0.0,
+        "dynamic": to_json(DynamicConfig()),
+        "dcd": to_json(DecompositionConfig()),
+        "attention": to_json(AttentionConfig()),
+    },
 }
 """Fields that earlier versions did not write, by type, with the value that says what those versions did."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from shuffle_jax.analysis.count import Count, Known, count, count_layers, share, total
 from shuffle_jax.models import ShuffleNetV2, build, shufflenet_v2
-from shuffle_jax.models.build import DynamicConfig, NetworkConfig
+from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 
 IMAGENET = (224, 224, 3)
 PUBLISHED = {0.5: 1_366_792, 1.0: 2_278_604}

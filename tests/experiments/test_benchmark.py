@@ -15,7 +15,8 @@ from experiments import benchmark_cases as cases
 from experiments.benchmark_cases import Workload
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.models.build import MixerKind, PointwiseKind, mixer_factory, pointwise_factory
+from shuffle_jax.models.build import mixer_factory, pointwise_factory
+from shuffle_jax.models.config import MixerKind, PointwiseKind
 from shuffle_jax.nn import BatchNorm, PointwiseConv
 
 WORK = Workload(batch_size=2, image_size=8, width=0.5)

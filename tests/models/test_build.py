@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.build import DynamicConfig, Family, MixerKind
+from shuffle_jax.models.config import DynamicConfig, Family, MixerKind
 from shuffle_jax.nn import (
     AutoShuffle,
     ChannelShuffle,

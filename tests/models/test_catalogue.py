@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import get_args
 
 from shuffle_jax.models import shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.build import Family
 from shuffle_jax.models.catalogue import VARIANTS, catalogue
+from shuffle_jax.models.config import Family
 
 
 def configs_of(family, stem):

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from shuffle_jax.analysis.count import count
 from shuffle_jax.deploy.freeze import freeze
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.build import DynamicConfig, NetworkConfig
+from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
 from shuffle_jax.nn.auto_shuffle import PENALTIES
 from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS, PROGRESS

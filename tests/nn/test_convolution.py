@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.nn import Conv, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.convolution import fan_out_init
 
 CHANNELS, SIZE = 6, (7, 9)
 
@@ -99,6 +100,23 @@ def test_multiply_adds_are_output_values_times_weights_seen(name):
 def test_kernels_start_with_two_over_the_values_that_an_output_sees_as_variance():
     kernel = DepthwiseConv().init(jax.random.key(0), jnp.zeros((1, 3, 3, 4000)))["params"]["kernel"]
     assert float(kernel.var()) == pytest.approx(2 / 9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "channels", "variance"),
+    [
+        (partial(Conv, 60), 20, 2 / (9 * 60)),
+        (partial(Conv, 60, kernel_size=5), 20, 2 / (25 * 60)),
+        (DepthwiseConv, 4000, 2 / (9 * 4000)),
+        (partial(PointwiseConv, 60), 180, 2 / 60),
+        (partial(PointwiseConv, 60, groups=3), 540, 2 / 60),
+    ],
+)
+def test_fan_out_init_is_normal_with_two_over_the_taps_and_channels_out_as_variance(make, channels, variance):
+    layer = make(kernel_init=fan_out_init)
+    kernel = layer.init(jax.random.key(0), jnp.zeros((1, 3, 3, channels)))["params"]["kernel"]
+    assert float(kernel.var()) == pytest.approx(variance, rel=0.05)
+    assert float(jnp.abs(kernel).max()) > 3 * variance**0.5  # Nothing is cut off, as a truncated normal is at 2.3.
 
 
 @pytest.mark.parametrize("name", ["3x3 stride 2 bias", "depthwise", "pointwise 6 groups bias"])

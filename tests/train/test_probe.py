@@ -18,7 +18,8 @@ from flax import struct
 from experiments import evaluate
 from shuffle_jax.analysis.records import read_records
 from shuffle_jax.data import DigitsConfig, ResidentBatches, normalize
-from shuffle_jax.models.build import DynamicConfig, NetworkConfig, mixer_factory
+from shuffle_jax.models.build import mixer_factory
+from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 from shuffle_jax.nn import PointwiseConv
 from shuffle_jax.nn.factors import FACTORS, PROGRESS
 from shuffle_jax.sharding import data_mesh, replicated

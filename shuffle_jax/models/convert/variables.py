@@ -1,0 +1,235 @@
+"""From arrays by torch's names to the variables of a network or a layer: all of them, checked, or none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shuffle_jax.models.convert.arrays import Arrays, in_float32
+from shuffle_jax.models.convert.tables import CLASSIFIER, MOBILENET, RESNET, Factors, Modules, Source, modules, parts
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
+from shuffle_jax.typing import PyTree
+
+CONVOLUTION = (2, 3, 1, 0)
+"""From (o, i, h, w) to (h, w, i, o); grouped and depthwise kernels have fewer i in both."""
+
+LINEAR = (1, 0)
+"""From (o, i) to (i, o)."""
+
+VECTOR = (0,)
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+"""Names of arrays there by those here."""
+
+IGNORED = "num_batches_tracked"
+"""A counter that torch keeps beside running statistics and does not use with a fixed momentum."""
+
+PARALLEL = "module."
+"""Before every name in the state-dict of a DataParallel network."""
+
+
+class Row(NamedTuple):
+    """Where one array comes from.
+
+    Attributes:
+        path: here, such as "params/stem/conv/kernel".
+        name: there, such as "conv1.0.weight".
+        axes: the order here of the axes there; axes of length 1 that are missing there come before them.
+    """
+
+    path: str
+    name: str
+    axes: tuple[int, ...]
+
+
+def convert_network(network: nn.Module, arrays: Arrays, source: Source = "torchvision") -> dict[str, PyTree]:
+    """The variables of a network from a state-dict.
+
+    Args:
+        network: a ShuffleNetV2 with its fixed shuffle, a MobileNetV2 or a ResNet, for images of 3 channels. With the
+            source "dcd", :class:`shuffle_jax.nn.dynamic_conv.DynamicConv` and ``DynamicDense`` may stand where the
+            authors have them, or only some of them.
+        arrays: by name, as :func:`load_arrays` reads them.
+        source: whose names.
+
+    Returns:
+        What ``network.apply`` takes.
+
+    Raises:
+        ValueError: the source has no such network, or an array is missing, extra or misshapen; all are named.
+    """
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
+    arrays = plain(arrays)
+    dynamic = {path.removesuffix("/q") for path in flatten_dict(shapes["params"], sep="/") if path.endswith("/q")}
+    return convert(arrays, rows(modules(source, network, dynamic, arrays), shapes), shapes)
+
+
+def dynamic_conv(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
+    """The variables of one dynamic convolution of the authors', of any of their kinds.
+
+    Args:
+        arrays: by name; those outside of the prefix do not count.
+        prefix: the name of their module, such as "layer1.0.conv2"; empty for arrays of the module alone.
+
+    Returns:
+        What :class:`shuffle_jax.nn.dynamic_conv.DynamicConv` of these sizes takes.
+
+    Raises:
+        ValueError: an array is missing, extra or misshapen; all are named.
+    """
+    block = _Block(arrays, prefix)
+    channels, latent, hidden = block.size("channels"), block.size("latent"), block.size("hidden")
+    pool = max(1, math.isqrt(block.size("seen") // channels))
+    layer = DynamicConv(block.size("features"), block.window, pool=pool, latent=latent, hidden=hidden)
+    return block.convert(layer, jnp.zeros((1, 1, 1, channels)))
+
+
+def dynamic_dense(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
+    """The variables of the authors' classifier.
+
+    Args:
+        arrays: by name; those outside of the prefix do not count.
+        prefix: the name of their module, such as "classifier.0"; empty for arrays of the module alone.
+
+    Returns:
+        What :class:`shuffle_jax.nn.dynamic_conv.DynamicDense` of these sizes takes.
+
+    Raises:
+        ValueError: an array is missing, extra or misshapen; all are named.
+    """
+    block = _Block(arrays, prefix, CLASSIFIER)
+    layer = DynamicDense(block.size("features"), block.size("latent"), block.size("hidden"))
+    return block.convert(layer, jnp.zeros((1, block.size("channels"))), "layer")
+
+
+def rows(table: Modules, shapes: PyTree) -> Iterator[Row]:
+    """One row for each array of a network that a table of modules knows.
+
+    Args:
+        table: pairs of a path here and a name there.
+        shapes: of all variables, by collection.
+    """
+    names = dict(table)
+    for path, shape in flatten_dict(shapes, sep="/").items():
+        _, _, inside = path.partition("/")
+        owner, _, leaf = ("/" + inside).rpartition("/")
+        owner = owner.removeprefix("/")
+        if inside in names:  # a module there
+            owner, leaf = inside, "kernel"
+        if owner in names and leaf in LEAVES:
+            name = names[owner]
+            axes = CONVOLUTION if shape.ndim == 4 else LINEAR if shape.ndim == 2 else VECTOR
+            if axes == CONVOLUTION and name.rpartition(".")[2] in CLASSIFIER:
+                axes = LINEAR
+            yield Row(path, f"{name}.{LEAVES[leaf]}", axes)
+
+
+def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, PyTree]:
+    """Variables from arrays, all or none.
+
+    Args:
+        arrays: by name; batch counters and the prefix of DataParallel do not count.
+        table: where each variable comes from.
+        shapes: of all variables, by collection, as ``jax.eval_shape(network.init, ...)`` gives them.
+
+    Returns:
+        The variables, float32, by collection.
+
+    Raises:
+        ValueError: a variable is not in the table, or an array is missing, extra, misshapen or not of finite floats;
+            all are named.
+    """
+    arrays, table, wanted = plain(arrays), list(table), flatten_dict(shapes, sep="/")
+    unknown = sorted(set(wanted) - {row.path for row in table})
+    if unknown:
+        raise ValueError(
+            f"the network has {len(unknown)} arrays that the source does not know ({', '.join(unknown)}): choose one "
+            "with the layers of the source"
+        )
+    problems = [problem for row in table if (problem := _problem(row, arrays, wanted[row.path].shape))]
+    extra = sorted(set(arrays) - {row.name for row in table})
+    problems += [f"{name} {arrays[name].shape} is extra" for name in extra]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} arrays are not those of the network ({'; '.join(problems)}): nothing is loaded, name the "
+            "network they are of"
+        )
+
+    def variable(row: Row) -> jax.Array:
+        return jnp.asarray(in_float32(arrays[row.name]).transpose(row.axes).reshape(wanted[row.path].shape))
+
+    variables: dict[str, PyTree] = unflatten_dict({row.path: variable(row) for row in table}, sep="/")
+    return variables
+
+
+def plain(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Arrays without batch counters and without the prefix of DataParallel."""
+    arrays = {name: np.asarray(array) for name, array in arrays.items() if name.rpartition(".")[2] != IGNORED}
+    if all(name.startswith(PARALLEL) for name in arrays):
+        return {name.removeprefix(PARALLEL): array for name, array in arrays.items()}
+    return arrays
+
+
+def _problem(row: Row, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> str | None:
+    """What is wrong with the array of a row; None if nothing."""
+    own = shape[len(shape) - len(row.axes) :]
+    wanted = tuple(own[row.axes.index(axis)] for axis in range(len(own)))
+    array = arrays.get(row.name)
+    if array is None:
+        return f"{row.name} {wanted} is missing"
+    if array.shape != wanted:
+        return f"{row.name} is {array.shape} and should be {wanted}"
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return f"{row.name} is of {array.dtype} and should be of floats"
+    if not np.isfinite(in_float32(array)).all():
+        return f"{row.name} is not finite"
+    return None
+
+
+class _Block:
+    """The arrays of one dynamic layer."""
+
+    def __init__(self, arrays: Arrays, prefix: str, factors: Factors | None = None) -> None:
+        inside = f"{prefix}." if prefix else ""
+        self.arrays = {name: array for name, array in plain(arrays).items() if name.startswith(inside)}
+        self._prefix, self._inside = prefix, inside
+        self._factors = factors or max((MOBILENET, RESNET), key=self._present)
+
+    def _present(self, factors: Factors) -> int:
+        return sum(f"{self._inside}{name}.weight" in self.arrays for name in factors)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        array = self.arrays.get(f"{self._inside}{name}.weight")
+        return () if array is None else array.shape
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Kernel size."""
+        shape = self._shape(self._factors.kernel)
+        return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
+
+    def size(self, what: str) -> int:
+        """A size, from the first array that has it; 1 if all are missing, which convert then says."""
+        kernel, q, p = self._factors
+        where = {
+            "features": ((kernel, 0), (p, 0), ("fc_scale", 0)),
+            "channels": ((kernel, 1), (q, 1)),
+            "latent": ((q, 0), (p, 1), ("bn1", 0), ("bn2", 0)),
+            "hidden": (("fc.0", 0), ("fc.1.fc.0", 0), ("fc_phi", 1), ("fc_scale", 1)),
+            "seen": (("fc.0", 1),),
+        }
+        sizes: Iterator[Any] = (self._shape(name)[axis : axis + 1] for name, axis in where[what])
+        return next((size for (size,) in filter(None, sizes)), 1)
+
+    def convert(self, layer: nn.Module, x: jax.Array, name: str = "") -> dict[str, PyTree]:
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+        return convert(self.arrays, rows(parts(name, self._prefix, self._factors), shapes), shapes)

@@ -1,0 +1,136 @@
+"""MobileNetV2 (Sandler, Howard, Zhu, Zhmoginov and Chen, 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shuffle_jax.models.stem import Stem, StemKind
+from shuffle_jax.nn import BatchNorm, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.convolution import fan_out_init
+from shuffle_jax.nn.dense import Dense
+from shuffle_jax.typing import Array, Float, Images
+
+WIDTHS = (0.35, 0.5, 0.75, 1.0)
+TABLE = (
+    # t, c, n, s: expansion, channels at width 1.0, units, stride of the first unit
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+STEM = 32
+LAST = 1280
+
+static_pointwise = partial(PointwiseConv, kernel_init=fan_out_init)
+small_normal_dense = partial(Dense, kernel_init=nn.initializers.normal(0.01))
+
+
+def scale(channels: int, width: float) -> int:
+    """``width * channels`` rounded to a multiple of 8, halves up, that is not below 0.9 of it.
+
+    >>> scale(32, 0.75), scale(32, 0.35)
+    (24, 16)
+    """
+    wanted = width * channels
+    rounded = max(8, int(wanted + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * wanted else rounded
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 with exchangeable 1x1 convolutions and an exchangeable classifier.
+
+    The stem "small" keeps the size, and so does the first stage that otherwise halves it: 32 x 32 becomes 4 x 4. This
+    is a widespread convention for images of that size and no paper's.
+
+    Attributes:
+        classes: number of classes.
+        width: 0.35, 0.5, 0.75 or 1.0; the last 1x1 convolution has 1280 channels at each of them.
+        stem: "imagenet", or "small" for images of 32 x 32 and below.
+        pointwise: factory of the 1x1 convolutions, called as
+            ``pointwise(features=..., groups=1, dtype=..., name=...)`` for the two of each unit that expands its input.
+            The unit that does not and the last 1x1 convolution are always static.
+        head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
+            in float32.
+        dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
+        dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+    """
+
+    classes: int
+    width: float = 1.0
+    stem: StemKind = "imagenet"
+    pointwise: Callable[..., nn.Module] = static_pointwise
+    head: Callable[..., nn.Module] = small_normal_dense
+    dropout: float = 0.0
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
+        """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
+
+        Raises:
+            ValueError: the width is not one of the four, or the dropout is no share.
+        """
+        if self.width not in WIDTHS:
+            raise ValueError(f"MobileNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"a dropout of {self.dropout} is none: give a share of the features, at least 0 and below 1"
+            )
+        stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init)
+
+        x = stem(scale(STEM, self.width), self.stem, self.dtype, name="stem")(x, train)
+        for stage, (expansion, channels, units, stride) in enumerate(TABLE, start=1):
+            unit = partial(InvertedResidual, scale(channels, self.width), expansion=expansion, dtype=self.dtype)
+            pointwise = static_pointwise if expansion == 1 else self.pointwise
+            for i in range(units):
+                keeps_size = i > 0 or (self.stem == "small" and stage == 2)
+                x = unit(stride=1 if keeps_size else stride, pointwise=pointwise, name=f"stage{stage}_{i}")(x, train)
+        x = static_pointwise(features=LAST, dtype=self.dtype, name="last")(x)
+        x = nn.relu6(BatchNorm(self.dtype, name="last_norm")(x, train))
+        x = x.mean((1, 2), dtype=jnp.float32)
+        if train and self.dropout > 0:
+            x = nn.Dropout(self.dropout, deterministic=False, name="dropout")(x)
+        return self.head(features=self.classes, name="head")(x, train=train)
+
+
+class InvertedResidual(nn.Module):
+    """One unit: a 1x1 convolution to t times the channels, a depthwise 3x3, and a linear 1x1 to few channels.
+
+    With stride 1 and as many channels out as in, the result is added to the input.
+
+    Attributes:
+        features: output channels.
+        stride: 1 or 2.
+        expansion: t; with 1 there is no first 1x1.
+        pointwise: factory of the 1x1 convolutions.
+        dtype: type of the computation.
+    """
+
+    features: int
+    stride: int
+    expansion: int
+    pointwise: Callable[..., nn.Module]
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
+        channels = x.shape[-1]
+        pointwise = partial(self.pointwise, groups=1, dtype=self.dtype)
+        depthwise = partial(DepthwiseConv, stride=self.stride, dtype=self.dtype, kernel_init=fan_out_init)
+        norm = partial(BatchNorm, dtype=self.dtype)
+
+        y = x
+        if self.expansion != 1:
+            y = pointwise(features=self.expansion * channels, name="expand")(y, train=train)
+            y = nn.relu6(norm(name="norm1")(y, train))
+        y = nn.relu6(norm(name="norm2")(depthwise(name="depthwise")(y), train))
+        y = norm(name="norm3")(pointwise(features=self.features, name="project")(y, train=train), train)
+        return x + y if self.stride == 1 and self.features == channels else y

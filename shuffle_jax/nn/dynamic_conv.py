@@ -1,0 +1,300 @@
+"""Dynamic convolution by decomposition: a static kernel, scaled and corrected for each image through a latent space."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shuffle_jax.nn.convolution import fan_out_init
+from shuffle_jax.nn.normalization import BatchNorm
+from shuffle_jax.ops import convolution, dynamic_conv, per_sample
+from shuffle_jax.ops.convolution import Pads, resolve_padding
+from shuffle_jax.ops.permutation import check_groups
+from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.typing import Array, Float, Images
+
+Kind = Literal["mobilenet", "basic", "bottleneck", "classifier"]
+"""Whose rule gives the sizes: the 1x1 layers of MobileNetV2, ResNet-18 and -34, ResNet-50 and deeper, a classifier."""
+
+Form = Literal["auto", "features", "kernels"]
+"""What evaluation computes: two features and their sum, a kernel for each image, or what takes fewer multiply-adds."""
+
+
+class Sizes(NamedTuple):
+    """How large the dynamic part of a layer is.
+
+    Attributes:
+        pool: bins along each axis of positions of what the head sees.
+        latent: L.
+        hidden: s, the width of the head.
+    """
+
+    pool: int
+    latent: int
+    hidden: int
+
+
+def sizes(kind: Kind, channels: int, features: int, squeeze: int = 16) -> Sizes:
+    """The sizes that the published networks give a layer.
+
+    Args:
+        kind: which rule.
+        channels: in.
+        features: out.
+        squeeze: divides the width of the head: 8 or 16 in MobileNetV2, 16 in ResNet.
+
+    >>> sizes("mobilenet", 24, 144), sizes("basic", 16, 32).latent
+    (Sizes(pool=2, latent=12, hidden=9), 8)
+    """
+    match kind:
+        case "mobilenet":
+            pool, ratio = (2, 8) if channels < features else (1, 2)
+            seen = channels * pool**2
+            while (latent := min(seen // ratio, features // ratio)) ** 2 > 2 * seen:
+                ratio *= 2
+            latent = max(4, latent)
+            return Sizes(pool, latent, max(4, max(seen, latent**2) // squeeze))
+        case "basic":
+            latent = math.isqrt(4 * channels)
+            return Sizes(2, latent, max(4, max(4 * channels, latent**2) // squeeze))
+        case "bottleneck":
+            latent = math.isqrt(channels)
+            return Sizes(1, latent, max(1, max(channels, latent**2) // squeeze))
+        case "classifier":
+            return Sizes(1, 32, 32)
+
+
+class Coefficients(nn.Module):
+    """The head: ``h = A v``, ``h = h * gate(B h)``; ``Phi = F h``, ``lambda = gate(G h)``, without biases, in float32.
+
+    ``gate`` is :func:`shuffle_jax.ops.dynamic_conv.hard_gate`.
+
+    Attributes:
+        hidden: s, at least 1.
+        features: o.
+        shape: (E, B, l, l), the coefficients of one image.
+        kernel_init: of all four.
+    """
+
+    hidden: int
+    features: int
+    shape: tuple[int, int, int, int]
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, v: Float[Array, "n f"]) -> tuple[Float[Array, "n o"], dynamic_conv.Phi]:
+        """Maps what is seen of each image to lambda and Phi."""
+
+        def linear(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, use_bias=False, kernel_init=self.kernel_init, name=name)
+
+        h = linear(self.hidden, "squeeze")(v)
+        h = h * dynamic_conv.hard_gate(linear(self.hidden, "gate")(h))
+        phi = linear(math.prod(self.shape), "fusion")(h)
+        gate = dynamic_conv.hard_gate(linear(self.features, "scale")(h))
+        return gate, phi.reshape(-1, *self.shape)
+
+
+class DynamicConv(nn.Module):
+    """A convolution whose kernel is ``W(x) = Lambda(x) W0 + P Phi(x) Q^T`` for each image x.
+
+    ``y = lambda (x * W0 + b) + P (N2(Phi q) + q)``, ``q = N1(x * Q)``, see :mod:`shuffle_jax.ops.dynamic_conv`. Q sees
+    the pixel in the middle of the window: of a k x k kernel this element alone is corrected, as in the published
+    networks. With ``elements`` E, ``W(x) = Lambda(x) W0 + sum_e R_e P Phi_e(x) Q^T`` corrects all, by learned k x k R.
+    With ``blocks`` B, Q, Phi and P are block-diagonal: a sparse residual of 1 / B of the size.
+
+    Training adds features, for N1 and N2 need their statistics; their running variances average the unbiased variances
+    of the batches. Evaluation does the same, or makes a kernel for each image: the same function and gradient.
+
+    It takes the place of :class:`shuffle_jax.nn.PointwiseConv` (with the default kernel size) and of
+    :class:`shuffle_jax.nn.Conv`. Memory for each image is that of the latent features, or of one kernel.
+
+    Attributes:
+        features: output channels.
+        kernel_size: k of a square window, or one number for each axis.
+        stride: the same for all axes.
+        padding: zeros before and after each axis; ``k // 2`` by default (None).
+        groups: of the static kernel, a divisor of the channels in and out.
+        kind: whose rule gives the sizes of the dynamic part.
+        squeeze: divides the width of the head.
+        pool: bins along each axis, in place of the rule's.
+        latent: L, in place of the rule's; at most the channels in.
+        hidden: s, in place of the rule's.
+        blocks: B, a multiple of ``groups`` that divides L and the channels; ``groups`` by default (None).
+        elements: E, or 0 for the element in the middle.
+        use_bias: adds a learned constant, which lambda scales too.
+        form: what evaluation computes.
+        kernel_init: of W0, P and Q.
+        head_init: of the head.
+        dtype: type of the computation; that of the input by default. Parameters, head and lambda are float32.
+
+    Source: Li et al., Revisiting Dynamic Convolution via Matrix Decomposition, 2021.
+    """
+
+    features: int
+    kernel_size: int | tuple[int, ...] = 1
+    stride: int = 1
+    padding: tuple[tuple[int, int], ...] | None = None
+    groups: int = 1
+    kind: Kind = "mobilenet"
+    squeeze: int = 16
+    pool: int | None = None
+    latent: int | None = None
+    hidden: int | None = None
+    blocks: int | None = None
+    elements: int = 0
+    use_bias: bool = False
+    form: Form = "auto"
+    kernel_init: nn.initializers.Initializer = fan_out_init
+    head_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``, or ``(n, l, c)`` to ``(n, ol, features)``.
+
+        Raises:
+            ValueError: sizes that do not fit the channels or each other.
+        """
+        pool, latent, hidden = self._sizes(x.shape[-1])
+        channels, blocks, copies = x.shape[-1], self._blocks, max(self.elements, 1)
+        shape = copies, blocks, latent // blocks, latent // blocks
+        seen = dynamic_conv.adaptive_mean(at_least_float32(x), pool)
+        gate, phi = Coefficients(hidden, self.features, shape, self.head_init, name="generator")(seen)
+
+        dtype, positions = self.dtype or x.dtype, x.shape[1:-1]
+        window, pads = self._window(positions)
+        x = x.reshape(x.shape[0], *_rows(positions), channels).astype(dtype)
+        shapes = {
+            "kernel": (*window, channels // self.groups, self.features),
+            "q": (1, 1, channels // blocks, latent),
+            "p": (1, 1, latent // blocks, self.features),
+        }
+        kernel, q, p = (self.param(name, self.kernel_init, shape) for name, shape in shapes.items())
+        elements = bias = None
+        if self.elements:
+            elements = self.param("r", nn.initializers.lecun_normal(), (*window, self.elements))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        norm1, norm2 = BatchNorm(unbiased=True, name="norm1"), BatchNorm(unbiased=True, name="norm2")
+
+        if not train and not self.is_initializing() and self._synthesises(positions, channels):
+            affines = norm1.affine(copies * latent), norm2.affine(latent)
+            kernels, biases = dynamic_conv.synthesise(kernel, gate, phi, q, p, *affines, elements, bias)
+            y = per_sample.convolution(x, kernels.astype(dtype), self.stride, pads, self.groups)
+            y = y + biases.astype(dtype)[:, None, None]
+        else:
+            kernel, q, p, gate, phi, elements, bias = (
+                None if a is None else a.astype(dtype) for a in (kernel, q, p, gate, phi, elements, bias)
+            )
+            y = convolution.convolution(x, kernel, self.stride, pads, self.groups)
+            y = y if bias is None else y + bias.reshape(1, 1, 1, -1)
+            latents = norm1(dynamic_conv.latents(x, q, window, self.stride, pads, blocks, elements), train)
+            identity = latents.reshape(*latents.shape[:-1], copies, latent).sum(-2)
+            fused = norm2(dynamic_conv.fuse(latents, phi), train) + identity
+            y = y * gate[:, None, None] + convolution.pointwise(fused, p, blocks)
+        return y[:, 0] if len(positions) == 1 else y
+
+    def own_multiply_adds(self, x: Images, y: Images) -> int:
+        """Multiply-adds of one image beside those of the head, in the form that evaluation takes."""
+        positions, channels = x.shape[1:-1], x.shape[-1]
+        return self._costs(positions, channels)[self._synthesises(positions, channels)]
+
+    def _synthesises(self, positions: tuple[int, ...], channels: int) -> bool:
+        if self.form != "auto":
+            return self.form == "kernels"
+        in_features, with_kernels = self._costs(positions, channels)
+        return with_kernels < in_features
+
+    def _costs(self, positions: tuple[int, ...], channels: int) -> tuple[int, int]:
+        window, pads = self._window(positions)
+        size = _rows(positions)
+        out = [(m + sum(pad) - k) // self.stride + 1 for m, k, pad in zip(size, window, pads, strict=True)]
+        latent = self.elements, self._blocks, self._sizes(channels).latent
+        both = math.prod(size), math.prod(out)
+        return dynamic_conv.multiply_adds(both, window, channels, self.features, self.groups, latent)
+
+    @property
+    def _blocks(self) -> int:
+        return self.groups if self.blocks is None else self.blocks
+
+    def _window(self, positions: tuple[int, ...]) -> tuple[tuple[int, int], Pads]:
+        """Kernel size and padding over rows and columns."""
+        axes = len(positions)
+        if axes not in (1, 2):
+            raise ValueError(f"a dynamic convolution takes (n, h, w, c) or (n, l, c), not {axes + 2} axes")
+        window = (self.kernel_size,) * axes if isinstance(self.kernel_size, int) else self.kernel_size
+        for name, given in (("kernel_size", window), ("padding", self.padding)):
+            if given is not None and len(given) != axes:
+                raise ValueError(f"{name} {given} is for {len(given)} axes, the input has {axes}: give one for each")
+        if axes == 1:
+            window, padding = (1, *window), None if self.padding is None else ((0, 0), *self.padding)
+        else:
+            padding = self.padding
+        return window, resolve_padding(_rows(positions), window, padding)
+
+    def _sizes(self, channels: int) -> Sizes:
+        """Those of the rule, or those given, checked."""
+        for name, count in (("channels", channels), ("features", self.features)):
+            check_groups(count, self.groups)
+            if self._blocks < 1 or self._blocks % self.groups or count % self._blocks:
+                raise ValueError(
+                    f"{self._blocks} blocks do not fit {count} {name} in {self.groups} groups: choose a multiple of "
+                    f"the groups that divides the {name}"
+                )
+        rule = sizes(self.kind, channels, self.features, self.squeeze)
+        given = (self.pool, self.latent, self.hidden)
+        chosen = Sizes(*(a if b is None else b for a, b in zip(rule, given, strict=True)))
+        if min(chosen) < 1:
+            raise ValueError(f"{chosen} of a dynamic convolution: pool, latent and hidden must be at least 1")
+        if chosen.latent > channels or chosen.latent % self._blocks:
+            raise ValueError(
+                f"{chosen.latent} latent channels in {self._blocks} blocks do not fit {channels} channels: set latent "
+                f"to a multiple of {self._blocks}, at most {channels}"
+            )
+        return chosen
+
+
+class DynamicDense(nn.Module):
+    """A dense layer by the same decomposition, for the pooled features that a classifier sees.
+
+    :class:`DynamicConv` at one position, with a bias: ``y = lambda (W0 x + b) + P (N2(Phi q) + q)``.
+
+    Attributes:
+        features: number of logits.
+        latent: L.
+        hidden: s.
+        kernel_init: of W0, P and Q.
+        head_init: of the head.
+
+    Source: as :class:`DynamicConv`.
+    """
+
+    features: int
+    latent: int = 32
+    hidden: int = 32
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+    head_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n c"], train: bool = False) -> Float[Array, "n o"]:
+        """Maps ``(n, c)`` to ``(n, features)``."""
+        layer = DynamicConv(
+            self.features,
+            kind="classifier",
+            latent=self.latent,
+            hidden=self.hidden,
+            use_bias=True,
+            kernel_init=self.kernel_init,
+            head_init=self.head_init,
+            name="layer",
+        )
+        return layer(x[:, None], train)[:, 0]
+
+
+def _rows(positions: tuple[int, ...]) -> tuple[int, int]:
+    """A sequence as an image of one row."""
+    return (1, positions[0]) if len(positions) == 1 else (positions[0], positions[1])

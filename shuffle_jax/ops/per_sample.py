@@ -1,0 +1,57 @@
+"""Convolutions in which every image has kernels of its own.
+
+They are batched matrix products over patches. Folding the images into the groups of one grouped convolution, or
+``vmap`` over a convolution, makes XLA gather a batch that is split over devices; these products stay where they are.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from shuffle_jax.ops.convolution import Pads, patches, resolve_padding
+from shuffle_jax.ops.permutation import check_groups
+from shuffle_jax.typing import Array, Float, Images
+
+
+def convolution(
+    x: Images, kernels: Float[Array, "n kh kw i o"], stride: int = 1, padding: Pads | None = None, groups: int = 1
+) -> Float[Array, "n oh ow o"]:
+    """A convolution with one kernel for each image.
+
+    ``y[n, i, j, o] = sum_abc K[n, a, b, c, o] x[n, s i + a - top, s j + b - left, c]``; of g groups, the k-th ``c / g``
+    channels give the k-th ``o / g``.
+
+    Args:
+        x: ``(n, h, w, c)``.
+        kernels: ``(n, kh, kw, c / g, o)``, of the type of x.
+        stride: s, at least 1.
+        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        groups: g, a divisor of c and o.
+
+    Returns:
+        ``(n, oh, ow, o)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
+
+    Raises:
+        ValueError: the kernels do not fit the images or their channels, or are larger than the padded images.
+
+    >>> convolution(jnp.ones((2, 1, 1, 1)), jnp.array([3.0, 4.0]).reshape(2, 1, 1, 1, 1)).ravel().tolist()
+    [3.0, 4.0]
+    """
+    n, channels, features = x.shape[0], x.shape[-1], kernels.shape[-1]
+    check_groups(channels, groups)
+    check_groups(features, groups)
+    if kernels.shape[0] != n or kernels.shape[3] != channels // groups:
+        raise ValueError(
+            f"kernels for {n} images of {channels} channels in {groups} groups have the shape "
+            f"({n}, kh, kw, {channels // groups}, o), not {kernels.shape}"
+        )
+    kh, kw = kernels.shape[1:3]
+    columns = patches(x, (kh, kw), stride, resolve_padding(x.shape[1:3], (kh, kw), padding))
+    size = columns.shape[1:3]
+    if groups == 1:
+        y = columns.reshape(n, -1, kh * kw * channels) @ kernels.reshape(n, -1, features)
+    else:
+        parts = columns.reshape(n, -1, kh * kw, groups, channels // groups)
+        split = kernels.reshape(n, kh * kw, channels // groups, groups, features // groups)
+        y = jnp.einsum("npagc,nacgo->npgo", parts, split)
+    return y.reshape(n, *size, features)
