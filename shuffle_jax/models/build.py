@@ -154,13 +154,18 @@ def head_factory(config: NetworkConfig) -> Factory:
 
 def _dynamic_conv(config: NetworkConfig) -> Factory:
     """Convolutions that depend on the image, of any kernel size."""
-    attention = config.attention
+    attention, count = config.attention, config.attention.kernels
     match config.pointwise:
         case "condconv":
-            layer = partial(CondConv, form=attention.form)
+            return partial(CondConv, count=count or CondConv.count, form=attention.form)
         case "dyconv":
-            temperatures = attention.temperature, attention.end_temperature
-            layer = partial(DYConv, form=attention.form, temperature=temperatures[0], end_temperature=temperatures[1])
+            return partial(
+                DYConv,
+                count=count or DYConv.count,
+                temperature=attention.temperature,
+                end_temperature=attention.end_temperature,
+                form=attention.form,
+            )
         case _:
             options, kind = config.dcd, _kind(config)
             return partial(
@@ -173,7 +178,6 @@ def _dynamic_conv(config: NetworkConfig) -> Factory:
                 form=options.form,
                 head_init=_dense_init(config),
             )
-    return layer if attention.kernels is None else partial(layer, count=attention.kernels)
 
 
 def _kind(config: NetworkConfig) -> Kind:

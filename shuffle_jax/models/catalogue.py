@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from shuffle_jax.models import shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.config import MixerKind, NetworkConfig, PointwiseKind
+from shuffle_jax.models import mobilenet_v2, resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models.config import HeadKind, MixerKind, NetworkConfig, PointwiseKind
 
 
 class Entry(NamedTuple):
@@ -24,48 +24,89 @@ class Entry(NamedTuple):
     classes: int
 
 
-VARIANTS: dict[str, tuple[MixerKind, PointwiseKind]] = {
-    "": ("shuffle", "plain"),
-    "auto_": ("auto", "plain"),
-    "dynamic_": ("dynamic", "plain"),
-    "factors_": ("factors", "plain"),
-    "squeeze_": ("squeeze", "plain"),
-    "static_dynamic_": ("shuffle", "static_dynamic"),
+class Variant(NamedTuple):
+    """What moves information across the channels of a network.
+
+    Attributes:
+        mixer: where a ShuffleNet shuffles.
+        pointwise: its 1x1 layers; of ResNet all convolutions of its units.
+        head: the classifier.
+        squeeze: of "dcd".
+    """
+
+    mixer: MixerKind
+    pointwise: PointwiseKind = "plain"
+    head: HeadKind = "plain"
+    squeeze: int = 16
+
+
+SHUFFLENETS = {
+    "": Variant("shuffle"),
+    "auto_": Variant("auto"),
+    "dynamic_": Variant("dynamic"),
+    "factors_": Variant("factors"),
+    "squeeze_": Variant("squeeze"),
+    "static_dynamic_": Variant("shuffle", "static_dynamic"),
 }
-"""Mixer and 1x1 layers by the prefix of a name."""
+"""Variants of ShuffleNetV1 and V2 by the prefix of a name."""
+
+RESNETS = {
+    "": Variant("identity"),
+    "dcd_": Variant("identity", "dcd", "dcd"),
+    "condconv_": Variant("identity", "condconv"),
+    "dyconv_": Variant("identity", "dyconv"),
+}
+"""Variants of ResNet."""
+
+MOBILENETS = RESNETS | {"dcd8_": Variant("identity", "dcd", "dcd", squeeze=8)}
+"""Variants of MobileNetV2, whose decomposition is published with two sizes of its heads."""
 
 
 def catalogue() -> dict[str, Entry]:
-    """Every family in every published width, with the shuffle of its paper and with every learned one.
+    """Every family in every published width or depth, with the layers of its paper and with every learned variant.
 
     Returns:
-        Entries by names such as ``shufflenet_v2_1.0x`` and ``shufflenet_v1_g3_0.5x``, for 224 x 224 pixels and 1000
-        classes. A prefix of :data:`VARIANTS` stands for another mixer or other 1x1 layers, the suffix ``_32`` for the
-        stem for small images, 32 x 32 pixels and 10 classes.
+        Entries by names such as ``shufflenet_v2_1.0x``, ``shufflenet_v1_g3_0.5x``, ``mobilenet_v2_0.5x`` and
+        ``resnet18``, for 224 x 224 pixels and 1000 classes. A prefix of :data:`SHUFFLENETS`, :data:`MOBILENETS` or
+        :data:`RESNETS` stands for another variant, the suffix ``_32`` for the stem for small images, 32 x 32 pixels and
+        10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
     >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
     ('auto', 3, (224, 224, 3), 1000)
     """
     entries: dict[str, Entry] = {}
-    for name, config in _families():
+    for name, config, variants in _families():
         shape, classes = ((224, 224, 3), 1000) if config.stem == "imagenet" else ((32, 32, 3), 10)
-        for prefix, (mixer, pointwise) in VARIANTS.items():
-            # All 1x1 layers of ShuffleNetV1 change the number of channels.
-            all_layers = (config.family, pointwise) == ("shufflenet_v1", "static_dynamic")
-            dynamic = replace(config.dynamic, replaced="all" if all_layers else "square")
-            variant = replace(config, mixer=mixer, pointwise=pointwise, dynamic=dynamic)
-            entries[f"{prefix}{name}"] = Entry(variant, shape, classes)
+        for prefix, variant in variants.items():
+            entries[f"{prefix}{name}"] = Entry(configured(config, variant), shape, classes)
     return entries
 
 
-def _families() -> Iterator[tuple[str, NetworkConfig]]:
-    """The name and configuration of each network; the mixer is chosen later. A new family is one more loop."""
+def configured(config: NetworkConfig, variant: Variant) -> NetworkConfig:
+    """A network of the catalogue in one of its variants."""
+    # All 1x1 layers of ShuffleNetV1 change the number of channels.
+    all_layers = (config.family, variant.pointwise) == ("shufflenet_v1", "static_dynamic")
+    return replace(
+        config,
+        mixer=variant.mixer,
+        pointwise=variant.pointwise,
+        head=variant.head,
+        dynamic=replace(config.dynamic, replaced="all" if all_layers else "square"),
+        dcd=replace(config.dcd, squeeze=variant.squeeze),
+    )
+
+
+def _families() -> Iterator[tuple[str, NetworkConfig, dict[str, Variant]]]:
+    """Name, configuration and variants of each network; the variant is configured later. A family is one more loop."""
     for groups in shufflenet_v1.CHANNELS:
         for width in shufflenet_v1.WIDTHS if groups in (3, 8) else (1.0,):
-            name = f"shufflenet_v1_g{groups}_{width}x"
-            yield name, NetworkConfig(family="shufflenet_v1", width=width, groups=groups, stem="imagenet")
-    for width in shufflenet_v2.WIDTHS:
-        yield f"shufflenet_v2_{width}x", NetworkConfig(family="shufflenet_v2", width=width, stem="imagenet")
-    for width in shufflenet_v2.WIDTHS:
-        yield f"shufflenet_v2_{width}x_32", NetworkConfig(family="shufflenet_v2", width=width, stem="small")
+            name, config = f"shufflenet_v1_g{groups}_{width}x", NetworkConfig(family="shufflenet_v1", groups=groups)
+            yield name, replace(config, width=width, stem="imagenet"), SHUFFLENETS
+    for suffix, config in (("", NetworkConfig(stem="imagenet")), ("_32", NetworkConfig(stem="small"))):
+        for width in shufflenet_v2.WIDTHS:
+            yield f"shufflenet_v2_{width}x{suffix}", replace(config, family="shufflenet_v2", width=width), SHUFFLENETS
+        for width in mobilenet_v2.WIDTHS:
+            yield f"mobilenet_v2_{width}x{suffix}", replace(config, family="mobilenet_v2", width=width), MOBILENETS
+        for depth in resnet.UNITS:
+            yield f"resnet{depth}{suffix}", replace(config, family="resnet", depth=depth), RESNETS

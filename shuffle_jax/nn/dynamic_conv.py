@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.normalization import BatchNorm
+from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import convolution, dynamic_conv, per_sample
-from shuffle_jax.ops.convolution import Pads, resolve_padding
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images
@@ -165,76 +165,58 @@ class DynamicConv(nn.Module):
         seen = dynamic_conv.adaptive_mean(at_least_float32(x), pool)
         gate, phi = Coefficients(hidden, self.features, shape, self.head_init, name="generator")(seen)
 
-        dtype, positions = self.dtype or x.dtype, x.shape[1:-1]
-        window, pads = self._window(positions)
-        x = x.reshape(x.shape[0], *_rows(positions), channels).astype(dtype)
+        dtype, sequence, view = self.dtype or x.dtype, x.ndim == 3, self._window(x.shape)
+        x = x.reshape(x.shape[0], *view.image, channels).astype(dtype)
         shapes = {
-            "kernel": (*window, channels // self.groups, self.features),
+            "kernel": (*view.size, channels // self.groups, self.features),
             "q": (1, 1, channels // blocks, latent),
             "p": (1, 1, latent // blocks, self.features),
         }
         kernel, q, p = (self.param(name, self.kernel_init, shape) for name, shape in shapes.items())
         elements = bias = None
         if self.elements:
-            elements = self.param("r", nn.initializers.lecun_normal(), (*window, self.elements))
+            elements = self.param("r", nn.initializers.lecun_normal(), (*view.size, self.elements))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         norm1, norm2 = BatchNorm(unbiased=True, name="norm1"), BatchNorm(unbiased=True, name="norm2")
 
-        if not train and not self.is_initializing() and self._synthesises(positions, channels):
+        if not train and not self.is_initializing() and self._synthesises(view, channels):
             affines = norm1.affine(copies * latent), norm2.affine(latent)
             kernels, biases = dynamic_conv.synthesise(kernel, gate, phi, q, p, *affines, elements, bias)
-            y = per_sample.convolution(x, kernels.astype(dtype), self.stride, pads, self.groups)
+            y = per_sample.convolution(x, kernels.astype(dtype), self.stride, view.pads, self.groups)
             y = y + biases.astype(dtype)[:, None, None]
         else:
-            kernel, q, p, gate, phi, elements, bias = (
-                None if a is None else a.astype(dtype) for a in (kernel, q, p, gate, phi, elements, bias)
-            )
-            y = convolution.convolution(x, kernel, self.stride, pads, self.groups)
-            y = y if bias is None else y + bias.reshape(1, 1, 1, -1)
-            latents = norm1(dynamic_conv.latents(x, q, window, self.stride, pads, blocks, elements), train)
+            kernel, q, p, gate, phi = (a.astype(dtype) for a in (kernel, q, p, gate, phi))
+            elements = None if elements is None else elements.astype(dtype)
+            y = convolution.convolution(x, kernel, self.stride, view.pads, self.groups)
+            y = y if bias is None else y + bias.astype(dtype).reshape(1, 1, 1, -1)
+            latents = norm1(dynamic_conv.latents(x, q, view.size, self.stride, view.pads, blocks, elements), train)
             identity = latents.reshape(*latents.shape[:-1], copies, latent).sum(-2)
             fused = norm2(dynamic_conv.fuse(latents, phi), train) + identity
             y = y * gate[:, None, None] + convolution.pointwise(fused, p, blocks)
-        return y[:, 0] if len(positions) == 1 else y
+        return y[:, 0] if sequence else y
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside those of the head, in the form that evaluation takes."""
-        positions, channels = x.shape[1:-1], x.shape[-1]
-        return self._costs(positions, channels)[self._synthesises(positions, channels)]
+        view, channels = self._window(x.shape), x.shape[-1]
+        return self._costs(view, channels)[self._synthesises(view, channels)]
 
-    def _synthesises(self, positions: tuple[int, ...], channels: int) -> bool:
+    def _synthesises(self, view: Window, channels: int) -> bool:
         if self.form != "auto":
             return self.form == "kernels"
-        in_features, with_kernels = self._costs(positions, channels)
+        in_features, with_kernels = self._costs(view, channels)
         return with_kernels < in_features
 
-    def _costs(self, positions: tuple[int, ...], channels: int) -> tuple[int, int]:
-        window, pads = self._window(positions)
-        size = _rows(positions)
-        out = [(m + sum(pad) - k) // self.stride + 1 for m, k, pad in zip(size, window, pads, strict=True)]
+    def _costs(self, view: Window, channels: int) -> tuple[int, int]:
         latent = self.elements, self._blocks, self._sizes(channels).latent
-        both = math.prod(size), math.prod(out)
-        return dynamic_conv.multiply_adds(both, window, channels, self.features, self.groups, latent)
+        return dynamic_conv.multiply_adds(view.positions, view.size, channels, self.features, self.groups, latent)
+
+    def _window(self, shape: tuple[int, ...]) -> Window:
+        return window(shape[1:-1], self.kernel_size, self.stride, self.padding)
 
     @property
     def _blocks(self) -> int:
         return self.groups if self.blocks is None else self.blocks
-
-    def _window(self, positions: tuple[int, ...]) -> tuple[tuple[int, int], Pads]:
-        """Kernel size and padding over rows and columns."""
-        axes = len(positions)
-        if axes not in (1, 2):
-            raise ValueError(f"a dynamic convolution takes (n, h, w, c) or (n, l, c), not {axes + 2} axes")
-        window = (self.kernel_size,) * axes if isinstance(self.kernel_size, int) else self.kernel_size
-        for name, given in (("kernel_size", window), ("padding", self.padding)):
-            if given is not None and len(given) != axes:
-                raise ValueError(f"{name} {given} is for {len(given)} axes, the input has {axes}: give one for each")
-        if axes == 1:
-            window, padding = (1, *window), None if self.padding is None else ((0, 0), *self.padding)
-        else:
-            padding = self.padding
-        return window, resolve_padding(_rows(positions), window, padding)
 
     def _sizes(self, channels: int) -> Sizes:
         """Those of the rule, or those given, checked."""
@@ -293,8 +275,3 @@ class DynamicDense(nn.Module):
             name="layer",
         )
         return layer(x[:, None], train)[:, 0]
-
-
-def _rows(positions: tuple[int, ...]) -> tuple[int, int]:
-    """A sequence as an image of one row."""
-    return (1, positions[0]) if len(positions) == 1 else (positions[0], positions[1])

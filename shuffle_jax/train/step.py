@@ -15,11 +15,14 @@ from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
 from shuffle_jax.nn.auto_shuffle import PENALTIES
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.train.state import TrainState, network_variables
-from shuffle_jax.typing import Array, Float, Images, PyTree
+from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 
 Metrics = dict[str, Float[Array, ""]]
 Pixels = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
+
+DROPOUT = 2**32 - 1
+"""Folded into the key of a run it gives the stream of dropout. Steps, which give those of augmentation, stay below."""
 
 
 def make_train_step(
@@ -67,11 +70,13 @@ def make_train_step(
         permutations: PyTree,
         progress: PyTree,
         weight: Float[Array, ""],
+        key: Key,
         images: Images,
         targets: Array,
     ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
         variables = network_variables(params, statistics, permutations, progress)
-        logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats", PENALTIES])
+        collections, streams = ["batch_stats", PENALTIES], {"dropout": key}
+        logits, updated = network.apply(variables, images, train=True, mutable=collections, rngs=streams)
         penalty = weight * sum(jax.tree.leaves(updated.get(PENALTIES, {})), start=jnp.zeros(()))
         smooth = optax.smooth_labels(targets, label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
@@ -88,18 +93,19 @@ def make_train_step(
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
         weight = jnp.asarray(penalty_weight(state.step), jnp.float32)
         share = jax.tree.map(lambda _: jnp.asarray(progress(state.step), jnp.float32), state.progress)
+        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step), accumulate)
 
-        def part(statistics: PyTree, data: tuple[Images, Array]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+        def part(statistics: PyTree, data: tuple[Key, Images, Array]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
             gradient, (statistics, metrics) = jax.grad(loss_function, has_aux=True)(
                 state.params, statistics, state.permutations, share, weight, *data
             )
             return statistics, (gradient, metrics)
 
         if accumulate == 1:
-            statistics, (gradient, metrics) = part(state.statistics, (images, targets))
+            statistics, (gradient, metrics) = part(state.statistics, (keys[0], images, targets))
         else:
             parts = jax.tree.map(lambda a: split_batch(a, accumulate), (images, targets))
-            statistics, stacked = jax.lax.scan(part, state.statistics, parts)
+            statistics, stacked = jax.lax.scan(part, state.statistics, (keys, *parts))
             gradient, metrics = jax.tree.map(lambda a: a.mean(0), stacked)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)

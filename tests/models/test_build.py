@@ -9,10 +9,14 @@ import jax.numpy as jnp
 import pytest
 
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.config import DynamicConfig, Family, MixerKind
+from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig, Family, MixerKind
 from shuffle_jax.nn import (
     AutoShuffle,
     ChannelShuffle,
+    CondConv,
+    DYConv,
+    DynamicConv,
+    DynamicDense,
     DynamicShuffle,
     FactorGenerator,
     FixedPermutation,
@@ -88,7 +92,8 @@ def generator(dynamic):
 
 @pytest.mark.parametrize("family", get_args(Family))
 def test_static_dynamic_layers_have_their_options(family):
-    found = build(NetworkConfig(family, pointwise="static_dynamic", dynamic=OPTIONS), classes=2).pointwise(features=14)
+    config = NetworkConfig(family, mixer="identity", pointwise="static_dynamic", dynamic=OPTIONS)
+    found = build(config, classes=2).pointwise(features=14)
     assert isinstance(found, StaticDynamicShuffle)
     assert (found.blocks, found.static, found.replaced) == (7, "grouped", "all")
     assert (found.binarize_from, found.evaluation) == (0.25, "repaired")
@@ -104,8 +109,68 @@ def test_shufflenet_v1_has_no_square_layers_to_replace():
         build(NetworkConfig("shufflenet_v1", pointwise="static_dynamic"), classes=2)
 
 
-@pytest.mark.parametrize("family", get_args(Family))
+@pytest.mark.parametrize("family", ["shufflenet_v1", "shufflenet_v2"])
 def test_by_default_permutations_are_learned_in_a_network_for_small_images(family):
     network = build(NetworkConfig(family), classes=2)
     assert isinstance(network.mixer(), AutoShuffle)
     assert network.stem == "small"
+
+
+DYNAMIC = {
+    "dcd": DynamicConv(14, squeeze=8, latent=6, blocks=2, elements=3, form="kernels"),
+    "condconv": CondConv(14, count=5, form="features"),
+    "dyconv": DYConv(14, count=5, temperature=9.0, end_temperature=2.0, form="features"),
+}
+
+
+@pytest.mark.parametrize("kind", DYNAMIC)
+@pytest.mark.parametrize("family", get_args(Family))
+def test_dynamic_convolutions_have_their_options(family, kind):
+    dcd = DecompositionConfig(squeeze=8, latent=6, blocks=2, elements=3, form="kernels")
+    attention = AttentionConfig(kernels=5, temperature=9.0, end_temperature=2.0, form="features")
+    network = build(NetworkConfig(family, mixer="identity", pointwise=kind, dcd=dcd, attention=attention), classes=2)
+    found = [network.pointwise(features=14)] + ([network.conv(features=14)] if family == "resnet" else [])
+    for layer in found:
+        expected = DYNAMIC[kind]
+        if kind == "dcd":  # Start and rule are those of the family.
+            expected = expected.clone(kind="basic" if family == "resnet" else "mobilenet", head_init=layer.head_init)
+        assert layer == expected
+
+
+def test_kernels_are_as_many_as_in_their_papers():
+    counts = [
+        build(NetworkConfig("mobilenet_v2", mixer="identity", pointwise=kind), classes=2).pointwise(features=4).count
+        for kind in ("condconv", "dyconv")
+    ]
+    assert counts == [8, 4]
+
+
+def test_sizes_of_deep_resnets_are_those_of_bottlenecks():
+    config = NetworkConfig("resnet", depth=50, mixer="identity", pointwise="dcd", head="dcd")
+    network = build(config, classes=2)
+    assert network.conv(features=4).kind == network.pointwise(features=4).kind == "bottleneck"
+    assert isinstance(network.head(features=2), DynamicDense)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (NetworkConfig("resnet"), "resnet has no shuffle for --network.mixer auto: choose identity"),
+        (NetworkConfig("shufflenet_v2", head="dcd"), "has a plain classifier without dropout"),
+        (NetworkConfig("shufflenet_v1", dropout=0.5), "has a plain classifier without dropout"),
+        (NetworkConfig("mobilenet_v2", mixer="identity", pointwise="static_dynamic"), "replaced all"),
+        (NetworkConfig("resnet", mixer="identity", pointwise="static_dynamic"), "depth of 50 or more"),
+    ],
+)
+def test_what_a_family_has_not_is_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        build(config, classes=2)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: DecompositionConfig(squeeze=0), lambda: DecompositionConfig(elements=-1), lambda: AttentionConfig(0)],
+)
+def test_options_below_their_range_are_refused(make):
+    with pytest.raises(ValueError, match="give"):
+        make()

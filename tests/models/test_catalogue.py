@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
-from shuffle_jax.models import shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.catalogue import VARIANTS, catalogue
+import pytest
+
+from shuffle_jax.analysis.count import Known, count
+from shuffle_jax.models import build, mobilenet_v2, resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models.catalogue import MOBILENETS, RESNETS, SHUFFLENETS, Variant, catalogue
 from shuffle_jax.models.config import Family
+
+
+@pytest.fixture(scope="module")
+def known():
+    found: Known = {}
+    return found
 
 
 def configs_of(family, stem):
@@ -20,18 +29,28 @@ def test_every_entry_is_another_network():
     assert {config.family for config in configs} == set(get_args(Family))
 
 
-def test_every_network_has_every_variant():
+def test_every_network_has_every_variant_of_its_family():
     entries = catalogue()
-    plain = {name for name in entries if name.startswith("shufflenet")}
-    assert set(entries) == {f"{prefix}{name}" for name in plain for prefix in VARIANTS}
-    for name in plain:
-        for prefix, (mixer, pointwise) in VARIANTS.items():
-            config, *rest = entries[f"{prefix}{name}"]
-            assert (config.mixer, config.pointwise, rest) == (mixer, pointwise, list(entries[name][1:]))
-            dynamic = entries[name].config.dynamic
-            if config.family == "shufflenet_v1" and pointwise == "static_dynamic":
-                dynamic = replace(dynamic, replaced="all")
-            assert config == replace(entries[name].config, mixer=mixer, pointwise=pointwise, dynamic=dynamic)
+    of_family = {
+        "shufflenet_v1": SHUFFLENETS,
+        "shufflenet_v2": SHUFFLENETS,
+        "mobilenet_v2": MOBILENETS,
+        "resnet": RESNETS,
+    }
+    plain = {name: entry for name, entry in entries.items() if name.startswith(("shuffle", "mobile", "resnet"))}
+    assert set(entries) == {
+        f"{prefix}{name}" for name, (config, *_) in plain.items() for prefix in of_family[config.family]
+    }
+    for name, (own, *rest) in plain.items():
+        for prefix, variant in of_family[own.family].items():
+            config, *others = entries[f"{prefix}{name}"]
+            assert Variant(config.mixer, config.pointwise, config.head, config.dcd.squeeze) == variant
+            assert others == rest
+            # Beside the variant nothing changes, but that ShuffleNetV1 has no square layers to replace.
+            dynamic = replace(own.dynamic, replaced="all" if prefix == "static_dynamic_" and "v1" in name else "square")
+            options = variant._asdict() | {"dynamic": dynamic, "dcd": replace(own.dcd, squeeze=variant.squeeze)}
+            del options["squeeze"]
+            assert config == replace(own, **options)
 
 
 def test_v1_has_every_group_at_width_1_and_every_width_at_3_and_8_groups():
@@ -45,10 +64,65 @@ def test_v2_has_every_width_for_both_stems():
         assert {config.width for config in configs_of("shufflenet_v2", stem)} == set(shufflenet_v2.WIDTHS)
 
 
+def test_mobilenet_has_every_width_and_resnet_every_depth_for_both_stems():
+    for stem in ("imagenet", "small"):
+        assert {config.width for config in configs_of("mobilenet_v2", stem)} == set(mobilenet_v2.WIDTHS)
+        assert {config.depth for config in configs_of("resnet", stem)} == set(resnet.UNITS)
+
+
 def test_names_say_what_is_behind_them():
+    prefixes = sorted({*SHUFFLENETS, *MOBILENETS}, key=len, reverse=True)
     for name, (config, image_shape, classes) in catalogue().items():
         small = name.endswith("_32")
         assert (config.stem == "small", image_shape[0] == 32, classes == 10) == (small,) * 3
+        plain = name.removeprefix(next(p for p in prefixes if name.startswith(p))).removesuffix("_32")
         groups = f"_g{config.groups}" if config.family == "shufflenet_v1" else ""
-        prefix = next(p for p in sorted(VARIANTS, key=len, reverse=True) if name.startswith(p))
-        assert name.removeprefix(prefix).removesuffix("_32") == f"{config.family}{groups}_{config.width}x"
+        own = f"{config.depth}" if config.family == "resnet" else f"{groups}_{config.width}x"
+        assert plain == f"{config.family}{own}"
+
+
+@pytest.mark.parametrize(
+    "name, squeeze, head, parameters",
+    [
+        ("mobilenet_v2_0.35x", 8, "dcd", 2_267_932),
+        ("mobilenet_v2_0.35x", 16, "dcd", 2_099_323),
+        ("mobilenet_v2_0.35x", 8, "plain", 2_088_092),
+        ("mobilenet_v2_0.5x", 8, "dcd", 3_056_616),
+        ("mobilenet_v2_0.5x", 16, "dcd", 2_664_300),
+        ("mobilenet_v2_0.75x", 8, "dcd", 5_122_650),
+        ("mobilenet_v2_0.75x", 16, "dcd", 4_081_621),
+        ("mobilenet_v2_1.0x", 8, "dcd", 7_452_088),
+        ("mobilenet_v2_1.0x", 16, "dcd", 5_720_028),
+        ("mobilenet_v2_1.0x", 16, "plain", 5_540_188),
+        ("resnet10", 16, "dcd", 6_688_844),
+        ("resnet18", 16, "dcd", 14_703_332),
+        ("resnet18", 16, "plain", 14_572_644),
+        ("resnet34", 16, "dcd", 27_649_068),
+        ("resnet50", 16, "dcd", 29_835_056),
+        ("resnet50", 16, "plain", 29_606_064),
+        ("resnet101", 16, "dcd", 53_227_056),
+        ("resnet152", 16, "dcd", 72_516_656),
+    ],
+)
+def test_decomposed_networks_have_the_published_parameters(name, squeeze, head, parameters, known):
+    config, shape, classes = catalogue()[f"dcd_{name}"]
+    config = replace(config, head=head, dcd=replace(config.dcd, squeeze=squeeze))
+    assert count(build(config, classes), shape, known=known).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    "name, coded, cheaper, digits",
+    [
+        ("dcd8_mobilenet_v2_0.35x", 81_105_240, 62.9e6, 0.1e6),
+        ("dcd8_mobilenet_v2_0.5x", 134_259_336, 104.4e6, 0.1e6),
+        ("dcd_mobilenet_v2_0.75x", 288_718_586, 224.6e6, 0.1e6),
+        ("dcd_mobilenet_v2_1.0x", 402_100_540, 326.3e6, 0.1e6),
+        ("dcd_resnet18", 1_884_551_811, 1.838e9, 0.001e9),
+        ("dcd_resnet50", 4_381_437_986, 4.218e9, 0.001e9),
+    ],
+)
+def test_decomposed_networks_have_the_published_multiply_adds(name, coded, cheaper, digits, known):
+    config, shape, classes = catalogue()[name]
+    added = replace(config, dcd=replace(config.dcd, form="features"))
+    assert count(build(added, classes), shape, known=known).multiply_adds == coded
+    assert abs(count(build(config, classes), shape, known=known).multiply_adds - cheaper) <= digits / 2

@@ -50,13 +50,16 @@ def in_float32(array: np.ndarray) -> np.ndarray:
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as file:  # objects could run code
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds, by where the damage is
-        raise ValueError(
-            f"{path} is no .npz file of plain arrays ({error}): write it with numpy.savez, numbers only"
-        ) from error
+    with path.open("rb") as file:  # NumPy would leave a damaged one open
+        try:
+            found = np.load(file, allow_pickle=False)  # objects could run code
+            if isinstance(found, np.ndarray):
+                raise ValueError("one array without a name")
+            arrays = {name: found[name] for name in found.files}
+        except Exception as error:  # zipfile, zlib and NumPy raise many kinds, by where the damage is
+            raise ValueError(
+                f"{path} is no .npz file of plain arrays ({error}): write it with numpy.savez, numbers only"
+            ) from error
     # NumPy has no bfloat16 of its own and writes its two bytes without a type.
     return {name: array.view(jnp.bfloat16) if array.dtype == "V2" else array for name, array in arrays.items()}
 

@@ -175,7 +175,11 @@ def head(source: Source, names: Collection[str]) -> str:
 
 
 def count_classes(arrays: Mapping[str, np.ndarray], source: Source) -> int | None:
-    """The number of logits that a state-dict makes, by its classifier; None if there is none."""
+    """The number of logits that a state-dict makes, by its classifier; None if there is none.
+
+    >>> count_classes({"classifier.1.weight": np.zeros((10, 1280))}, "torchvision")
+    10
+    """
     name = head(source, arrays)
     found = (arrays.get(f"{name}.{array}") for array in ("weight", "bias", "cls.weight", "cls.bias"))
     return next((len(array) for array in found if array is not None and array.ndim), None)
