@@ -46,8 +46,8 @@ def digits_dynamic() -> TrainConfig:
 
     Data: as :func:`digits`.
 
-    Expected: not measured. With these settings on a part of CIFAR-10 every image kept the fixed shuffle, see
-    experiments/README.md.
+    Expected: 97.8 to 98.6 % test accuracy over five seeds and splits (mean 98.4), the same with one permutation for all
+    images: with these settings they keep the fixed shuffle. See experiments/README.md.
 
     Cost: about a minute and a half on two CPU cores, compilation included.
 
