@@ -164,6 +164,7 @@ def _dynamic_conv(config: NetworkConfig) -> Factory:
                 count=count or DYConv.count,
                 temperature=attention.temperature,
                 end_temperature=attention.end_temperature,
+                annealing=attention.annealing,
                 form=attention.form,
             )
         case _:

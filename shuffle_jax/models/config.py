@@ -113,7 +113,10 @@ class AttentionConfig:
     """Of the softmax at the start. dyconv only."""
 
     end_temperature: float = 1.0
-    """At the end of the training. dyconv only."""
+    """Where it ends. dyconv only."""
+
+    annealing: float = 0.1
+    """Share of the training in which it falls. dyconv only."""
 
     form: Form = "auto"
     """What evaluation and training compute: K "features" and their sum, "kernels" for each image, or what takes fewer

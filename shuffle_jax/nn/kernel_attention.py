@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,8 +9,8 @@ import jax.numpy as jnp
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.factors import training_share
+from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import kernel_attention, per_sample
-from shuffle_jax.ops.convolution import Pads, resolve_padding
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.relaxation import softmax_rows
 from shuffle_jax.typing import Array, Float, Images, Key
@@ -27,7 +25,7 @@ class KernelAttention(nn.Module):
     or of one kernel and the patches it sees.
 
     They take the place of :class:`shuffle_jax.nn.PointwiseConv` (with the default kernel size), of
-    :class:`shuffle_jax.nn.Conv` and of :class:`shuffle_jax.nn.dynamic_conv.DynamicConv`.
+    :class:`shuffle_jax.nn.Conv` and of :class:`shuffle_jax.nn.DynamicConv`.
 
     Attributes:
         features: output channels.
@@ -37,7 +35,7 @@ class KernelAttention(nn.Module):
         groups: of every kernel, a divisor of the channels in and out.
         count: K, the number of kernels.
         use_bias: adds a learned constant for each kernel, weighted as the kernels are.
-        form: what is computed.
+        form: "features", "kernels", or "auto" for what takes fewer multiply-adds.
         kernel_init: of each kernel by itself: K does not count in its fan.
         head_init: of the kernels of the head.
         dtype: type of the computation; that of the input by default. Parameters and head are float32.
@@ -62,31 +60,30 @@ class KernelAttention(nn.Module):
         Raises:
             ValueError: sizes that do not fit the channels or each other.
         """
-        positions, channels = x.shape[1:-1], x.shape[-1]
-        window, pads = self._window(positions)
+        view, channels = self._window(x.shape), x.shape[-1]
         for channel_count in (channels, self.features):
             check_groups(channel_count, self.groups)
         if self.count < 1:
             raise ValueError(f"a sum of {self.count} kernels is none: give a count of 1 or more")
-        dtype = self.dtype or x.dtype
+        dtype, sequence = self.dtype or x.dtype, x.ndim == 3
         weights = self._weights(x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)).astype(dtype)
-        x = x.reshape(x.shape[0], *_rows(positions), channels).astype(dtype)
-        shape = self.count, *window, channels // self.groups, self.features
+        x = x.reshape(x.shape[0], *view.image, channels).astype(dtype)
+        shape = self.count, *view.size, channels // self.groups, self.features
         kernels = self.param("kernels", self._start, shape).astype(dtype)
-        if self._aggregates(positions, channels):
+        if self._aggregates(view, channels):
             own = kernel_attention.aggregate(weights, kernels)
-            y = per_sample.convolution(x, own, self.stride, pads, self.groups)
+            y = per_sample.convolution(x, own, self.stride, view.pads, self.groups)
         else:
-            y = kernel_attention.mix_features(x, kernels, weights, self.stride, pads, self.groups)
+            y = kernel_attention.mix_features(x, kernels, weights, self.stride, view.pads, self.groups)
         if self.use_bias:
             biases = self.param("biases", nn.initializers.zeros_init(), (self.count, self.features)).astype(dtype)
             y = y + kernel_attention.aggregate(weights, biases)[:, None, None]
-        return y[:, 0] if len(positions) == 1 else y
+        return y[:, 0] if sequence else y
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside those of the head, in the form that is taken."""
-        positions, channels = x.shape[1:-1], x.shape[-1]
-        return self._costs(positions, channels)[self._aggregates(positions, channels)]
+        view, channels = self._window(x.shape), x.shape[-1]
+        return self._costs(view, channels)[self._aggregates(view, channels)]
 
     def _weights(self, mean: Float[Array, "n c"]) -> Float[Array, "n k"]:
         raise NotImplementedError("KernelAttention is what layers share: use CondConv or DYConv")
@@ -94,44 +91,27 @@ class KernelAttention(nn.Module):
     def _start(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "k kh kw i o"]:
         return jax.vmap(lambda one: self.kernel_init(one, shape[1:]))(jax.random.split(key, shape[0]))
 
-    def _aggregates(self, positions: tuple[int, ...], channels: int) -> bool:
+    def _aggregates(self, view: Window, channels: int) -> bool:
         if self.form != "auto":
             return self.form == "kernels"
-        in_features, with_kernels = self._costs(positions, channels)
+        in_features, with_kernels = self._costs(view, channels)
         return with_kernels < in_features
 
-    def _costs(self, positions: tuple[int, ...], channels: int) -> tuple[int, int]:
-        window, pads = self._window(positions)
-        sizes = zip(_rows(positions), window, pads, strict=True)
-        out = math.prod((size + sum(pad) - k) // self.stride + 1 for size, k, pad in sizes)
-        return kernel_attention.multiply_adds(
-            out, window, channels, self.features, self.groups, self.count, self.use_bias
-        )
+    def _costs(self, view: Window, channels: int) -> tuple[int, int]:
+        sizes = view.size, channels, self.features, self.groups
+        return kernel_attention.multiply_adds(view.positions[1], *sizes, self.count, self.use_bias)
 
-    def _window(self, positions: tuple[int, ...]) -> tuple[tuple[int, int], Pads]:
-        """Kernel size and padding over rows and columns."""
-        axes, window, padding = len(positions), self.kernel_size, self.padding
-        if axes not in (1, 2):
-            raise ValueError(f"a dynamic convolution takes (n, h, w, c) or (n, l, c), not {axes + 2} axes")
-        window = (window,) * axes if isinstance(window, int) else window
-        for name, given in (("kernel_size", window), ("padding", padding)):
-            if given is not None and len(given) != axes:
-                raise ValueError(f"{name} {given} is for {len(given)} axes, the input has {axes}: give one for each")
-        kh, kw = (1, *window) if axes == 1 else window
-        pads: Pads | None = None
-        if padding is not None:
-            rows, columns = ((0, 0), *padding) if axes == 1 else padding
-            pads = rows, columns
-        return (kh, kw), resolve_padding(_rows(positions), (kh, kw), pads)
+    def _window(self, shape: tuple[int, ...]) -> Window:
+        return window(shape[1:-1], self.kernel_size, self.stride, self.padding)
 
 
 class CondConv(KernelAttention):
     """A sum of kernels, each as much as a sigmoid says: ``r = sigmoid(R mean(x) + b)``.
 
-    The head is one dense layer. The paper's networks share one head among the layers of a unit; here each has its own.
+    The head is one dense layer. The published networks share one among the layers of a unit; here each has its own.
 
     Attributes:
-        count: K; 8 is the paper's most used.
+        count: K, 8 in the paper's main results.
 
     The others are those of :class:`KernelAttention`.
 
@@ -208,8 +188,3 @@ class Attention(nn.Module):
             return self.temperature
         done = jnp.minimum(training_share(self) / self.annealing, 1)
         return self.temperature + (self.end_temperature - self.temperature) * done
-
-
-def _rows(positions: tuple[int, ...]) -> tuple[int, int]:
-    """A sequence as an image of one row."""
-    return (1, positions[0]) if len(positions) == 1 else (positions[0], positions[1])

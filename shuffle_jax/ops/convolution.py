@@ -141,7 +141,7 @@ def convolution(
     native = partial(_native, stride, pads, groups)
     if groups > 1:
         return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups), default=native)
-    if channels > _PATCH_CHANNELS:
+    if channels > _PATCH_CHANNELS and kernel.shape[:2] != (1, 1):
         return native(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads), default=native)
 
@@ -200,7 +200,8 @@ def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw
 
 def _slices(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    return jnp.concatenate([_native(stride, pads, 1, part, weights) for part, weights in parts], axis=-1)
+    convolve = _patches_dot if kernel.shape[:2] == (1, 1) else partial(_native, groups=1)
+    return jnp.concatenate([convolve(stride, pads, x=part, kernel=weights) for part, weights in parts], axis=-1)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -97,7 +97,11 @@ def content(path):
     ("arguments", "message"),
     [
         ("train digitz", "there is no preset 'digitz'; near: digits, "),
-        ("train", "no preset is named: choose one of digits, digits-dynamic, folder, folder-dynamic"),
+        (
+            "train",
+            "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, folder, "
+            "folder-dynamic, folder-mobilenet, folder-resnet",
+        ),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
         ("train digits --label_smothing 0", "there is no option --label_smothing; near: --label-smoothing, "),

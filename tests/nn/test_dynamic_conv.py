@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -53,6 +54,14 @@ def arrays(case, kind):
     return {name: {"layer": tree} for name, tree in found.items()} if case.startswith("cls") else found
 
 
+def start(layer, x):
+    return jax.jit(layer.init)(jax.random.key(0), x)
+
+
+def evaluated(layer, variables, x):
+    return jax.jit(layer.apply)(variables, x)
+
+
 def assert_near(actual, expected, tolerance=1e-5):
     expected = np.asarray(expected)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(expected).max())
@@ -63,7 +72,7 @@ def test_published_blocks_are_reproduced_in_value_gradient_and_statistics(case):
     module, variables, x = BLOCKS[case], arrays(case, "w"), last(FIGURES[f"{case}/x"])
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
-    assert_near(module.apply(variables, x), last(FIGURES[f"{case}/y_eval"]))
+    assert_near(evaluated(module, variables, x), last(FIGURES[f"{case}/y_eval"]))
 
     @jax.jit
     def step(params, x):
@@ -119,12 +128,12 @@ def reference(x, params, statistics, stride, latent, groups=1):
 def test_both_forms_are_the_equations_to_ten_digits_in_float64(form, stride):
     layer = DynamicConv(6, 3, stride, kind="basic", form=form, head_init=nn.initializers.normal(1.0))
     x = rng.standard_normal((2, 5, 6, 7))
-    variables = layer.init(jax.random.key(0), x.astype(np.float32).transpose(0, 2, 3, 1))
+    variables = start(layer, x.astype(np.float32).transpose(0, 2, 3, 1))
     draw = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape) * rng.choice([-1.0, 1.0], leaf.shape), variables)
     draw["batch_stats"] = jax.tree.map(np.abs, draw["batch_stats"])
     expected = reference(x, draw["params"], draw["batch_stats"], stride, latent=4)
     with jax.enable_x64(True):
-        actual = layer.apply(jax.tree.map(jnp.asarray, draw), jnp.asarray(x.transpose(0, 2, 3, 1)))
+        actual = evaluated(layer, jax.tree.map(jnp.asarray, draw), jnp.asarray(x.transpose(0, 2, 3, 1)))
     assert actual.dtype == np.float64
     np.testing.assert_allclose(np.moveaxis(actual, -1, 1), expected, rtol=1e-10, atol=1e-9)
 
@@ -144,9 +153,9 @@ def test_sizes_are_those_of_the_published_rules():
 def test_at_the_start_it_is_almost_the_static_convolution_with_its_latent_identity():
     x = rng.standard_normal((2, 6, 6, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, kind="basic")
-    variables = layer.init(jax.random.key(0), x)
+    variables = start(layer, x)
     params = {**variables["params"], "p": jnp.zeros_like(variables["params"]["p"])}
-    y = layer.apply({**variables, "params": params}, x)
+    y = evaluated(layer, {**variables, "params": params}, x)
     expected = nn.Conv(12, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": params["kernel"]}}, x)
     assert_near(y, expected, 0.02)  # lambda is one but for a head that starts near zero.
 
@@ -163,21 +172,22 @@ LAYERS = {
 def test_both_forms_of_a_trained_layer_agree(layer):
     layer = layer.clone(head_init=nn.initializers.normal(0.5))
     x = rng.standard_normal((3, 7, 6, 8)).astype(np.float32)
-    variables = layer.init(jax.random.key(0), x)
-    _, updates = layer.apply(variables, x, train=True, mutable=["batch_stats"])
-    forms = [layer.clone(form=form).apply({**variables, **updates}, x) for form in ("features", "kernels")]
+    variables = start(layer, x)
+    train = jax.jit(partial(layer.apply, train=True, mutable=["batch_stats"]))
+    _, updates = train(variables, x)
+    forms = [evaluated(layer.clone(form=form), {**variables, **updates}, x) for form in ("features", "kernels")]
     assert_near(*forms, tolerance=1e-5)
 
 
 def test_a_sequence_is_an_image_of_one_row_whose_bins_are_its_own():
     x = rng.standard_normal((2, 9, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, 2, kind="basic", pool=1)
-    variables = layer.init(jax.random.key(0), x)
+    variables = start(layer, x)
     assert variables["params"]["kernel"].shape == (1, 3, 8, 12)
-    assert layer.apply(variables, x).shape == (2, 5, 12)
-    as_image = layer.clone(kernel_size=(1, 3)).apply(variables, x[:, None])
-    assert_near(layer.apply(variables, x), as_image[:, 0])
-    two = layer.clone(pool=2).init(jax.random.key(0), x)
+    assert evaluated(layer, variables, x).shape == (2, 5, 12)
+    as_image = evaluated(layer.clone(kernel_size=(1, 3)), variables, x[:, None])
+    assert_near(evaluated(layer, variables, x), as_image[:, 0])
+    two = start(layer.clone(pool=2), x)
     assert two["params"]["generator"]["squeeze"]["kernel"].shape[0] == 8 * 2
 
 
@@ -185,25 +195,25 @@ def test_a_sequence_is_an_image_of_one_row_whose_bins_are_its_own():
 def test_one_image_of_any_size_is_trained_and_evaluated(size):
     x = rng.standard_normal((1, size, size, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, 2, kind="basic")
-    variables = layer.init(jax.random.key(0), x)
+    variables = start(layer, x)
 
     def loss(params):
         y, updates = layer.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
         return jnp.sum(y**2), updates
 
-    gradients, updates = jax.grad(loss, has_aux=True)(variables["params"])
-    y = layer.apply({**variables, **updates}, x)
+    gradients, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    y = evaluated(layer, {**variables, **updates}, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, updates, y)))
 
 
 def test_half_precision_stays_half_precision_with_parameters_in_float32():
     layer = DynamicConv(12, 3, kind="basic", dtype=jnp.bfloat16)
     x = rng.standard_normal((2, 5, 5, 8)).astype(np.float32)
-    variables = layer.init(jax.random.key(0), x)
+    variables = start(layer, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    y = layer.apply(variables, x)
+    y = evaluated(layer, variables, x)
     assert y.dtype == jnp.bfloat16
-    assert_near(y.astype(jnp.float32), layer.clone(dtype=None).apply(variables, x), 0.03)
+    assert_near(y.astype(jnp.float32), evaluated(layer.clone(dtype=None), variables, x), 0.03)
 
 
 def test_parameters_and_multiply_adds_are_counted_with_the_head_apart():

@@ -94,17 +94,18 @@ def test_both_forms_equal_the_equation_and_each_other_with_gradients(name, make)
     expected = oracle(layer, variables["params"], x)
     cotangent = images(expected.shape, seed=2)
 
-    def run(form, train, variables, x):
+    def run(form, variables, x, train=False):
         y, pull_back = jax.vjp(partial(layer.clone(form=form).apply, train=train), variables, x)
         return y, pull_back(jnp.asarray(cotangent))
 
-    results = {pair: jax.jit(partial(run, *pair))(variables, x) for pair in itertools.product(FORMS, (False, True))}
-    for y, _ in results.values():
-        np.testing.assert_allclose(y, expected.astype(np.float32), rtol=1e-4, atol=1e-4, strict=True)
-    one, *others = (gradients for _, gradients in results.values())
-    for other in others:
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), other, one)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(one[0])) or layer.count == 1
+    for form in FORMS:  # What training computes is the same program.
+        trained, evaluated = (jax.make_jaxpr(partial(run, form, train=train))(variables, x) for train in (True, False))
+        assert str(trained) == str(evaluated)
+    (one, first), (other, second) = (jax.jit(partial(run, form))(variables, x) for form in FORMS)
+    np.testing.assert_allclose(one, np.float32(expected), rtol=1e-4, atol=1e-4, strict=True)
+    np.testing.assert_allclose(other, np.float32(expected), rtol=1e-4, atol=1e-4, strict=True)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), first, second)
+    assert layer.count == 1 or all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(first))
 
 
 def one_hot(make, params, chosen, size):
@@ -358,6 +359,8 @@ def test_errors_name_value_limit_and_remedy(make):
         run((1, 4, 6), kernel_size=(3, 3))
     with pytest.raises(ValueError, match=r"^padding \(\(1, 1\),\) is for 1 axes, the input has 2: give one for each"):
         run(padding=((1, 1),))
+    with pytest.raises(ValueError, match=r"^a window of \(3, 3\) with stride 0 is none: give 1 or more"):
+        run(kernel_size=3, stride=0)
     with pytest.raises(ValueError, match=r"window of 5 x 5 does not fit an image of 4 x 4 padded by .*: use a larger"):
         run(kernel_size=5, padding=((0, 0), (0, 0)))
 

@@ -208,6 +208,36 @@ def test_beyond_a_stem_the_native_convolution_is_taken_on_cpu_too():
     assert has_convolution(jax.jit(conv.convolution).trace(x, kernel), "cpu")
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_1x1_kernel_is_a_product_on_cpu_with_any_stride_and_groups(groups):
+    x, kernel = np.zeros((2, 6, 6, 8), np.float32), np.zeros((1, 1, 8 // groups, 4), np.float32)
+    traced = jax.jit(lambda x, k: conv.convolution(x, k, stride=2, groups=groups)).trace(x, kernel)
+    assert not has_convolution(traced, "cpu")
+    assert has_convolution(traced, "cuda")
+
+
+@pytest.mark.parametrize("window", [(3, 3), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_groups_are_convolved_apart_in_value_and_gradient(window, stride):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 6, 12)).astype(np.float32)
+    kernel = rng.standard_normal((*window, 4, 6)).astype(np.float32)
+    pads = tuple((k // 2, k // 2) for k in window)
+    layout = ("NHWC", "HWIO", "NHWC")
+
+    def native(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), pads, dimension_numbers=layout, feature_group_count=3
+        )
+
+    results = []
+    for form in (native, lambda x, kernel: conv.convolution(x, kernel, stride, groups=3)):
+        y, pullback = jax.vjp(form, x, kernel)
+        results.append((y, *pullback(jnp.cos(y))))
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-4)
+
+
 def has_convolution(traced, platform):
     return "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
 
