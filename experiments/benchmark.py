@@ -11,14 +11,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import platform
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,17 +23,11 @@ import jax
 import jax.numpy as jnp
 
 from experiments import benchmark_cases as cases
-from experiments import mixing_cases
-from experiments.benchmark_cases import Cases, Dtype, Workload, cores
+from experiments.benchmark_cases import Dtype, Workload, cores
+from experiments.benchmark_tables import tables
 from experiments.cli import main, nearest, parse, quiet_libraries
-from experiments.startup import Times, compile_times, import_times
+from experiments.measuring import Table, in_columns
 from experiments.table import print_table
-
-SHORTEST = 0.05
-"""Seconds that a case takes at least in a round: shorter ones are repeated."""
-
-PAUSE = 0.02
-"""Seconds of rest before a case: threads of the case before it may still spin, and torch's take ours their cores."""
 
 BUSY = 0.5
 """Load average above which the machine counts as busy."""
@@ -71,21 +61,6 @@ class Arguments:
     """Where to write the times of every round, in seconds."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table.
-
-    Attributes:
-        title: its heading.
-        measure: from the rounds to the seconds of each candidate in each round.
-        images: how many images each candidate takes; None where that means nothing.
-    """
-
-    title: str
-    measure: Callable[[int], Times]
-    images: int | None = None
-
-
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, measures and prints."""
     options = parse(Arguments, arguments, prog="python -m experiments.benchmark", description=__doc__)
@@ -112,8 +87,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
             print(f"not measured: {error}")
             refused.append(name)
             continue
-        print_table(*columns(times, table.images))
-        results[name] = {"title": table.title, "seconds": times}
+        print_table(*in_columns(table, times))
+        results[name] = {"title": table.title, table.unit: times}
         settings = {key: str(value) for key, value in vars(options).items()}
         options.json.write_text(json.dumps({"about": about, "options": settings, "tables": results}, indent=1) + "\n")
     if refused:
@@ -145,102 +120,6 @@ def select(options: Arguments, work: Workload) -> dict[str, Table]:
             raise ValueError(message)
         print(message)
     return chosen
-
-
-def tables(work: Workload) -> dict[str, Table]:
-    """Every table for one workload."""
-    single = dataclasses.replace(work, batch_size=1)
-    channels = f"moving 116 channels, {work.batch_size} images, {work.dtype}"
-    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
-    batch = f"batch {work.batch_size}"
-
-    def table(title: str, candidates: Callable[..., Cases], work: Workload, images: bool = True) -> Table:
-        return Table(title, lambda rounds: measure(candidates(work), rounds), work.batch_size if images else None)
-
-    forward, backward = (partial(cases.moving_channels, backward=b) for b in (False, True))
-    return {
-        "permute": table(f"{channels}, forward", forward, work, images=False),
-        "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
-        "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
-        "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
-        **mixing_tables(work),
-        "inference": table(f"{network}, inference, {batch}", cases.inference, work),
-        "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
-        "training": table(f"{network}, training step, {batch}", cases.training, work),
-        "torch-inference": table(f"{network}, inference, {batch}", torch_inference, work),
-        "torch-inference-1": table(f"{network}, inference, batch 1", torch_inference, single),
-        "torch-training": table(f"{network}, training step without augmentation, {batch}", torch_training, work),
-        "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
-        "import": Table("a new interpreter that imports", import_times),
-    }
-
-
-def mixing_tables(work: Workload) -> dict[str, Table]:
-    """The tables of Kronecker products and of 1x1 layers, one for each stage of the network."""
-
-    def table(title: str, candidates: Callable[..., Cases], channels: int, backward: bool) -> Table:
-        title = f"{title}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
-        return Table(title, lambda rounds: measure(candidates(work, channels, backward), rounds))
-
-    found: dict[str, Table] = {}
-    for channels in mixing_cases.CHANNELS:
-        for suffix, backward in (("", False), ("-gradient", True)):
-            title, half = f"mixing {channels} channels", channels // 2
-            found[f"kronecker-{channels}{suffix}"] = table(title, mixing_cases.kronecker_mixing, channels, backward)
-            title = f"1x1 layer of {half} channels"
-            found[f"pointwise-{half}{suffix}"] = table(title, mixing_cases.static_dynamic, channels, backward)
-    return found
-
-
-def torch_inference(work: Workload) -> Cases:
-    """Logits of a batch, torch's and ours."""
-    from experiments import peer_cases
-
-    return peer_cases.inference(work)
-
-
-def torch_training(work: Workload) -> Cases:
-    """A training step, torch's and ours."""
-    from experiments import peer_cases
-
-    return peer_cases.training(work)
-
-
-def measure(cases: Cases, rounds: int) -> Times:
-    """Seconds of each case in each round, the cases in turn, after one run of each that compiles.
-
-    A case shorter than ``SHORTEST`` runs several times in a round, one run after the other; its time is their average.
-    """
-    repeats = {}
-    for name, case in cases.items():
-        jax.block_until_ready(case())
-        started = time.perf_counter()
-        jax.block_until_ready(case())
-        repeats[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - started)))
-    times: Times = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            time.sleep(PAUSE)
-            started = time.perf_counter()
-            for _ in range(repeats[name]):
-                jax.block_until_ready(case())
-            times[name].append((time.perf_counter() - started) / repeats[name])
-    return times
-
-
-def columns(times: Times, images: int | None) -> tuple[list[str], list[list[str | int]]]:
-    """The table's headings, and a row for each case: median time, images per second, ratio to the first case."""
-    headings = ["", "median_ms", *(["images/s"] if images else []), "ratio_min", "ratio_median", "ratio_max"]
-    first = next(iter(times.values()))
-    rows: list[list[str | int]] = []
-    for name, values in times.items():
-        median = statistics.median(values)
-        ratios = [value / base for value, base in zip(values, first, strict=True)]
-        spread = (min(ratios), statistics.median(ratios), max(ratios))
-        speed = [round(images / median)] if images else []
-        time_ms = f"{1e3 * median:.0f}" if median >= 0.1 else f"{1e3 * median:.3g}"
-        rows.append([name, time_ms, *speed, *(f"{ratio:.2f}" for ratio in spread)])
-    return headings, rows
 
 
 def check(options: Arguments, work: Workload) -> None:

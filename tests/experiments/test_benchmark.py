@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark, startup
+from experiments import benchmark, convolution_cases, measuring, startup
 from experiments import benchmark_cases as cases
 from experiments.benchmark_cases import Workload
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.models.build import mixer_factory, pointwise_factory
+from shuffle_jax.models.build import conv_factory, mixer_factory, pointwise_factory
 from shuffle_jax.models.config import MixerKind, PointwiseKind
 from shuffle_jax.nn import BatchNorm, PointwiseConv
 
@@ -26,8 +26,8 @@ SMALL = ["--rounds", "2", "--batch-size", "2", "--image-size", "8"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(benchmark, "SHORTEST", 0.0)
-    monkeypatch.setattr(benchmark, "PAUSE", 0.0)
+    monkeypatch.setattr(measuring, "SHORTEST", 0.0)
+    monkeypatch.setattr(measuring, "PAUSE", 0.0)
 
 
 @pytest.fixture
@@ -38,31 +38,31 @@ def no_torch(monkeypatch):
 
 def test_cases_run_in_turn_after_two_runs_each():
     calls = []
-    times = benchmark.measure({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
+    times = measuring.measure({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
     assert "".join(calls) == "aabb" + "ab" * 3
     assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
 
 
 def test_a_short_case_is_repeated_and_its_time_is_that_of_one_run(monkeypatch):
-    monkeypatch.setattr(benchmark, "SHORTEST", 1.0)
+    monkeypatch.setattr(measuring, "SHORTEST", 1.0)
     clock, calls = [0.0], []
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
 
     def case(seconds):
         clock[0] += seconds
         calls.append(seconds)
 
-    times = benchmark.measure({"short": lambda: case(0.375), "long": lambda: case(2.0)}, rounds=2)
+    times = measuring.measure({"short": lambda: case(0.375), "long": lambda: case(2.0)}, rounds=2)
     assert times == {"short": [0.375] * 2, "long": [2.0] * 2}
     assert calls.count(0.375) == 2 + 2 * 3  # the fewest that take a second
     assert calls.count(2.0) == 2 + 2
 
 
 def test_ratios_are_taken_round_by_round_against_the_first_case():
-    headings, rows = benchmark.columns({"base": [1.0, 2.0, 4.0], "twice": [2.0, 4.0, 12.0]}, images=64)
+    headings, rows = measuring.columns({"base": [1.0, 2.0, 4.0], "twice": [2.0, 4.0, 12.0]}, images=64)
     assert headings == ["", "median_ms", "images/s", "ratio_min", "ratio_median", "ratio_max"]
     assert rows == [["base", "2000", 32, "1.00", "1.00", "1.00"], ["twice", "4000", 16, "2.00", "2.00", "3.00"]]
-    headings, rows = benchmark.columns({"base": [0.00125]}, images=None)
+    headings, rows = measuring.columns({"base": [0.00125]}, images=None)
     assert rows == [["base", "1.25", "1.00", "1.00", "1.00"]]
     assert len(headings) == 5
 
@@ -168,8 +168,8 @@ def test_a_table_that_is_refused_does_not_stop_the_others(monkeypatch, tmp_path,
     def refuse(rounds):
         raise ArithmeticError("they differ")
 
-    table = benchmark.Table("good", lambda rounds: {"one": [1.0] * rounds})
-    monkeypatch.setattr(benchmark, "select", lambda *_: {"bad": benchmark.Table("bad", refuse), "good": table})
+    table = measuring.Table("good", lambda rounds: {"one": [1.0] * rounds})
+    monkeypatch.setattr(benchmark, "select", lambda *_: {"bad": measuring.Table("bad", refuse), "good": table})
     with pytest.raises(SystemExit) as stop:
         main(lambda: benchmark.run(["--json", str(tmp_path / "times.json")]))
     assert stop.value.code == 1
@@ -226,3 +226,44 @@ def test_a_measuring_process_runs_here_without_a_cache_and_its_failure_is_told()
     assert startup.run_python(code).split() == ["False"]
     with pytest.raises(RuntimeError, match=r"ended with code 1: .*division by zero"):
         startup.run_python("1 / 0")
+
+
+def test_memory_is_shown_for_one_image_a_batch_and_each_image_more():
+    table = measuring.Table("memory", lambda rounds: {}, images=9, unit="bytes")
+    headings, rows = measuring.in_columns(table, {"a": [2.0**20, 9 * 2.0**20], "b": [2.0**20, 18 * 2.0**20]})
+    assert headings == ["", "1_image_MiB", "9_images_MiB", "each_MiB", "ratio"]
+    assert rows == [["a", "1", "9", "1", "1.00"], ["b", "1", "18", "2.12", "2.00"]]
+
+
+def test_forms_of_a_dynamic_convolution_are_measured_on_the_same_layer():
+    shape = convolution_cases.Shape(8, 12, 3, 2, 5, "basic")
+    results = {name: case() for name, case in convolution_cases.layer(WORK, shape).items()}
+    first, second = (results[f"DCD, {form}"] for form in ("features", "kernels"))
+    np.testing.assert_allclose(first, second, atol=1e-4)
+    assert {y.shape for y in results.values()} == {(2, 3, 3, 12)}
+
+
+class Shallow(nn.Module):
+    """One convolution of the kind."""
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = BatchNorm()(conv_factory(self.config)(8, kernel_size=3)(PointwiseConv(8)(x), train=train), train)
+        return nn.Dense(cases.CLASSES)(x.mean((1, 2)))
+
+
+def test_networks_with_each_kind_of_convolution_infer_train_and_say_their_memory(monkeypatch):
+    monkeypatch.setattr(convolution_cases, "build", lambda config, classes: Shallow(config))
+    config = NetworkConfig(family="resnet", mixer="identity")
+    logits = {name: case() for name, case in convolution_cases.inference(WORK, config).items()}
+    assert {y.shape for y in logits.values()} == {(2, cases.CLASSES)}
+    steps = convolution_cases.training(WORK, config)
+    needed = convolution_cases.memory(WORK, config)
+    assert list(steps) == list(logits) == list(needed)
+    for step in steps.values():
+        first, second = step(), step()
+        assert float(second["loss"]) != float(first["loss"])
+    for one, batch in needed.values():
+        assert 0 < one < batch

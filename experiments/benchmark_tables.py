@@ -1,0 +1,106 @@
+"""What the benchmark measures, table by table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+from experiments import benchmark_cases as cases
+from experiments import convolution_cases, mixing_cases
+from experiments.benchmark_cases import Cases, Workload
+from experiments.measuring import Table, measure
+from experiments.startup import Times, compile_times, import_times
+
+
+def tables(work: Workload) -> dict[str, Table]:
+    """Every table for one workload."""
+    single = dataclasses.replace(work, batch_size=1)
+    channels = f"moving 116 channels, {work.batch_size} images, {work.dtype}"
+    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
+    batch = f"batch {work.batch_size}"
+
+    def table(title: str, candidates: Callable[..., Cases], work: Workload, images: bool = True) -> Table:
+        return Table(title, lambda rounds: measure(candidates(work), rounds), work.batch_size if images else None)
+
+    forward, backward = (partial(cases.moving_channels, backward=b) for b in (False, True))
+    return {
+        "permute": table(f"{channels}, forward", forward, work, images=False),
+        "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
+        "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
+        "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
+        **mixing_tables(work),
+        **convolution_tables(work),
+        "inference": table(f"{network}, inference, {batch}", cases.inference, work),
+        "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
+        "training": table(f"{network}, training step, {batch}", cases.training, work),
+        "torch-inference": table(f"{network}, inference, {batch}", torch_inference, work),
+        "torch-inference-1": table(f"{network}, inference, batch 1", torch_inference, single),
+        "torch-training": table(f"{network}, training step without augmentation, {batch}", torch_training, work),
+        "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
+        "import": Table("a new interpreter that imports", import_times),
+    }
+
+
+def mixing_tables(work: Workload) -> dict[str, Table]:
+    """The tables of Kronecker products and of 1x1 layers, one for each stage of the network."""
+
+    def table(title: str, candidates: Callable[..., Cases], channels: int, backward: bool) -> Table:
+        title = f"{title}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+        return Table(title, lambda rounds: measure(candidates(work, channels, backward), rounds))
+
+    found: dict[str, Table] = {}
+    for channels in mixing_cases.CHANNELS:
+        for suffix, backward in (("", False), ("-gradient", True)):
+            title, half = f"mixing {channels} channels", channels // 2
+            found[f"kronecker-{channels}{suffix}"] = table(title, mixing_cases.kronecker_mixing, channels, backward)
+            title = f"1x1 layer of {half} channels"
+            found[f"pointwise-{half}{suffix}"] = table(title, mixing_cases.static_dynamic, channels, backward)
+    return found
+
+
+def convolution_tables(work: Workload) -> dict[str, Table]:
+    """The tables of layers and networks whose convolutions depend on the image, for a batch and for one image."""
+    found: dict[str, Table] = {}
+    for suffix, own in (("", work), ("-1", dataclasses.replace(work, batch_size=1))):
+        batch = f"batch {own.batch_size}, {own.dtype}"
+        for name, shape in convolution_cases.SHAPES.items():
+            window = f"{shape.kernel_size}x{shape.kernel_size}, {shape.channels} to {shape.features} channels"
+            title = f"dynamic convolution {window}, {shape.side}x{shape.side}, {batch}"
+            layer = partial(convolution_cases.layer, own, shape)
+            found[f"dynamic-{name}{suffix}"] = Table(title, partial(_measured, layer))
+        for name, config in convolution_cases.NETWORKS.items():
+            title, images = f"{config.family}, {own.image_size}x{own.image_size}", own.batch_size
+            for kind, cases_of in (
+                ("inference", convolution_cases.inference),
+                ("training", convolution_cases.training),
+            ):
+                measured = partial(_measured, partial(cases_of, own, config))
+                found[f"{name}-{kind}{suffix}"] = Table(f"{title}, {kind}, {batch}", measured, images)
+    for name, config in convolution_cases.NETWORKS.items():
+        title = f"{config.family}, {work.image_size}x{work.image_size}, memory of inference, {work.dtype}"
+        needed = partial(_needed, partial(convolution_cases.memory, work, config))
+        found[f"{name}-memory"] = Table(title, needed, work.batch_size, "bytes")
+    return found
+
+
+def _measured(candidates: Callable[[], Cases], rounds: int) -> Times:
+    return measure(candidates(), rounds)
+
+
+def _needed(memory: Callable[[], Times], rounds: int) -> Times:
+    return memory()
+
+
+def torch_inference(work: Workload) -> Cases:
+    """Logits of a batch, torch's and ours."""
+    from experiments import peer_cases
+
+    return peer_cases.inference(work)
+
+
+def torch_training(work: Workload) -> Cases:
+    """A training step, torch's and ours."""
+    from experiments import peer_cases
+
+    return peer_cases.training(work)
