@@ -43,6 +43,7 @@ class Experiment:
         mesh: the devices.
         batches: training and test batches on the devices.
         network: from images to logits.
+        kept: mean and standard deviation that a run keeps; None for those of the training pixels.
     """
 
     config: TrainConfig
@@ -50,6 +51,7 @@ class Experiment:
     mesh: Mesh
     batches: ResidentBatches
     network: nn.Module
+    kept: Pixels | None = None
 
     @property
     def steps(self) -> int:
@@ -58,7 +60,9 @@ class Experiment:
 
     @cached_property
     def pixels(self) -> Pixels:
-        """Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
+        """Mean and standard deviation per channel, in units of [0, 1]: those of the training pixels, unless kept."""
+        if self.kept is not None:
+            return self.kept
         return tuple(self.dataset.mean.tolist()), tuple(self.dataset.std.tolist())
 
     @property
@@ -180,6 +184,9 @@ def restore(
     run = Run(path)
     check_name(checkpoint)
     experiment = prepare(run.config(), devices, run.classes())
+    if run.keeps_preprocessing():  # The pixels that are there now need not be those of the training.
+        kept = run.preprocessing()
+        experiment = dataclasses.replace(experiment, kept=(kept.mean, kept.std))
     state = read_state(run, checkpoint, experiment.state_shapes())
     return experiment, state.variables(), int(state.step)
 

@@ -115,6 +115,10 @@ class Run:
             raise ValueError(f"{self._config} does not say how pictures are prepared: an earlier version wrote it")
         return preprocessing_from_json(found)
 
+    def keeps_preprocessing(self) -> bool:
+        """Whether the run says what a picture goes through; earlier versions did not write it."""
+        return bool(self._about()["preprocessing"])
+
     def check_free(self) -> None:
         """Raises a ValueError if there is anything in the folder, so that nothing is overwritten."""
         # A run that was killed before its configuration was whole has left nothing else, and nothing of worth.

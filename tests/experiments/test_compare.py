@@ -274,11 +274,11 @@ def test_a_run_killed_before_its_end_is_not_finished(out, tmp_path):
 
 def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_on(tmp_path):
     planned = plan(read(HERE / "comparisons" / "digits.toml"), tmp_path)
-    assert len(planned) == 25
+    assert len(planned) == 30
     assert {one.config.data.seed for one in planned} == {1, 2, 3, 4, 5}
     assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
     mixers = {one.label: one.config.network.mixer for one in planned}
-    assert sorted(mixers.values()) == ["auto", "auto", "identity", "random", "shuffle"]
+    assert sorted(mixers.values()) == ["auto", "auto", "dynamic", "identity", "random", "shuffle"]
     random = [one.config.network.mixer_seed for one in planned if one.config.network.mixer == "random"]
     assert random == [1, 2, 3, 4, 5]
     base = {dataclasses.replace(one.config, network=planned[5].config.network) for one in planned[:10]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -120,10 +121,9 @@ def rows(table: Modules, shapes: PyTree) -> Iterator[Row]:
     """
     names = dict(table)
     for path, shape in flatten_dict(shapes, sep="/").items():
-        _, _, inside = path.partition("/")
-        owner, _, leaf = ("/" + inside).rpartition("/")
-        owner = owner.removeprefix("/")
-        if inside in names:  # a module there
+        inside = path.partition("/")[2]
+        owner, _, leaf = inside.rpartition("/")
+        if inside in names:  # a module there, an array here
             owner, leaf = inside, "kernel"
         if owner in names and leaf in LEAVES:
             name = names[owner]
@@ -148,21 +148,26 @@ def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, P
         ValueError: a variable is not in the table, or an array is missing, extra, misshapen or not of finite floats;
             all are named.
     """
-    arrays, table, wanted = plain(arrays), list(table), flatten_dict(shapes, sep="/")
+    arrays, table, wanted = plain(arrays), sorted(table, key=lambda row: row.name), flatten_dict(shapes, sep="/")
     unknown = sorted(set(wanted) - {row.path for row in table})
     if unknown:
         raise ValueError(
             f"the network has {len(unknown)} arrays that the source does not know ({', '.join(unknown)}): choose one "
             "with the layers of the source"
         )
-    problems = [problem for row in table if (problem := _problem(row, arrays, wanted[row.path].shape))]
-    extra = sorted(set(arrays) - {row.name for row in table})
-    problems += [f"{name} {arrays[name].shape} is extra" for name in extra]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} arrays are not those of the network ({'; '.join(problems)}): nothing is loaded, name the "
-            "network they are of"
-        )
+    problems = {
+        "missing": [f"{row.name} {_shape_there(row, wanted)}" for row in table if row.name not in arrays],
+        "extra": [f"{name} {arrays[name].shape}" for name in sorted(set(arrays) - {row.name for row in table})],
+        "of the wrong shape": [
+            f"{row.name} {arrays[row.name].shape}, not {shape}"
+            for row in table
+            if row.name in arrays and arrays[row.name].shape != (shape := _shape_there(row, wanted))
+        ],
+        "of no finite floats": [row.name for row in table if row.name in arrays and not _finite(arrays[row.name])],
+    }
+    told = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in problems.items() if found)
+    if told:
+        raise ValueError(f"nothing is loaded, choose the network or layer that the arrays are of ({told})")
 
     def variable(row: Row) -> jax.Array:
         return jnp.asarray(in_float32(arrays[row.name]).transpose(row.axes).reshape(wanted[row.path].shape))
@@ -179,20 +184,15 @@ def plain(arrays: Arrays) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _problem(row: Row, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> str | None:
-    """What is wrong with the array of a row; None if nothing."""
-    own = shape[len(shape) - len(row.axes) :]
-    wanted = tuple(own[row.axes.index(axis)] for axis in range(len(own)))
-    array = arrays.get(row.name)
-    if array is None:
-        return f"{row.name} {wanted} is missing"
-    if array.shape != wanted:
-        return f"{row.name} is {array.shape} and should be {wanted}"
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        return f"{row.name} is of {array.dtype} and should be of floats"
-    if not np.isfinite(in_float32(array)).all():
-        return f"{row.name} is not finite"
-    return None
+def _shape_there(row: Row, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, ...]:
+    """The shape of a variable in torch's layout."""
+    shape = shapes[row.path].shape
+    shape = shape[len(shape) - len(row.axes) :]
+    return tuple(shape[row.axes.index(axis)] for axis in range(len(shape)))
+
+
+def _finite(array: np.ndarray) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating) and bool(np.isfinite(in_float32(array)).all())
 
 
 class _Block:
@@ -218,7 +218,7 @@ class _Block:
         return (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
 
     def size(self, what: str) -> int:
-        """A size, from the first array that has it; 1 if all are missing, which convert then says."""
+        """A size as most arrays have it; 1 if all are missing, which convert then says."""
         kernel, q, p = self._factors
         where = {
             "features": ((kernel, 0), (p, 0), ("fc_scale", 0)),
@@ -227,8 +227,8 @@ class _Block:
             "hidden": (("fc.0", 0), ("fc.1.fc.0", 0), ("fc_phi", 1), ("fc_scale", 1)),
             "seen": (("fc.0", 1),),
         }
-        sizes: Iterator[Any] = (self._shape(name)[axis : axis + 1] for name, axis in where[what])
-        return next((size for (size,) in filter(None, sizes)), 1)
+        sizes = [self._shape(name)[axis] for name, axis in where[what] if len(self._shape(name)) > axis]
+        return max(1, statistics.mode(sizes)) if sizes else 1
 
     def convert(self, layer: nn.Module, x: jax.Array, name: str = "") -> dict[str, PyTree]:
         shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
