@@ -37,7 +37,7 @@ class Arguments:
 
     fold: bool = True
     """Fold batch norms and permutations into the kernels; --no-fold exports the layers as they are, to compare.
-    Networks with layers that depend on the image are never folded."""
+    Shuffles that depend on the image, and ShuffleNets with convolutions that do, are never folded."""
 
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """What the one file runs on."""
@@ -49,21 +49,21 @@ def run(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load, platform_name, sidecar
-    from shuffle_jax.deploy.fold import Folded, fold
+    from shuffle_jax.deploy.fold import Folded, Unfoldable, fold
     from shuffle_jax.train.config import to_json
     from shuffle_jax.train.trained import load_trained
 
     trained = load_trained(options.run, options.checkpoint)
     network = trained.config.network
-    foldable = network.mixer not in ("dynamic", "squeeze") and network.pointwise == "plain"
-    if options.fold and not foldable:
-        print(f"{options.run} is exported as it is, not folded: its layers depend on the image")
-    folded = options.fold and foldable
-    apply, params = fold(trained.network, trained.variables) if folded else Folded(trained.apply, trained.variables)
+    exported, folded = Folded(trained.apply, trained.variables), False
+    if options.fold:
+        try:
+            exported, folded = fold(trained.network, trained.variables), True
+        except Unfoldable as reason:
+            print(f"{options.run} is exported as it is, not folded: {reason}")
     out = options.out or options.run / "network.jax"
     about = export(
-        apply,
-        params,
+        *exported,
         out,
         classes=trained.classes,
         preprocessing=trained.preprocessing.to_json(),
@@ -76,6 +76,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if platform_name() in about["platforms"]:
         images = np.random.default_rng(0).normal(size=(3, *trained.preprocessing.shape)).astype(np.float32)
         expected = np.asarray(trained.logits(jnp.asarray(images)))
+        if not np.isfinite(expected).all():
+            print("on random images the network's own logits are not finite: there is nothing to compare")
+            return
         difference = np.abs(np.asarray(load(out).logits(jnp.asarray(images))) - expected).max()
         relative = float(difference / np.abs(expected).max())
         print(f"on random images its logits differ from the hardened network's by {relative:.1e} of the largest")

@@ -2,8 +2,10 @@
 
 Exact, up to rounding:
 
-- A batch norm after a convolution scales the kernel's output channels and adds a bias; between a depthwise and a
-  pointwise convolution even the bias moves on into the pointwise one.
+- A batch norm after a convolution scales the kernel's output channels and adds a bias; where a pointwise convolution
+  follows a depthwise one directly, even the bias moves on into the pointwise one.
+- A convolution whose kernel depends on the image is linear in a few static arrays, which the norm behind it scales; so
+  do norms within it. A bias is left of each.
 - A permutation of channels commutes with everything that acts on each channel alone (ReLU, depthwise convolution,
   pooling) and reorders the rows or columns of the kernels around it. What the structure of a network leaves to be moved
   are contiguous blocks of channels: no index vector and no gather remains.
@@ -13,13 +15,15 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from shuffle_jax.deploy.fold.layers import Folded
+from shuffle_jax.deploy.fold.layers import Folded, Unfoldable
+from shuffle_jax.deploy.fold.mobilenet_v2 import fold_mobilenet_v2
+from shuffle_jax.deploy.fold.resnet import fold_resnet
 from shuffle_jax.deploy.fold.shufflenet_v1 import fold_shufflenet_v1
 from shuffle_jax.deploy.fold.shufflenet_v2 import fold_shufflenet_v2
-from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2
+from shuffle_jax.models import MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2
 from shuffle_jax.typing import PyTree
 
-__all__ = ["Folded", "fold"]
+__all__ = ["Folded", "Unfoldable", "fold"]
 
 
 def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
@@ -28,14 +32,15 @@ def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
     Args:
         network: a ShuffleNetV1 or ShuffleNetV2 with mixers that are permutations (ChannelShuffle, FixedPermutation,
             Identity, AutoShuffle after :func:`shuffle_jax.deploy.harden.harden`, or DynamicShuffle after
-            :func:`shuffle_jax.deploy.freeze.freeze`) and plain 1x1 convolutions.
+            :func:`shuffle_jax.deploy.freeze.freeze`) and plain 1x1 convolutions; or a MobileNetV2 or ResNet with
+            convolutions PointwiseConv, Conv, DynamicConv, CondConv and DYConv, and a classifier Dense or DynamicDense.
         variables: of the network; hardened ones if its permutations are learned.
 
     Returns:
         A pure function with its parameters, equal to ``network.apply(variables, images)`` to rounding.
 
     Raises:
-        ValueError: the network is of another kind, or a layer of it cannot be folded.
+        Unfoldable: a ValueError; the network is of another kind, or a layer of it cannot be folded.
 
     >>> import jax, jax.numpy as jnp
     >>> network = ShuffleNetV2(classes=2, width=0.5, stem="small")
@@ -49,6 +54,11 @@ def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
             return fold_shufflenet_v1(network, variables)
         case ShuffleNetV2():
             return fold_shufflenet_v2(network, variables)
-    raise ValueError(
-        f"a {type(network).__name__} cannot be folded, only ShuffleNetV1 and ShuffleNetV2: use it as it is"
+        case MobileNetV2():
+            return fold_mobilenet_v2(network, variables)
+        case ResNet():
+            return fold_resnet(network, variables)
+    raise Unfoldable(
+        f"a {type(network).__name__} cannot be folded, only ShuffleNetV1, ShuffleNetV2, MobileNetV2 and ResNet: use it "
+        "as it is"
     )

@@ -1,4 +1,4 @@
-"""What folding any network needs: kernels with their batch norms, mixers as index vectors, blocks of channels."""
+"""What folding any network needs: kernels with their norms, parts in a chain, mixers as index vectors, blocks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,44 @@ from shuffle_jax.ops import convolution, kronecker_forms, permutation
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 
+class Unfoldable(ValueError):
+    """A network or a layer of it cannot be folded; the message says which, and what to do."""
+
+
 class Folded(NamedTuple):
-    """A network that is ready for use.
+    """A network that is ready for use, or a part of one.
 
     Attributes:
-        apply: ``apply(params, images) -> logits``, pure; to be jitted by the caller.
+        apply: ``apply(params, images) -> logits``, pure; to be jitted by the caller. A part gives its features.
         params: its float32 arrays.
     """
 
-    apply: Callable[[PyTree, Images], Float[Array, "n classes"]]
+    apply: Callable[[PyTree, Images], Float[Array, "..."]]
     params: PyTree
+
+
+def chain(parts: dict[str, Folded]) -> Folded:
+    """Parts one after the other, their parameters by name."""
+    applies = {name: part.apply for name, part in parts.items()}
+    return Folded(functools.partial(_apply_chain, applies), {name: part.params for name, part in parts.items()})
+
+
+def activated(part: Folded, activation: Callable[[Images], Images]) -> Folded:
+    """A part and what acts on each value behind it."""
+    return Folded(lambda params, x: activation(part.apply(params, x)), part.params)
+
+
+def _apply_chain(
+    applies: dict[str, Callable[[PyTree, Images], Float[Array, "..."]]], params: PyTree, x: Images
+) -> Float[Array, "..."]:
+    for name, apply in applies.items():
+        x = apply(params[name], x)
+    return x
+
+
+def inside(variables: dict[str, PyTree], name: str) -> dict[str, PyTree]:
+    """The variables of a submodule; of a collection in which it has none, an empty one."""
+    return {collection: tree.get(name, {}) for collection, tree in variables.items()}
 
 
 class Affine(NamedTuple):
@@ -71,11 +99,22 @@ def absorb(layer: PyTree, norm: PyTree, statistics: PyTree) -> Affine:
         norm: "scale" and "bias" of the norm.
         statistics: its running "mean" and "var".
     """
-    kernel, scale, shift = (np.asarray(a, np.float64) for a in (layer["kernel"], norm["scale"], norm["bias"]))
+    kernel, own = (np.asarray(a, np.float64) for a in (layer["kernel"], layer.get("bias", 0.0)))
+    scale, shift = scale_and_shift(norm, statistics)
+    return Affine(kernel * scale, shift + own * scale)
+
+
+def scale_and_shift(norm: PyTree, statistics: PyTree) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
+    """What a batch norm does in evaluation, ``scale x + shift``, in float64.
+
+    Args:
+        norm: its "scale" and "bias".
+        statistics: its running "mean" and "var".
+    """
+    scale, shift = (np.asarray(norm[name], np.float64) for name in ("scale", "bias"))
     mean, var = (np.asarray(statistics[name], np.float64) for name in ("mean", "var"))
-    own = np.asarray(layer.get("bias", 0.0), np.float64)
     factor = scale / np.sqrt(var + EPSILON)
-    return Affine(kernel * factor, shift + (own - mean) * factor)
+    return factor, shift - mean * factor
 
 
 def apply_affine(
@@ -86,11 +125,32 @@ def apply_affine(
     return op(x, layer["kernel"].astype(x.dtype)) + layer["bias"].astype(x.dtype).reshape(1, 1, 1, -1)
 
 
-def apply_stem(x: Images, layer: dict[str, Float[Array, "..."]], kind: str, dtype: jnp.dtype | None) -> Images:
+def apply_stem(
+    x: Images,
+    layer: dict[str, Float[Array, "..."]],
+    kind: str,
+    dtype: jnp.dtype | None,
+    pool: bool = True,
+    activation: Callable[[Images], Images] = nn.relu,
+) -> Images:
     """The stem, see :class:`shuffle_jax.models.stem.Stem`."""
     small = kind == "small"
-    x = nn.relu(apply_affine(functools.partial(convolution.convolution, stride=1 if small else 2), x, layer, dtype))
-    return x if small else nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = apply_affine(functools.partial(convolution.convolution, stride=1 if small else 2), x, layer, dtype)
+    x = activation(x)
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if pool and not small else x
+
+
+def fold_stem(
+    variables: dict[str, PyTree],
+    kind: str,
+    dtype: jnp.dtype | None,
+    pool: bool = True,
+    activation: Callable[[Images], Images] = nn.relu,
+) -> Folded:
+    """The stem of a network whose variables these are, as a part of a chain."""
+    own = inside(variables, "stem")
+    params = absorb(own["params"]["conv"], own["params"]["norm"], own["batch_stats"]["norm"]).finished()
+    return Folded(lambda params, x: apply_stem(x, params, kind, dtype, pool, activation), params)
 
 
 def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, channels: int) -> Int[np.ndarray, "c"]:
@@ -103,7 +163,7 @@ def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, chan
         channels: c.
 
     Raises:
-        ValueError: the mixer is not a permutation, or not one yet.
+        Unfoldable: the mixer is not a permutation, or not one yet.
     """
     own = variables.get(PERMUTATIONS, {}).get(unit, {}).get("mixer", {})
     match mixer:
@@ -113,23 +173,23 @@ def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, chan
             return np.asarray(permutation.channel_shuffle(channels, groups))
         case AutoShuffle() | FixedPermutation():
             if "index" not in own:
-                raise ValueError(f"{unit}/mixer is still a relaxed matrix: harden the variables before folding them")
+                raise Unfoldable(f"{unit}/mixer is still a relaxed matrix: harden the variables before folding them")
             return np.asarray(own["index"])
         case DynamicShuffle(groups=groups):
             if "generator" not in own:
-                raise ValueError(
+                raise Unfoldable(
                     f"{unit}/mixer makes its permutation from the image: freeze the variables, or do not fold"
                 )
             factors = own["generator"]
             return np.asarray(kronecker_forms.index(factors["outer"], factors["inner"], groups))
-    raise ValueError(f"{unit}/mixer is a {type(mixer).__name__}, not a permutation, and cannot be folded")
+    raise Unfoldable(f"{unit}/mixer is a {type(mixer).__name__}, not a permutation, and cannot be folded")
 
 
 def check_pointwise(factory: Callable[..., nn.Module]) -> None:
-    """Raises a ValueError unless the factory makes plain 1x1 convolutions."""
+    """Raises an Unfoldable unless the factory makes plain 1x1 convolutions."""
     kind = factory.func if isinstance(factory, functools.partial) else factory
     if kind is not PointwiseConv:
-        raise ValueError(
+        raise Unfoldable(
             f"1x1 layers of {getattr(kind, '__name__', kind)} cannot be folded, only those of PointwiseConv"
         )
 
