@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict
 from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import load
 from shuffle_jax.deploy.fold import Unfoldable, fold
-from shuffle_jax.deploy.fold import mobilenet_v2 as fold_mobilenet_v2
 from shuffle_jax.models import MobileNetV2, ResNet, mobilenet_v2, resnet
 from shuffle_jax.nn import (
     CondConv,
@@ -91,8 +90,7 @@ def with_variables(name):
 def case(request):
     with pytest.MonkeyPatch.context() as patch:  # Fewer units of each kind.
         patch.setitem(resnet.UNITS, 50, (2, 1, 1, 1))
-        for module in (mobilenet_v2, fold_mobilenet_v2):
-            patch.setattr(module, "TABLE", mobilenet_v2.TABLE[:2] + mobilenet_v2.TABLE[-1:])
+        patch.setattr(mobilenet_v2, "TABLE", mobilenet_v2.TABLE[:2] + mobilenet_v2.TABLE[-1:])
         yield with_variables(request.param)
 
 

@@ -141,7 +141,7 @@ def test_every_kind_fits_both_families_in_half_precision(family, kind):
 
 
 def test_version_1_has_no_square_layer_to_replace():
-    with pytest.raises(ValueError, match=r"no 1x1 layer of ShuffleNetV1 .* choose --network.dynamic.replaced all"):
+    with pytest.raises(ValueError, match=r"no 1x1 layer of shufflenet_v1 .* choose --network.dynamic.replaced all"):
         build(config_of("shufflenet_v1", "square layers"), 5)
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 
 from shuffle_jax.deploy.fold.dynamic import fold_classifier, fold_convolution
 from shuffle_jax.deploy.fold.layers import Folded, activated, chain, fold_stem, inside
-from shuffle_jax.models.mobilenet_v2 import LAST, STEM, TABLE, MobileNetV2, scale, static_pointwise
+from shuffle_jax.models import MobileNetV2, mobilenet_v2
+from shuffle_jax.models.mobilenet_v2 import LAST, STEM, scale, static_pointwise
 from shuffle_jax.nn import DepthwiseConv
 from shuffle_jax.typing import PyTree
 
@@ -23,7 +24,7 @@ def fold_mobilenet_v2(network: MobileNetV2, variables: dict[str, PyTree]) -> Fol
     kind, dtype = network.stem, network.dtype
     parts = {"stem": fold_stem(variables, kind, dtype, pool=False, activation=nn.relu6)}
     channels = scale(STEM, network.width)
-    for stage, (expansion, base, units, first_stride) in enumerate(TABLE, start=1):
+    for stage, (expansion, base, units, first_stride) in enumerate(mobilenet_v2.TABLE, start=1):
         features = scale(base, network.width)
         pointwise = static_pointwise if expansion == 1 else network.pointwise
         for i in range(units):

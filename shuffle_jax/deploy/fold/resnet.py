@@ -8,7 +8,8 @@ import flax.linen as nn
 
 from shuffle_jax.deploy.fold.dynamic import fold_classifier, fold_convolution
 from shuffle_jax.deploy.fold.layers import Folded, activated, chain, fold_stem, inside
-from shuffle_jax.models.resnet import BOTTLENECK, BOTTLENECK_FROM, STEM, UNITS, ResNet, static_conv
+from shuffle_jax.models import ResNet, resnet
+from shuffle_jax.models.resnet import BOTTLENECK, BOTTLENECK_FROM, STEM, static_conv
 from shuffle_jax.typing import PyTree
 
 
@@ -16,7 +17,7 @@ def fold_resnet(network: ResNet, variables: dict[str, PyTree]) -> Folded:
     """See :func:`shuffle_jax.deploy.fold.fold`."""
     parts = {"stem": fold_stem(variables, network.stem, network.dtype)}
     features = int(STEM * network.width)
-    for stage, units in enumerate(UNITS[network.depth], start=1):
+    for stage, units in enumerate(resnet.UNITS[network.depth], start=1):
         for i in range(units):
             name, stride = f"stage{stage}_{i}", 2 if i == 0 and stage > 1 else 1
             parts[name] = _unit(network, inside(variables, name), features, stride)

@@ -26,7 +26,7 @@ from shuffle_jax.deploy.fold.layers import (
     collect,
     index_vector,
 )
-from shuffle_jax.models.shufflenet_v1 import CHANNELS, UNITS, ShuffleNetV1
+from shuffle_jax.models import ShuffleNetV1, shufflenet_v1
 from shuffle_jax.nn import ChannelShuffle
 from shuffle_jax.ops import convolution
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
@@ -58,8 +58,8 @@ def fold_shufflenet_v1(network: ShuffleNetV1, variables: dict[str, PyTree]) -> F
         "head": params["head"],
     }
     exchanges: dict[str, tuple[int, list[Block]]] = {}  # groups of the first convolution, and what the second reads
-    for stage, units in enumerate(UNITS, start=2):
-        middle = int(CHANNELS[network.groups] * network.width) * 2 ** (stage - 2) // 4
+    for stage, units in enumerate(shufflenet_v1.UNITS, start=2):
+        middle = int(shufflenet_v1.CHANNELS[network.groups] * network.width) * 2 ** (stage - 2) // 4
         for i in range(units):
             name = f"stage{stage}_{i}"
             groups = 1 if name == "stage2_0" else network.groups

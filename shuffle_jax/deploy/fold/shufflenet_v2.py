@@ -27,7 +27,7 @@ from shuffle_jax.deploy.fold.layers import (
     collect,
     index_vector,
 )
-from shuffle_jax.models.shufflenet_v2 import UNITS, WIDTHS, ShuffleNetV2
+from shuffle_jax.models import ShuffleNetV2, shufflenet_v2
 from shuffle_jax.ops import convolution
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
@@ -54,7 +54,8 @@ def fold_shufflenet_v2(network: ShuffleNetV2, variables: dict[str, PyTree]) -> F
     }
     stages: list[list[Reader]] = []
     order = None  # of the channels that the next stage finds
-    for stage, (channels, units) in enumerate(zip(WIDTHS[network.width][:3], UNITS, strict=True), start=2):
+    widths = shufflenet_v2.WIDTHS[network.width][:3]
+    for stage, (channels, units) in enumerate(zip(widths, shufflenet_v2.UNITS, strict=True), start=2):
         names = [f"stage{stage}_{i}" for i in range(units)]
         mixers = [index_vector(network.mixer(), variables, name, channels) for name in names]
         made, readers = routes(mixers)
