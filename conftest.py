@@ -21,8 +21,8 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["MPLBACKEND"] = "Agg"  # figures need no display
 
-# Every compilation is kept, however short: most tests are nothing else. `pytest --cache-clear` empties it. Processes that
-# run at the same time keep their own: JAX would read an entry that another one is still writing.
+# Every compilation is kept, however short: most tests are nothing else. `pytest --cache-clear` empties it.
+# Processes that run at the same time keep their own: JAX would read an entry that another one is still writing.
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent / ".pytest_cache" / "d" / f"jax{worker}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
