@@ -32,19 +32,25 @@ NETWORKS = {
 
 
 def trained_like(network, images):
-    """Hardened variables in which no scale, bias, mean or variance is what it was at the start."""
-    variables = dict(jax.jit(network.init)(jax.random.key(0), images))
-    variables.pop("penalties", None)
+    """Hardened variables, drawn and not initialised, which compiles for long: nothing is what it was at the start."""
     rng = np.random.default_rng(0)
 
-    def moved(path, leaf):
-        if path[-1].key in ("scale", "bias", "mean"):
-            return leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32)
-        return leaf * jnp.asarray(rng.uniform(0.5, 2, leaf.shape), jnp.float32) if path[-1].key == "var" else leaf
+    def drawn(path, leaf):
+        name, shape = path[-1].key, leaf.shape
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return jnp.asarray(rng.permutation(shape[0]), leaf.dtype)  # an index vector
+        match name:
+            case "kernel":
+                values = rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape)
+            case "var" | "relaxed_permutation":
+                values = rng.uniform(0.5, 2, shape)
+            case _:
+                values = (name == "scale") + rng.normal(0, 0.2, shape)
+        return jnp.asarray(values, leaf.dtype)
 
-    for name in ("params", "batch_stats"):
-        variables[name] = jax.tree_util.tree_map_with_path(moved, variables[name])
-    return harden(variables).variables
+    variables = dict(jax.eval_shape(network.init, jax.random.key(0), images))
+    variables.pop("penalties", None)
+    return harden(jax.tree.map_with_path(drawn, variables)).variables
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
