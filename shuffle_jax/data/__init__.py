@@ -21,6 +21,7 @@ from shuffle_jax.data.dataset import Dataset, Split
 from shuffle_jax.data.digits import DigitsConfig, load_digits
 from shuffle_jax.data.folder import FolderConfig, load_folder
 from shuffle_jax.data.preprocessing import Preprocessing
+from shuffle_jax.data.resized_crop import random_resized_crop
 
 __all__ = [
     "AugmentConfig",
@@ -42,6 +43,7 @@ __all__ = [
     "normalize",
     "random_crop",
     "random_flip",
+    "random_resized_crop",
 ]
 
 DataConfig = DigitsConfig | FolderConfig

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shuffle_jax.data.resized_crop import random_resized_crop
 from shuffle_jax.typing import Array, Float, Images, Key, Num, UInt8
 
 
@@ -26,21 +27,38 @@ class AugmentConfig:
         flip: whether half of the images are mirrored left to right.
         cutout: side of the square that is blanked.
         mixup: alpha of the Beta(alpha, alpha) that pairs of images are mixed by.
+        mixup_epochs: epochs over which alpha rises linearly from 0, see ``mixup_alpha``; 0 for the whole of it from
+            the start.
+        resized_crop: smallest share of the area that a crop of random size and shape keeps, at most 1; 0.08 is
+            usual for ImageNet.
+
+    Raises:
+        ValueError: a number is out of its range, or both crops are asked for.
     """
 
     crop_padding: int = 0
     flip: bool = False
     cutout: int = 0
     mixup: float = 0.0
+    mixup_epochs: float = 0.0
+    resized_crop: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (
             ("crop_padding", self.crop_padding),
             ("cutout", self.cutout),
             ("mixup", self.mixup),
+            ("mixup_epochs", self.mixup_epochs),
+            ("resized_crop", self.resized_crop),
         ):
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
+        if self.resized_crop > 1:
+            raise ValueError(f"resized_crop is a share of the area, at most 1, got {self.resized_crop}")
+        if self.resized_crop and self.crop_padding:
+            raise ValueError(
+                f"resized_crop {self.resized_crop} and crop_padding {self.crop_padding} are two crops: set one to 0"
+            )
 
 
 def augment(
@@ -50,45 +68,53 @@ def augment(
     config: AugmentConfig,
     mean: Sequence[float] | Float[np.ndarray, "c"],
     std: Sequence[float] | Float[np.ndarray, "c"],
+    epoch: float | Float[Array, ""] | None = None,
 ) -> tuple[Images, Float[Array, "n k"]]:
     """Crops, flips, normalises, cuts out and mixes, in this order, what ``config`` asks for.
 
-    The crop pads with level 0 (black) before the normalisation; the cutout blanks with 0 after it (the mean).
+    The crop pads with level 0 (black) before the normalisation, or resizes, whose levels are not rounded; the cutout
+    blanks with 0 after it (the mean).
 
     Args:
         key: the key of this step. Each augmentation has its own part of it, so switching one on or off leaves
-            the draws of the others as they were.
+            the draws of the others as they were. Only the two crops, of which there is one, have the same.
         images: uint8 (n, h, w, c).
         targets: float32 (n, k), each row a distribution over the classes.
         config: which augmentations; static under jit.
         mean: per channel, in units of [0, 1].
         std: per channel, in units of [0, 1], positive.
+        epoch: passes over the training images before this step, with fractions; needed where alpha of mixup rises.
 
     Returns:
         float32 images (n, h, w, c) and targets (n, k).
+
+    Raises:
+        ValueError: alpha of mixup rises, and there is no epoch.
     """
     crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
     if config.crop_padding:
         images = random_crop(crop_key, images, config.crop_padding)
+    if config.resized_crop:
+        images = random_resized_crop(crop_key, images, config.resized_crop)
     if config.flip:
         images = random_flip(flip_key, images)
     values = normalize(images, mean, std)
     if config.cutout:
         values = cutout(cutout_key, values, config.cutout)
     if config.mixup:
-        values, targets = mixup(mixup_key, values, targets, config.mixup)
+        values, targets = mixup(mixup_key, values, targets, mixup_alpha(config, epoch))
     return values, targets
 
 
 def normalize(
-    images: UInt8[Array, "n h w c"],
+    images: Num[Array, "n h w c"],
     mean: Sequence[float] | Float[np.ndarray, "c"],
     std: Sequence[float] | Float[np.ndarray, "c"],
 ) -> Images:
-    """Brings 8-bit images to zero mean and unit deviation, ``y = (x / 255 - mean) / std``.
+    """Brings images to zero mean and unit deviation, ``y = (x / 255 - mean) / std``.
 
     Args:
-        images: uint8 (n, h, w, c).
+        images: (n, h, w, c), uint8 or other levels in [0, 255].
         mean: per channel, in units of [0, 1].
         std: per channel, in units of [0, 1], positive.
 
@@ -175,7 +201,34 @@ def _inside(centre: Num[Array, "n 1"], length: int, size: int) -> Num[Array, "n 
     return (distance >= 0) & (distance < size)
 
 
-def mixup(key: Key, images: Images, targets: Float[Array, "n k"], alpha: float) -> tuple[Images, Float[Array, "n k"]]:
+def mixup_alpha(config: AugmentConfig, epoch: float | Float[Array, ""] | None) -> float | Float[Array, ""]:
+    """Alpha of mixup, ``mixup min(1, epoch / mixup_epochs)``.
+
+    Args:
+        config: ``mixup`` and ``mixup_epochs``; with 0 epochs alpha is ``mixup``, and static under jit.
+        epoch: passes over the training images so far, with fractions; None where alpha does not rise.
+
+    Returns:
+        Alpha, at least 0.
+
+    Raises:
+        ValueError: alpha rises, and there is no epoch.
+
+    >>> float(mixup_alpha(AugmentConfig(mixup=0.2, mixup_epochs=100), 25.0))
+    0.05
+    """
+    if not config.mixup_epochs:
+        return config.mixup
+    if epoch is None:
+        raise ValueError(
+            f"mixup rises over {config.mixup_epochs} epochs and needs the epoch: give it, or set mixup_epochs to 0"
+        )
+    return config.mixup * jnp.clip(epoch / config.mixup_epochs, 0, 1)
+
+
+def mixup(
+    key: Key, images: Images, targets: Float[Array, "n k"], alpha: float | Float[Array, ""]
+) -> tuple[Images, Float[Array, "n k"]]:
     """Mixes every image, and its target, with the one before it in the batch.
 
     ``x~[i] = t x[i] + (1 - t) x[i - 1]`` and the same for the targets, with the index taken round the batch
@@ -188,7 +241,7 @@ def mixup(key: Key, images: Images, targets: Float[Array, "n k"], alpha: float) 
         key: the random key.
         images: float32 (n, h, w, c).
         targets: float32 (n, k), each row a distribution over the classes.
-        alpha: positive; small keeps t near 0 and 1, 1 is uniform.
+        alpha: positive; small keeps t near 0 and 1, 1 is uniform. An array may be 0 as well, and then mixes nothing.
 
     Returns:
         The mixed images and targets.
@@ -199,9 +252,14 @@ def mixup(key: Key, images: Images, targets: Float[Array, "n k"], alpha: float) 
     Source: H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR
     2018.
     """
-    if alpha <= 0:
+    if isinstance(alpha, jax.Array):
+        mixes = alpha > 0
+        shape = jnp.where(mixes, alpha, 1)
+        t = jnp.where(mixes, jax.random.beta(key, shape, shape, dtype=jnp.float32), 1)
+    elif alpha <= 0:
         raise ValueError(f"alpha must be positive, got {alpha}; leave mixup out to mix nothing")
-    t = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
+    else:
+        t = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
     return _mix(t, images), _mix(t, targets)
 
 

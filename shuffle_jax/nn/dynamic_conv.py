@@ -12,6 +12,7 @@ from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import convolution, dynamic_conv, per_sample
+from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images
@@ -162,6 +163,7 @@ class DynamicConv(nn.Module):
         pool, latent, hidden = self._sizes(x.shape[-1])
         channels, blocks, copies = x.shape[-1], self._blocks, max(self.elements, 1)
         shape = copies, blocks, latent // blocks, latent // blocks
+        x = computed_once(x)
         seen = dynamic_conv.adaptive_mean(at_least_float32(x), pool)
         gate, phi = Coefficients(hidden, self.features, shape, self.head_init, name="generator")(seen)
 
@@ -182,9 +184,8 @@ class DynamicConv(nn.Module):
 
         if not train and not self.is_initializing() and self._synthesises(view, channels):
             affines = norm1.affine(copies * latent), norm2.affine(latent)
-            kernels, biases = dynamic_conv.synthesise(kernel, gate, phi, q, p, *affines, elements, bias)
-            y = per_sample.convolution(x, kernels.astype(dtype), self.stride, view.pads, self.groups)
-            y = y + biases.astype(dtype)[:, None, None]
+            rows = dynamic_conv.synthesise(kernel, gate, phi, q, p, *affines, elements, bias).astype(dtype)
+            y = per_sample.affine(x, rows, view.size, self.stride, view.pads, self.groups)
         else:
             kernel, q, p, gate, phi = (a.astype(dtype) for a in (kernel, q, p, gate, phi))
             elements = None if elements is None else elements.astype(dtype)

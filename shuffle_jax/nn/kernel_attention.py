@@ -11,6 +11,7 @@ from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.factors import training_share
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import kernel_attention, per_sample
+from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.relaxation import softmax_rows
 from shuffle_jax.typing import Array, Float, Images, Key
@@ -65,7 +66,7 @@ class KernelAttention(nn.Module):
             check_groups(channel_count, self.groups)
         if self.count < 1:
             raise ValueError(f"a sum of {self.count} kernels is none: give a count of 1 or more")
-        dtype, sequence = self.dtype or x.dtype, x.ndim == 3
+        dtype, sequence, x = self.dtype or x.dtype, x.ndim == 3, computed_once(x)
         weights = self._weights(x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)).astype(dtype)
         x = x.reshape(x.shape[0], *view.image, channels).astype(dtype)
         shape = self.count, *view.size, channels // self.groups, self.features

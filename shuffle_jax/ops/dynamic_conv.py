@@ -14,6 +14,8 @@ Decomposition, 2021.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -52,11 +54,14 @@ def adaptive_mean(x: Float[Array, "n *s c"], size: int) -> Float[Array, "n f"]:
     >>> adaptive_mean(jnp.arange(3.0).reshape(1, 3, 1), 2).tolist()
     [[0.5, 1.5]]
     """
-    axes = x.ndim - 2
-    for axis in range(1, x.ndim - 1):
-        m = x.shape[axis]
-        bounds = [(i * m // size, -(-(i + 1) * m // size)) for i in range(size)]
-        x = jnp.stack([lax.slice_in_dim(x, *bin, axis=axis).mean(axis) for bin in bounds], axis)
+    axes, (n, *positions, channels) = x.ndim - 2, x.shape
+    if not any(m % size for m in positions):  # Bins side by side: one reduction.
+        parted = x.reshape(n, *(k for m in positions for k in (size, m // size)), channels)
+        x = parted.mean(tuple(range(2, 2 * axes + 1, 2)))
+    else:
+        for axis, m in enumerate(positions, 1):
+            bounds = [(i * m // size, -(-(i + 1) * m // size)) for i in range(size)]
+            x = jnp.stack([lax.slice_in_dim(x, *bin, axis=axis).mean(axis) for bin in bounds], axis)
     return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], x.shape[-1] * size**axes)
 
 
@@ -132,8 +137,8 @@ def synthesise(
     second: Affine,
     elements: Float[Array, "kh kw e"] | None = None,
     bias: Float[Array, " o"] | None = None,
-) -> tuple[Float[Array, "n kh kw i o"], Float[Array, "n o"]]:
-    """The kernel and bias of each image that do what the layer does in evaluation.
+) -> Float[Array, "n r o"]:
+    """The kernel and bias of each image that do what the layer does in evaluation, for :func:`per_sample.affine`.
 
     ``W(x) = W0 diag(lambda) + sum_e R_e (Q diag(g1_e)) (diag(g2) Phi_e + I)^T P`` in the orientation of HWIO, with
     ``R_e`` the e-th factor over the elements of the kernel; bias ``lambda bias + sum_e P^T ((diag(g2) Phi_e + I) b1_e)
@@ -151,32 +156,42 @@ def synthesise(
         bias: of the static kernel.
 
     Returns:
-        Kernels ``(n, kh, kw, c / g, o)`` and biases ``(n, o)``.
+        ``(n, kh kw c / g + 1, o)``: the kernel, and its bias in the last row.
     """
     n, copies, blocks, size, _ = phi.shape
-    window, (inputs, features) = kernel.shape[:2], kernel.shape[2:]
-    block_inputs, block_features = q.shape[2], features // blocks
+    kh, kw, inputs, features = kernel.shape
+    window, block_inputs = (kh, kw), q.shape[2]
     groups = blocks * block_inputs // inputs
+    scale, shift = (a.reshape(1, copies, blocks, size) for a in first)
+    # The shift of N1 is that of one more channel in, which is 1 everywhere: what it becomes is the bias.
+    down = jnp.concatenate([q.reshape(block_inputs, 1, blocks, size) * scale, shift])
     fusion = phi * second.scale.reshape(1, 1, blocks, size, 1) + jnp.eye(size, dtype=phi.dtype).reshape(
         1, 1, 1, size, size
     )
-    down = q.reshape(block_inputs, 1, blocks, size) * first.scale.reshape(1, copies, blocks, size)
-    up = p.reshape(size, blocks, block_features)
-    # Through the smaller side first: that of the latent space which has fewer channels.
-    if block_inputs <= block_features:
-        half = jnp.einsum("cebj,nebij->necbi", down, fusion)
-        residual = jnp.einsum("necbi,ibo->necbo", half, up)
+    up, late = p.reshape(size, blocks, features // blocks), second.shift.reshape(blocks, size)
+    residual = jax.vmap(_through_latent, in_axes=(2, 2, 1, 0), out_axes=3)(down, fusion, up, late)
+    if window == (1, 1) and copies == 1 and elements is None and blocks == groups:
+        rows = residual.reshape(n, inputs + 1, features)
     else:
-        half = jnp.einsum("nebij,ibo->nebjo", fusion, up)
-        residual = jnp.einsum("cebj,nebjo->necbo", down, half)
-    residual = _in_groups(residual, groups)
-    if elements is None:
-        elements = jnp.zeros((*window, 1), kernel.dtype).at[window[0] // 2, window[1] // 2].set(1)
-    kernels = kernel[None] * gate[:, None, None, None] + jnp.einsum("abe,necf->nabcf", elements, residual)
-    shifts = jnp.einsum("nebij,ebj->nbi", fusion, first.shift.reshape(copies, blocks, size))
-    shifts = shifts + second.shift.reshape(1, blocks, size)
-    biases = jnp.einsum("nbi,ibo->nbo", shifts, up).reshape(n, features)
-    return kernels, biases if bias is None else biases + gate * bias.reshape(1, -1)
+        rows = _in_window(_in_groups(residual[:, :, :-1], groups), window, elements)
+        rows = jnp.concatenate([rows, residual[:, :, -1].sum(1).reshape(n, 1, features)], axis=1)
+    own = jnp.zeros(features, kernel.dtype) if bias is None else bias
+    static = jnp.concatenate([kernel.reshape(-1, features), own[None]])
+    return static[None] * gate[:, None] + rows
+
+
+def _through_latent(
+    down: Float[Array, "c e l"], fusion: Float[Array, "n e l l"], up: Float[Array, "l o"], late: Float[Array, " l"]
+) -> Float[Array, "n e c o"]:
+    """``sum_ij down[c, e, j] fusion[n, e, i, j] up[i, o]``, of the last c and one e plus ``sum_i late[i] up[i, o]``."""
+
+    def at_end(row: Float[Array, " k"]) -> Float[Array, "1 e c k"]:
+        return jnp.pad(row.reshape(1, 1, 1, -1), ((0, 0), (0, down.shape[1] - 1), (down.shape[0] - 1, 0), (0, 0)))
+
+    # Through the smaller side first: that of the latent space which has fewer channels.
+    if down.shape[0] - 1 <= up.shape[-1]:
+        return (jnp.einsum("cej,neij->neci", down, fusion) + at_end(late)) @ up
+    return jnp.einsum("cej,nejo->neco", down, fusion.swapaxes(-1, -2) @ up) + at_end(late @ up)
 
 
 def _in_groups(residual: Float[Array, "n e c b o"], groups: int) -> Float[Array, "n e i f"]:
@@ -187,6 +202,18 @@ def _in_groups(residual: Float[Array, "n e c b o"], groups: int) -> Float[Array,
     if per > 1:
         parts = jnp.einsum("necgpo,pr->nercgpo", parts, jnp.eye(per, dtype=residual.dtype))
     return parts.reshape(n, copies, per * inputs, blocks * features)
+
+
+def _in_window(
+    residual: Float[Array, "n e i f"], window: tuple[int, int], elements: Float[Array, "kh kw e"] | None
+) -> Float[Array, "n r f"]:
+    """What a residual adds to each element of the kernel."""
+    n, _, inputs, features = residual.shape
+    if elements is not None:
+        return jnp.einsum("abe,neif->nabif", elements, residual).reshape(n, -1, features)
+    before = window[0] // 2 * window[1] + window[1] // 2
+    after = math.prod(window) - 1 - before
+    return jnp.pad(residual[:, 0], ((0, 0), (before * inputs, after * inputs), (0, 0)))
 
 
 def multiply_adds(

@@ -6,6 +6,8 @@ They are batched matrix products over patches. Folding the images into the group
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 
 from shuffle_jax.ops.convolution import Pads, patches, resolve_padding
@@ -47,11 +49,58 @@ def convolution(
         )
     kh, kw = kernels.shape[1:3]
     columns = patches(x, (kh, kw), stride, resolve_padding(x.shape[1:3], (kh, kw), padding))
-    size = columns.shape[1:3]
+    return _product(columns, kernels.reshape(n, kh * kw, channels // groups, features), groups)
+
+
+def affine(
+    x: Images,
+    rows: Float[Array, "n r o"],
+    window: tuple[int, int],
+    stride: int = 1,
+    padding: Pads | None = None,
+    groups: int = 1,
+) -> Float[Array, "n oh ow o"]:
+    """A convolution with one kernel and one bias for each image: :func:`convolution`, plus the bias.
+
+    Where a window sees fewer values than there are features, it sees a 1 as well, and the bias is within the product.
+
+    Args:
+        x: ``(n, h, w, c)``.
+        rows: ``(n, kh kw c / g + 1, o)``, of the type of x: the kernels, and in the last row the biases.
+        window: (kh, kw).
+        stride: as of :func:`convolution`.
+        padding: as there.
+        groups: as there.
+
+    Returns:
+        ``(n, oh, ow, o)``.
+
+    Raises:
+        ValueError: as there.
+
+    >>> affine(jnp.ones((2, 1, 1, 1)), jnp.array([[3.0, 1.0], [4.0, 2.0]]).reshape(2, 2, 1), (1, 1)).ravel().tolist()
+    [4.0, 6.0]
+    """
+    n, channels, features = x.shape[0], x.shape[-1], rows.shape[-1]
+    size = math.prod(window) * channels // groups
+    if groups > 1 or size > features or rows.shape[:2] != (n, size + 1):
+        kernels = rows[:, :-1].reshape(n, *window, -1, features)
+        return convolution(x, kernels, stride, padding, groups) + rows[:, None, None, -1]
+    columns = patches(x, window, stride, resolve_padding(x.shape[1:3], window, padding))
+    columns = jnp.concatenate([columns, jnp.ones((*columns.shape[:-1], 1), x.dtype)], axis=-1)
+    return _product(columns, rows[:, None], 1)
+
+
+def _product(
+    columns: Float[Array, "n oh ow f"], kernels: Float[Array, "n t i o"], groups: int
+) -> Float[Array, "n oh ow o"]:
+    """What a window sees, by the elements of the kernel and then by channel, times the kernel of the image."""
+    n, *size, seen = columns.shape
+    taps, inputs, features = kernels.shape[1:]
     if groups == 1:
-        y = columns.reshape(n, -1, kh * kw * channels) @ kernels.reshape(n, -1, features)
+        y = columns.reshape(n, -1, seen) @ kernels.reshape(n, seen, features)
     else:
-        parts = columns.reshape(n, -1, kh * kw, groups, channels // groups)
-        split = kernels.reshape(n, kh * kw, channels // groups, groups, features // groups)
+        parts = columns.reshape(n, -1, taps, groups, inputs)
+        split = kernels.reshape(n, taps, inputs, groups, features // groups)
         y = jnp.einsum("npagc,nacgo->npgo", parts, split)
     return y.reshape(n, *size, features)

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from shuffle_jax.data import Batch, Dataset, Preprocessing, ResidentBatches, load, normalize
 from shuffle_jax.deploy.freeze import Frozen, freeze
 from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
-from shuffle_jax.models import build
+from shuffle_jax.models import build, init_options
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.sharding import data_mesh, replicated
 from shuffle_jax.train.checkpoint import Checkpoints
@@ -88,7 +88,8 @@ class Experiment:
 
     def init(self) -> TrainState:
         """The state before the first step, on all devices."""
-        return jax.jit(self._init, out_shardings=replicated(self.mesh))()
+        options = init_options(self.config.network)
+        return jax.jit(self._init, out_shardings=replicated(self.mesh), compiler_options=options)()
 
     def state_shapes(self) -> TrainState:
         """Types, shapes and shardings of the state, without computing one."""
@@ -111,6 +112,7 @@ class Experiment:
             accumulate=self.config.accumulate,
             average_decay=self.config.average_decay,
             progress=in_float(lambda step: (step + 1) / self.steps),
+            steps_per_epoch=self.batches.steps_per_epoch,
         )
 
     def harden(self, variables: dict[str, PyTree]) -> Hardened:

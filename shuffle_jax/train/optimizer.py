@@ -20,7 +20,7 @@ class OptimizerConfig:
     """The optimiser and its learning rate over time."""
 
     kind: Literal["sgd", "adamw"] = "sgd"
-    """"sgd" with Nesterov momentum, or "adamw"."""
+    """"sgd" with momentum, or "adamw"."""
 
     learning_rate: float = 0.1
     """The peak, reached after the warm-up."""
@@ -39,6 +39,10 @@ class OptimizerConfig:
 
     momentum: float = 0.9
     """Of SGD."""
+
+    nesterov: bool = True
+    """Whether SGD looks ahead along its momentum, as Nesterov's does. The code released with dynamic convolution
+    decomposition does not."""
 
     clip_norm: float = 0.0
     """Largest norm of the gradient, relaxed permutations apart; 0 for no limit."""
@@ -108,7 +112,7 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
         case "sgd":
             descent = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decays),
-                optax.sgd(schedule, config.momentum, nesterov=True),
+                optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
             )
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)

@@ -32,6 +32,7 @@ from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, Dyna
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
 
 ADDED: dict[str, dict[str, Any]] = {
+    "AugmentConfig": {"mixup_epochs": 0.0, "resized_crop": 0.0},
     "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None},
     "NetworkConfig": {
         "pointwise": "plain",
@@ -42,6 +43,7 @@ ADDED: dict[str, dict[str, Any]] = {
         "dcd": to_json(DecompositionConfig()),
         "attention": to_json(AttentionConfig()),
     },
+    "OptimizerConfig": {"nesterov": True},
 }
 """Fields that earlier versions did not write, by type, with the value that says what those versions did."""
 

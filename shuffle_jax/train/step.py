@@ -38,6 +38,7 @@ def make_train_step(
     accumulate: int = 1,
     average_decay: float = 0.0,
     progress: optax.Schedule = lambda step: 1.0,
+    steps_per_epoch: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The training step: ``loss = cross entropy + penalty_weight(step) * sum of penalties``.
 
@@ -57,11 +58,15 @@ def make_train_step(
             are those of a part.
         average_decay: of the moving average of the parameters, where the state has one.
         progress: the share of the training that is done after each step, for layers that change over the training.
+        steps_per_epoch: turns steps into epochs, for augmentation that changes over them.
 
     Returns:
         ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss`` (cross entropy alone),
         ``accuracy`` (on augmented images; against the heavier class under mixup), ``penalty`` (weighted) and
         ``gradient_norm``.
+
+    Raises:
+        ValueError: mixup rises over epochs, and there are no ``steps_per_epoch``; when the step is traced.
     """
 
     def loss_function(
@@ -87,8 +92,9 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         targets = jax.nn.one_hot(batch.labels, classes)
+        epoch = None if steps_per_epoch is None else jnp.asarray(state.step, jnp.float32) / steps_per_epoch
         images, targets = augment(
-            jax.random.fold_in(state.key, state.step), batch.images, targets, augmentation, *pixels
+            jax.random.fold_in(state.key, state.step), batch.images, targets, augmentation, *pixels, epoch
         )
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
         weight = jnp.asarray(penalty_weight(state.step), jnp.float32)

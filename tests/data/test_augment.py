@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from shuffle_jax.data import AugmentConfig, augment, cutout, mixup, normalize, random_crop, random_flip
+from shuffle_jax.data import (
+    AugmentConfig,
+    augment,
+    cutout,
+    mixup,
+    normalize,
+    random_crop,
+    random_flip,
+    random_resized_crop,
+)
+from shuffle_jax.data.augment import mixup_alpha
 from shuffle_jax.sharding import batch_sharding, data_mesh
 
 ALL = AugmentConfig(crop_padding=2, flip=True, cutout=3, mixup=0.4)
@@ -160,6 +170,49 @@ def test_mixup_rejects_alpha(alpha):
         mixup(jax.random.key(0), jnp.zeros((2, 1, 1, 1)), jnp.eye(2), alpha)
 
 
+def test_an_alpha_of_zero_that_is_traced_mixes_nothing():
+    images, targets = jnp.asarray(random_images(4, 3, 2, 2)) / 7, jnp.asarray(one_hot(4, 3))
+    mixed, soft = jax.jit(mixup)(jax.random.key(0), images, targets, jnp.float32(0))
+    np.testing.assert_array_equal(mixed, images)
+    np.testing.assert_array_equal(soft, targets)
+
+
+def test_a_traced_alpha_draws_what_the_number_draws():
+    images, targets = jnp.zeros((2, 1, 1, 1)), jnp.eye(2)
+    keys = jax.random.split(jax.random.key(0), 200)
+    traced = jax.jit(jax.vmap(lambda key, alpha: mixup(key, images, targets, alpha)[1][0, 0], in_axes=(0, None)))
+    static = jax.jit(jax.vmap(lambda key: mixup(key, images, targets, 0.3)[1][0, 0]))
+    np.testing.assert_allclose(traced(keys, jnp.float32(0.3)), static(keys), rtol=1e-5, atol=1e-6)
+    for alpha in (1e-3, 1e-7, 1e-30):  # as early in a ramp
+        weights = np.asarray(traced(keys, jnp.float32(alpha)))
+        assert np.isin(weights.round(3), (0, 1)).mean() > 0.95
+        assert 0.3 < weights.mean() < 0.7
+
+
+def test_alpha_rises_linearly_with_the_epoch():
+    config = AugmentConfig(mixup=0.2, mixup_epochs=100)
+    found = [float(mixup_alpha(config, epoch)) for epoch in (0.0, 0.5, 50.0, 100.0, 299.9)]
+    np.testing.assert_allclose(found, [0, 0.001, 0.1, 0.2, 0.2], rtol=1e-6)
+    assert mixup_alpha(AugmentConfig(mixup=0.2), 3.0) == mixup_alpha(AugmentConfig(mixup=0.2), None) == 0.2
+
+
+def test_a_ramp_needs_the_epoch():
+    images, targets = jnp.zeros((2, 1, 1, 2), jnp.uint8), jnp.eye(2)
+    with pytest.raises(ValueError, match="mixup rises over 5 epochs and needs the epoch: give it, or set mixup_epochs"):
+        augment(jax.random.key(0), images, targets, AugmentConfig(mixup=0.2, mixup_epochs=5), MEAN, STD)
+
+
+@pytest.mark.parametrize(("epoch", "alpha"), [(0, None), (1, 0.2), (2, 0.4), (7, 0.4)])
+def test_an_epoch_of_a_ramp_is_a_step_with_its_alpha(epoch, alpha):
+    images, targets, key = jnp.asarray(random_images(6, 4, 4, 2)), jnp.asarray(one_hot(6, 3)), jax.random.key(5)
+    ramp = AugmentConfig(flip=True, mixup=0.4, mixup_epochs=2)
+    at_once = AugmentConfig(flip=True, mixup=alpha or 0)
+    expected, soft = augment(key, images, targets, at_once, MEAN, STD)
+    result, result_targets = jax.jit(lambda e: augment(key, images, targets, ramp, MEAN, STD, e))(jnp.float32(epoch))
+    np.testing.assert_allclose(result, expected, atol=1e-5)
+    np.testing.assert_allclose(result_targets, soft, atol=1e-6)
+
+
 # Normalisation and the whole
 
 
@@ -192,6 +245,16 @@ def test_augment_applies_in_the_stated_order():
     result, result_targets = augment(key, images, targets, ALL, MEAN, STD)
     np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(result_targets, soft)
+
+
+def test_a_resized_crop_comes_first_and_is_not_rounded():
+    images, targets, key = jnp.asarray(random_images(4, 7, 5, 2)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
+    crop_key, flip_key, _, _ = jax.random.split(key, 4)
+    levels = random_resized_crop(crop_key, images, 0.3)
+    assert not np.array_equal(levels, levels.round())
+    expected = normalize(random_flip(flip_key, levels), MEAN, STD)
+    result, _ = augment(key, images, targets, AugmentConfig(resized_crop=0.3, flip=True), MEAN, STD)
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_augment_without_augmentation_normalises():
@@ -244,18 +307,26 @@ def test_two_devices_equal_one_and_only_mixup_communicates():
     split = jax.device_put((images, targets), batch_sharding(data_mesh(jax.devices()[:2])))
     for config, moved in (
         (AugmentConfig(crop_padding=2, flip=True, cutout=3), set()),
+        (AugmentConfig(resized_crop=0.1, flip=True, cutout=3), set()),
         (ALL, {("f32[1,6,5,2]", "collective-permute"), ("f32[1,3]", "collective-permute")}),
     ):
         function = jax.jit(partial(augment, config=config, mean=MEAN, std=STD))
         one, one_targets = function(key, jnp.asarray(images), jnp.asarray(targets))
         two, two_targets = function(key, *split)
         assert two.sharding.is_equivalent_to(split[0].sharding, ndim=4)
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(one_targets, two_targets, rtol=1e-6)
         assert set(collectives(function, key, *split)) == moved
 
 
-@pytest.mark.parametrize("name", ["crop_padding", "cutout", "mixup"])
+@pytest.mark.parametrize("name", ["crop_padding", "cutout", "mixup", "mixup_epochs", "resized_crop"])
 def test_config_rejects_negative_values(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
         AugmentConfig(**{name: -1})
+
+
+def test_config_rejects_crops_of_more_than_the_image_and_two_crops():
+    with pytest.raises(ValueError, match="resized_crop is a share of the area, at most 1, got 8"):
+        AugmentConfig(resized_crop=8)
+    with pytest.raises(ValueError, match=r"resized_crop 0.08 and crop_padding 4 are two crops: set one to 0"):
+        AugmentConfig(resized_crop=0.08, crop_padding=4)

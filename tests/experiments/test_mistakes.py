@@ -100,7 +100,8 @@ def content(path):
         (
             "train",
             "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, folder, "
-            "folder-dynamic, folder-mobilenet, folder-resnet",
+            "folder-dynamic, folder-mobilenet, folder-resnet, cifar10-mobilenet, cifar10-resnet, "
+            "tiny-imagenet-mobilenet, tiny-imagenet-resnet, imagenet-mobilenet, imagenet-resnet",
         ),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
@@ -111,7 +112,14 @@ def content(path):
         ("train digits --epochs", "Missing value for argument '--epochs'"),
         ("train digits 7", "no option takes '7'"),
         ("train folder", "--data.root PATH"),
+        ("train cifar10-mobilenet", "--data.root PATH"),
+        ("train cifar10-resnet", "--data.root PATH"),
+        ("train tiny-imagenet-mobilenet", "--data.root PATH"),
+        ("train tiny-imagenet-resnet", "--data.root PATH"),
+        ("train imagenet-mobilenet", "--data.root PATH"),
+        ("train imagenet-resnet", "--data.root PATH"),
         ("train folder --data.root x --data.holdout 2", "holdout must be between 0 and 1"),
+        ("train folder --data.root x --augment.resized-crop 0.3", "crop_padding 4 are two crops: set one to 0"),
         ("train folder --data.root x --data.broken keep", "--data.broken has no choice 'keep'; near: "),
         ("evaluate", "Missing from python -m experiments.evaluate: PATH"),
         ("evaluate x --checkpiont best", "there is no option --checkpiont; near: --checkpoint, "),

@@ -97,13 +97,13 @@ def added(x, parts, stride, pads, groups, blocks):
 
 
 def synthesised(x, parts, stride, pads, groups, blocks):
-    kernels, biases = dynamic_conv.synthesise(**parts)
-    return per_sample.convolution(x, kernels, stride, pads, groups) + biases[:, None, None]
+    return per_sample.affine(x, dynamic_conv.synthesise(**parts), parts["kernel"].shape[:2], stride, pads, groups)
 
 
 LAYERS = {  # g, B, E, window, c, o, stride
     "plain": (1, 1, 0, (3, 3), 8, 12, 2),
     "pointwise, fewer out": (1, 1, 0, (1, 1), 12, 8, 1),
+    "pointwise, more out": (1, 1, 0, (1, 1), 8, 12, 2),
     "grouped": (2, 2, 0, (3, 3), 8, 12, 2),
     "blocks": (1, 4, 0, (3, 3), 8, 12, 1),
     "blocks in groups": (2, 4, 0, (3, 3), 8, 12, 1),

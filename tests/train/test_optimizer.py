@@ -82,16 +82,18 @@ def test_without_gradient_only_kernels_move_and_by_the_decay(kind):
     np.testing.assert_allclose(after, before, atol=1e-6)
 
 
-def test_nesterov_momentum_by_hand():
-    optimizer = make_optimizer(OptimizerConfig(momentum=0.9, weight_decay=0.0), optax.constant_schedule(1.0))
+@pytest.mark.parametrize(("nesterov", "expected"), [(True, [-1.9, -2.71]), (False, [-1.0, -1.9])])
+def test_momentum_by_hand(nesterov, expected):
+    config = OptimizerConfig(momentum=0.9, nesterov=nesterov, weight_decay=0.0)
+    optimizer = make_optimizer(config, optax.constant_schedule(1.0))
     params, gradient = {"bias": jnp.zeros(1)}, {"bias": jnp.ones(1)}
     state = optimizer.init(params)
     moves = []
     for _ in range(2):
         update, state = optimizer.update(gradient, state, params)
         moves.append(float(update["bias"][0]))
-    # velocity v <- 0.9 v + 1 (1, then 1.9); Nesterov moves by 0.9 v + 1
-    np.testing.assert_allclose(moves, [-1.9, -2.71], rtol=1e-6)
+    # velocity v <- 0.9 v + 1 (1, then 1.9); Nesterov moves by 0.9 v + 1, plain momentum by v
+    np.testing.assert_allclose(moves, expected, rtol=1e-6)
 
 
 def test_relaxed_permutations_move_at_their_own_rate():

@@ -25,6 +25,7 @@ from shuffle_jax.nn import CondConv, Conv, Dense, DepthwiseConv, DYConv, Dynamic
 from shuffle_jax.nn.dynamic_conv import Coefficients
 from shuffle_jax.nn.factors import PROGRESS
 from shuffle_jax.ops import convolution, dynamic_conv, normalization, per_sample
+from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.convolution import Pads
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images, PyTree
@@ -153,6 +154,7 @@ def _apply_decomposition(layer: DynamicConv, params: PyTree, x: Images) -> Image
     copies, blocks = len(q["bias"]) // latent, latent // size
     inputs, hidden = generator["squeeze"]["kernel"].shape
 
+    x = computed_once(x)
     head = Coefficients(hidden, features, (copies, blocks, size, size), layer.head_init)
     seen = dynamic_conv.adaptive_mean(at_least_float32(x), math.isqrt(inputs // x.shape[-1]))
     gate, phi = _called(head, {"params": generator}, seen)
@@ -175,11 +177,12 @@ def _synthesised(
     latent = q["kernel"].shape[-1]
     first = normalization.Affine(q.get("scale", jnp.ones_like(q["bias"])), q["bias"])
     second = normalization.Affine(jnp.ones(latent), jnp.zeros(latent))
-    kernels, biases = dynamic_conv.synthesise(
+    window = static["kernel"].shape[:2]
+    rows = dynamic_conv.synthesise(
         static["kernel"], gate, phi, q["kernel"], p["kernel"], first, second, params.get("r"), static.get("bias")
     )
-    y = per_sample.convolution(x, kernels.astype(x.dtype), layer.stride, pads, layer.groups)
-    return y + (biases + p["bias"].reshape(1, -1)).astype(x.dtype)[:, None, None]
+    rows = rows + jnp.pad(p["bias"].reshape(1, 1, -1), ((0, 0), (rows.shape[1] - 1, 0), (0, 0)))
+    return per_sample.affine(x, rows.astype(x.dtype), window, layer.stride, pads, layer.groups)
 
 
 def _added(

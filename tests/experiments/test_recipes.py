@@ -1,0 +1,170 @@
+"""The recipes of the presets, as numbers: rates, steps, mixup, and the networks they are for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import flax.linen as fnn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import train
+from experiments.presets import PRESETS, imagenet_mobilenet, imagenet_resnet
+from shuffle_jax.data import DigitsConfig, FolderConfig, Preprocessing
+from shuffle_jax.data.augment import mixup_alpha
+from shuffle_jax.models import build
+from shuffle_jax.train import experiment
+from shuffle_jax.train.optimizer import learning_rate
+from shuffle_jax.train.run import Run
+
+IMAGENET = 1_281_167
+"""Training images."""
+
+
+def schedule(config, images=IMAGENET):
+    """Steps of an epoch and of the training, and the rate of each step."""
+    per_epoch = images // config.batch_size
+    steps = config.epochs * per_epoch
+    return per_epoch, steps, learning_rate(config.optimizer, steps, per_epoch)
+
+
+def test_the_rate_of_the_released_resnet_falls_at_30_60_and_90_epochs():
+    per_epoch, steps, rate = schedule(imagenet_resnet())
+    assert (per_epoch, steps) == (5004, 600_480)
+    found = {epoch: float(rate(epoch * per_epoch)) for epoch in (0, 29, 30, 31, 59, 60, 61, 89, 90, 91, 119)}
+    expected = {0: 0.1, 29: 0.1, 30: 0.01, 31: 0.01, 59: 0.01, 60: 1e-3, 61: 1e-3, 89: 1e-3, 90: 1e-4, 91: 1e-4}
+    assert found == pytest.approx(expected | {119: 1e-4}, rel=1e-6)
+    before = [float(rate(epoch * per_epoch - 1)) for epoch in (30, 60, 90)]  # the last step of the epoch before
+    np.testing.assert_allclose(before, [0.1, 0.01, 1e-3], rtol=1e-6)
+    assert float(rate(steps - 1)) == pytest.approx(1e-4, rel=1e-6)
+
+
+def test_the_rate_of_the_released_mobilenet_is_a_cosine_of_the_step():
+    per_epoch, steps, rate = schedule(imagenet_mobilenet())
+    assert (per_epoch, steps) == (2502, 750_600)
+    assert float(rate(0)) == pytest.approx(0.1, rel=1e-7)
+    for step in (1, per_epoch // 2, 77 * per_epoch + 1, steps // 2, 250 * per_epoch):
+        assert float(rate(step)) == pytest.approx(0.05 * (1 + math.cos(math.pi * step / steps)), rel=1e-5), step
+    assert float(rate(steps // 2)) == pytest.approx(0.05, rel=1e-6)
+    assert float(rate(150 * per_epoch + 9)) < float(rate(150 * per_epoch + 1))  # also within an epoch
+    assert 0 <= float(rate(steps - 1)) < 1e-10
+
+
+@pytest.mark.parametrize("preset", [imagenet_mobilenet, imagenet_resnet])
+def test_what_both_released_recipes_have_in_common(preset):
+    config = preset()
+    optimizer = config.optimizer
+    assert (optimizer.kind, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.9, False)
+    assert (optimizer.clip_norm, config.accumulate, config.average_decay) == (0, 1, 0)
+    assert config.label_smoothing == 0.1 and config.augment.flip and config.augment.resized_crop == 0.08
+    assert not config.augment.cutout
+    alphas = [float(mixup_alpha(config.augment, epoch)) for epoch in (0.0, 1.0, 50.0, 99.0, 100.0, 119.0)]
+    np.testing.assert_allclose(alphas, [0, 0.002, 0.1, 0.198, 0.2, 0.2], rtol=1e-6)
+    assert config.data.image_size == 224
+
+
+def test_what_the_released_recipes_differ_in():
+    mobilenet, resnet = imagenet_mobilenet(), imagenet_resnet()
+    assert (mobilenet.optimizer.weight_decay, resnet.optimizer.weight_decay) == (2e-5, 1e-4)
+    assert (mobilenet.network.dropout, resnet.network.dropout) == (0.2, 0.1)
+
+
+def parameters(config, classes):
+    """How many parameters the network of a preset has, counted without computing one."""
+    size = config.data.image_size
+    network = build(config.network, classes)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def override(name, *words):
+    return train.parse([name, "--data.root", "nowhere", *words]).config
+
+
+@pytest.mark.parametrize(
+    ("name", "pointwise", "count"),
+    [
+        ("imagenet-mobilenet", "dcd", 5_720_028),
+        ("imagenet-mobilenet", "plain", 3_504_872),
+        ("imagenet-resnet", "dcd", 29_835_056),
+        ("imagenet-resnet", "plain", 25_557_032),
+    ],
+)
+def test_the_networks_of_the_released_recipes_have_the_published_sizes(name, pointwise, count):
+    words = () if pointwise == "dcd" else ("--network.pointwise", "plain", "--network.head", "plain")
+    assert parameters(override(name, *words), 1000) == count
+
+
+@pytest.mark.parametrize("name", ["cifar10-mobilenet", "cifar10-resnet"])
+def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
+    sizes = [parameters(override(name), 10)]
+    for pointwise, head in (("dcd", "dcd"), ("condconv", "plain"), ("dyconv", "plain")):
+        config = override(name, "--network.pointwise", pointwise, "--network.head", head)
+        assert (config.network.pointwise, config.network.head) == (pointwise, head)
+        sizes.append(parameters(config, 10))
+    static, dcd, condconv, dyconv = sizes
+    assert static < dcd < dyconv < condconv  # 4 and 8 kernels in place of one
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "size", "steps"),
+    [
+        ("cifar10-mobilenet", 50_000, 32, 39_000),
+        ("cifar10-resnet", 50_000, 32, 39_000),
+        ("tiny-imagenet-mobilenet", 100_000, 64, 39_000),
+        ("tiny-imagenet-resnet", 100_000, 64, 39_000),
+        ("imagenet-mobilenet", IMAGENET, 224, 750_600),
+        ("imagenet-resnet", IMAGENET, 224, 600_480),
+    ],
+)
+def test_the_steps_that_a_preset_states_are_those_it_takes(name, images, size, steps):
+    config = override(name)
+    assert schedule(config, images)[1] == steps
+    assert f"{steps:,} steps of {config.batch_size} images" in PRESETS[name].__doc__
+    assert isinstance(config.data, FolderConfig) and config.data.image_size == size
+    assert f"at {size} x {size}." in PRESETS[name].__doc__.partition("\n")[0]
+
+
+def test_a_released_recipe_trains_with_its_ramp_and_its_crops(tmp_path, monkeypatch):
+    class Linear(fnn.Module):
+        @fnn.compact
+        def __call__(self, x, train=False):
+            return fnn.Dense(2)(x.mean((1, 2)))
+
+    root = tmp_path / "pictures"
+    for split, number in (("train", 24), ("val", 4)):
+        for level, label in ((40, "dark"), (200, "bright")):
+            (root / split / label).mkdir(parents=True)
+            for i in range(number):
+                pixels = np.random.default_rng(i).integers(level, level + 40, (9, 9, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / label / f"{i}.png")
+    monkeypatch.setattr(experiment, "build", lambda config, classes: Linear())
+    few = "--data.image-size 8 --epochs 8 --batch-size 16 --augment.mixup-epochs 2 --devices 1 --evaluate-every 4"
+    path = tmp_path / "run"
+    train.run(["imagenet-resnet", "--data.root", str(root), "--run", str(path), *few.split()])
+    records = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    (result,) = [record for record in records if record["kind"] == "result"]
+    assert result["top1"] == 1.0
+    rates = [record["learning_rate"] for record in records if record["kind"] == "train"]
+    np.testing.assert_allclose(rates, [0.01, 1e-4], rtol=1e-6)  # of the last step of epochs 4 and 8, of 8
+
+
+def test_a_run_of_before_the_recipes_reads_as_it_was_meant(tmp_path):
+    config = dataclasses.replace(PRESETS["digits-resnet"](), data=DigitsConfig())
+    run = Run(tmp_path / "run")
+    run.start(config, ["a"], Preprocessing(8, 1, (0.3,), (0.4,)))
+    file = run.path / "config.json"
+    about = json.loads(file.read_text())
+    for part, name in (("augment", "mixup_epochs"), ("augment", "resized_crop"), ("optimizer", "nesterov")):
+        del about["config"][part][name]
+    file.write_text(json.dumps(about))
+    assert run.config() == config and run.config().optimizer.nesterov
+    run.check(config)
+    other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, nesterov=False))
+    with pytest.raises(ValueError, match=r"\(optimizer.nesterov: True -> False\)"):
+        run.check(other)
