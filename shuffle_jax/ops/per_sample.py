@@ -76,14 +76,19 @@ def affine(
         ``(n, oh, ow, o)``.
 
     Raises:
-        ValueError: as there.
+        ValueError: as there, or the rows do not fit.
 
     >>> affine(jnp.ones((2, 1, 1, 1)), jnp.array([[3.0, 1.0], [4.0, 2.0]]).reshape(2, 2, 1), (1, 1)).ravel().tolist()
     [4.0, 6.0]
     """
     n, channels, features = x.shape[0], x.shape[-1], rows.shape[-1]
     size = math.prod(window) * channels // groups
-    if groups > 1 or size > features or rows.shape[:2] != (n, size + 1):
+    if rows.shape[:2] != (n, size + 1):
+        raise ValueError(
+            f"kernels and biases for {n} images of {channels} channels in {groups} groups, seen by {window}, have the "
+            f"shape ({n}, {size + 1}, o), not {rows.shape}"
+        )
+    if groups > 1 or size > features:
         kernels = rows[:, :-1].reshape(n, *window, -1, features)
         return convolution(x, kernels, stride, padding, groups) + rows[:, None, None, -1]
     columns = patches(x, window, stride, resolve_padding(x.shape[1:3], window, padding))

@@ -150,8 +150,9 @@ def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -
 
 
 def decays(params: PyTree) -> PyTree:
-    """Which leaves feel weight decay: those with two axes or more that are not relaxed permutations."""
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key != RELAXED, params)
+    """Which leaves feel weight decay: those with two axes or more that are no relaxed permutations and no biases."""
+    spared = (RELAXED, "biases")
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in spared, params)
 
 
 def is_relaxed(params: PyTree) -> PyTree:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from shuffle_jax.analysis.count import count, count_layers, share
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense, Sizes, sizes
+from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 
 FIGURES = np.load(Path(__file__).parents[1] / "fixtures" / "dcd_blocks.npz")
 BLOCKS = {
@@ -204,6 +206,25 @@ def test_one_image_of_any_size_is_trained_and_evaluated(size):
     gradients, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     y = evaluated(layer, {**variables, **updates}, x)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, updates, y)))
+
+
+@pytest.mark.parametrize("form", ["features", "kernels", "training"])
+def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(form):
+    train = form == "training"
+    layer = DynamicConv(6, kernel_size=3, groups=2, latent=4, kind="basic", form="auto" if train else form)
+    x = jnp.asarray(rng.standard_normal((4, 6, 6, 8)), jnp.float32)
+    mesh = data_mesh(jax.devices()[:2])
+    split, whole = batch_sharding(mesh), replicated(mesh)
+    variables = jax.device_put(start(layer, x), whole)
+
+    def loss(variables, x):
+        y = layer.apply(variables, x, train=True, mutable=["batch_stats"])[0] if train else layer.apply(variables, x)
+        return jnp.square(y).mean()
+
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=(whole, split))
+    text = gradient.lower(variables, jax.device_put(x, split)).compile().as_text()
+    assert "num_partitions=2" in text and "all-reduce" in text
+    assert re.findall("all-gather|all-to-all|collective-permute", text) == []
 
 
 def test_half_precision_stays_half_precision_with_parameters_in_float32():

@@ -106,6 +106,36 @@ def test_half_precision_stays_half_and_is_rounded_once(name):
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_with_a_bias_for_each_image_it_is_the_convolution_plus_the_bias_in_value_and_gradient(name):
+    x_shape, kernel_shape, options = shapes_of(CASES[name])
+    n, kh, kw, inputs, features = kernel_shape
+    with jax.enable_x64(True):
+        x, kernels, biases = draw(7, x_shape, kernel_shape, (n, features))
+
+        def rows(x, kernels, biases):
+            joined = jnp.concatenate([kernels.reshape(n, -1, features), biases[:, None]], axis=1)
+            return per_sample.affine(x, joined, (kh, kw), **options)
+
+        def apart(x, kernels, biases):
+            return loop(x, kernels, **options) + biases[:, None, None]
+
+        results = []
+        for form in (rows, apart):
+            y, pull_back = jax.vjp(form, *map(jnp.asarray, (x, kernels, biases)))
+            results.append((y, *pull_back(jnp.asarray(draw(8, y.shape)[0]))))
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_rows_that_are_no_kernel_with_a_bias_are_refused():
+    x = jnp.ones((2, 3, 3, 4))
+    with pytest.raises(ValueError, match="have the shape"):
+        per_sample.affine(x, jnp.ones((2, 4, 8)), (1, 1))
+    with pytest.raises(ValueError, match="have the shape"):
+        per_sample.affine(x, jnp.ones((3, 5, 8)), (1, 1))
+
+
 COLLECTIVES = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
 

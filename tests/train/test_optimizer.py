@@ -23,6 +23,7 @@ PARAMS = {
         "conv": {"kernel": jnp.ones((1, 1, 4, 4))},
         "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
         "mixer": {"relaxed_permutation": relaxation.random_bistochastic(jax.random.key(0), 4)},
+        "sum": {"kernels": jnp.ones((2, 1, 1, 4, 4)), "biases": jnp.ones((2, 4))},
     },
     "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
 }
@@ -58,7 +59,7 @@ def test_no_warmup_starts_at_the_peak_and_a_long_one_is_refused():
 
 def test_which_leaves_decay_and_which_are_relaxed():
     names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(decays(PARAMS))}
-    assert {name for name, on in names.items() if on} == {"unit/conv/kernel", "head/kernel"}
+    assert {name for name, on in names.items() if on} == {"unit/conv/kernel", "unit/sum/kernels", "head/kernel"}
     names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(is_relaxed(PARAMS))}
     assert {name for name, on in names.items() if on} == {"unit/mixer/relaxed_permutation"}
 
