@@ -29,7 +29,7 @@ train: $(RUNTIME) ## train on the embedded digits: make train ARGS="--optimizer.
 
 # Two processes, each with the files it needs: most of a test is tracing, which one process does on one core.
 test: $(DEV) ## run the tests and doctests: make test ARGS="-k penalty"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV) ## check style, formatting, types and import contracts
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.benchmark_cases import CLASSES, Cases, Workload, advancing, normal, random_batch, train_step
-from shuffle_jax.models import NetworkConfig, build, init_options
+from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import HeadKind, PointwiseKind
 from shuffle_jax.nn import CondConv, Conv, DYConv, DynamicConv
 from shuffle_jax.nn.dynamic_conv import Kind
@@ -121,10 +121,8 @@ def _made(work: Workload, config: NetworkConfig) -> list[tuple[str, tuple[nn.Mod
     images = jnp.zeros((1, work.image_size, work.image_size, 3))
     made = []
     for label, (pointwise, head) in KINDS.items():
-        own = replace(config, pointwise=pointwise, head=head, dtype=work.dtype)
-        network = build(own, CLASSES)
-        init = jax.jit(network.init, compiler_options=init_options(own))
-        made.append((label, (network, dict(init(jax.random.key(0), images)))))
+        network = build(replace(config, pointwise=pointwise, head=head, dtype=work.dtype), CLASSES)
+        made.append((label, (network, dict(jax.jit(network.init)(jax.random.key(0), images)))))
     return made
 
 

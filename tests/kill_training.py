@@ -42,6 +42,9 @@ SIGNALS = {
     "MIX": (signal.SIGKILL, signal.SIGTERM, signal.SIGINT),
 }
 
+COMMAND = [sys.executable, "-m", "experiments.train"]
+"""What a person starts."""
+
 PATIENCE = 300.0
 """Seconds within which a process must do what is expected of it."""
 
@@ -196,7 +199,7 @@ def _process(
         "PYTHONUNBUFFERED": "1",
     }
     resume = ["--resume"] if (run / "config.json").exists() else []
-    command = [sys.executable, "-m", "experiments.train", *arguments, "--run", str(run), *resume]
+    command = [*COMMAND, *arguments, "--run", str(run), *resume]
     log = run.with_name(f"{run.name}.log")
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -212,7 +215,7 @@ def _strike(process: subprocess.Popen[bytes], run: Path, log: Path, longest: flo
     """Waits for the moment and sends the signal; False if the process ended before."""
     began = time.monotonic()
     end = began + (longest if moment.checkpoint else longest * moment.part)
-    seen: set[str] = set()
+    left, seen = set(_names(run / "checkpoints")), set[str]()  # a killed process leaves its unfinished checkpoint
     trains = False
     while time.monotonic() < end:
         if process.poll() is not None:
@@ -220,7 +223,7 @@ def _strike(process: subprocess.Popen[bytes], run: Path, log: Path, longest: flo
         if not trains and PROGRESS in log.read_bytes():
             trains, life.start = True, time.monotonic() - began
         if moment.checkpoint:
-            seen |= {name for name in _names(run / "checkpoints") if not name.isdigit()}
+            seen |= {name for name in _names(run / "checkpoints") if not name.isdigit()} - left
             if len(seen) >= moment.checkpoint:
                 time.sleep(moment.delay)
                 break

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from shuffle_jax.models import mobilenet_v2, resnet
@@ -67,19 +66,6 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
             return ResNet(
                 classes, config.depth, config.width, config.stem, conv, pointwise, head, config.dropout, dtype
             )
-
-
-def init_options(config: NetworkConfig) -> dict[str, bool | int | str] | None:
-    """Options with which ``jax.jit(network.init, compiler_options=...)`` compiles quickly on CPU.
-
-    What runs once need not run fast. At its own level the CPU compiler spends 38 s on drawing the parameters of a
-    MobileNetV2 0.35x and 80 s with dynamic convolutions, at this one 4 s and 28 s (two cores, JAX 0.12). Some of what is
-    drawn differs in its last bits. A ShuffleNet takes half of the time only: there the level stays as it is, so that
-    earlier runs can be repeated bit for bit.
-    """
-    if jax.default_backend() != "cpu" or config.family in SHUFFLENETS:
-        return None
-    return {"xla_backend_optimization_level": 2}
 
 
 def _check(config: NetworkConfig) -> None:

@@ -110,6 +110,10 @@ class DynamicConv(nn.Module):
     Training adds features, for N1 and N2 need their statistics; their running variances average the unbiased variances
     of the batches. Evaluation does the same, or makes a kernel for each image: the same function and gradient.
 
+    Phi q is a product of two things that grow with the image, and N2 is what keeps it small. So a deep network can
+    overflow in evaluation as long as its running statistics are far from those of the data: at the start, and without a
+    warm-up of the learning rate for some steps after it.
+
     It takes the place of :class:`shuffle_jax.nn.PointwiseConv` (with the default kernel size) and of
     :class:`shuffle_jax.nn.Conv`. Memory for each image is that of the latent features, or of one kernel.
 

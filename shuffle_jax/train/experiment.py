@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from shuffle_jax.data import Batch, Dataset, Preprocessing, ResidentBatches, load, normalize
 from shuffle_jax.deploy.freeze import Frozen, freeze
 from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
-from shuffle_jax.models import build, init_options
+from shuffle_jax.models import build
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.sharding import data_mesh, replicated
 from shuffle_jax.train.checkpoint import Checkpoints
@@ -88,8 +88,7 @@ class Experiment:
 
     def init(self) -> TrainState:
         """The state before the first step, on all devices."""
-        options = init_options(self.config.network)
-        return jax.jit(self._init, out_shardings=replicated(self.mesh), compiler_options=options)()
+        return jax.jit(self._init, out_shardings=replicated(self.mesh))()
 
     def state_shapes(self) -> TrainState:
         """Types, shapes and shardings of the state, without computing one."""

@@ -27,10 +27,9 @@ ABOUT = {"classes": CLASSES, "preprocessing": {"size": 8}, "image_shape": SHAPE,
 
 
 @pytest.fixture(scope="module")
-def hardened():
+def hardened(few_units, draw):
     network = build(NetworkConfig(width=0.5, mixer="auto"), len(CLASSES))
-    variables = dict(jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *SHAPE))))
-    return network, harden(variables).variables
+    return network, harden(draw(network, SHAPE)).variables
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory):
+def run(pictures, few_units, tmp_path_factory):
     """A run that was saved before its first step: every layer random, every mixer relaxed."""
     data = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("data") / "pictures"))
     path = tmp_path_factory.mktemp("run") / "pictures"

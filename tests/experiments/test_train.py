@@ -18,6 +18,17 @@ from experiments import evaluate, train
 from experiments.presets import PRESETS
 
 QUICK = ["--epochs", "2", "--data.test-fraction", "0.9", "--batch-size", "44", "--optimizer.warmup-epochs", "0.5"]
+SHALLOW = [
+    "--network.family",
+    "resnet",
+    "--network.depth",
+    "10",
+    "--network.width",
+    "0.125",
+    "--network.mixer",
+    "identity",
+]
+"""The network that compiles soonest, where another process must compile it."""
 
 
 def command(name, *arguments):
@@ -49,7 +60,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(folder, few_units, tmp_path_factory):
     """A finished run on them, trained in this process."""
     path = tmp_path_factory.mktemp("runs") / "pictures"
     options = "--data.image-size 8 --network.width 0.5 --network.stem small --augment.crop-padding 1"
@@ -79,8 +90,8 @@ def test_evaluate_agrees_with_the_end_of_training(run, tmp_path, capsys):
         assert found["top1"] == result["top1"]
         assert found["loss"] == pytest.approx(result["loss"], rel=1e-4)
     assert set(numbers["networks"]) == {"relaxed", "hardened", "fixed shuffle, same weights", f"twin: {run}"}
-    assert len(numbers["permutations"]) == 16
-    assert "10 test images" in printed and "stage4_3/mixer" in printed and "of 16 permutations certified" in printed
+    assert len(numbers["permutations"]) == 4
+    assert "10 test images" in printed and "stage4_0/mixer" in printed and "of 4 permutations certified" in printed
 
 
 def test_evaluate_takes_the_best_checkpoint_or_a_step(run, capsys):
@@ -95,7 +106,7 @@ def test_evaluate_takes_the_best_checkpoint_or_a_step(run, capsys):
 
 def test_ctrl_c_saves_and_resume_finishes(tmp_path):  # SIGTERM and SIGKILL: tests/train/test_kill.py
     process = subprocess.Popen(
-        command("train", "digits", *QUICK, "--epochs", 400),
+        command("train", "digits", *QUICK, *SHALLOW, "--epochs", 400),
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -114,7 +125,7 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path):  # SIGTERM and SIGKILL: tes
     assert errors.count("\n") == 1
     assert list((tmp_path / "runs" / "digits" / "checkpoints").iterdir())
 
-    other = finish("train", "digits", *QUICK, "--resume", cwd=tmp_path)
+    other = finish("train", "digits", *QUICK, *SHALLOW, "--resume", cwd=tmp_path)
     assert other.returncode == 2
     assert "was started with another configuration (epochs: 400 -> 2)" in other.stderr
 

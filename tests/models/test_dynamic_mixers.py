@@ -174,7 +174,7 @@ def tiny(draw, static=False):
 def test_freezing_takes_the_permutation_nearest_to_the_mean_over_all_images(draw):
     network, variables, images = tiny(draw)
     frozen = freeze(network, variables, [images[:4], images[4:]])  # Batches of different sizes count by their images.
-    _, sown = network.apply(variables, images, mutable=[FACTORS])
+    _, sown = jax.jit(partial(network.apply, mutable=[FACTORS]))(variables, images)
     assert set(frozen.factors) == {"mixer", "unit"}
     otherwise = 0
     for layer, found in frozen.factors.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.nn import Conv, DepthwiseConv, PointwiseConv
-from shuffle_jax.nn.convolution import fan_out_init
+from shuffle_jax.nn.convolution import fan_out_init, kernel_init
 
 CHANNELS, SIZE = 6, (7, 9)
 
@@ -145,3 +145,10 @@ def test_groups_that_do_not_divide_are_named():
         shapes_of(PointwiseConv(8, groups=4), jnp.zeros((1, 2, 2, 6)))
     with pytest.raises(ValueError, match=r"8 channels cannot be split into 3 groups: choose one of \[1, 2, 4, 8\]"):
         shapes_of(PointwiseConv(8, groups=3), jnp.zeros((1, 2, 2, 6)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 24, 144), (3, 3, 1, 96), (7, 7, 3, 64), (2, 3, 5, 7)])
+def test_kernels_drawn_in_a_row_are_those_of_flax(shape):
+    theirs = nn.initializers.he_normal(), nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    for own, other in zip((kernel_init, fan_out_init), theirs, strict=True):
+        np.testing.assert_array_equal(own(jax.random.key(3), shape), other(jax.random.key(3), shape))

@@ -109,7 +109,7 @@ def test_half_precision_stays_half_and_is_rounded_once(name):
 @pytest.mark.parametrize("name", CASES)
 def test_with_a_bias_for_each_image_it_is_the_convolution_plus_the_bias_in_value_and_gradient(name):
     x_shape, kernel_shape, options = shapes_of(CASES[name])
-    n, kh, kw, inputs, features = kernel_shape
+    n, kh, kw, _, features = kernel_shape
     with jax.enable_x64(True):
         x, kernels, biases = draw(7, x_shape, kernel_shape, (n, features))
 

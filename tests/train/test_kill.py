@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "kill_training.py"
-SMALL = "--epochs 4 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 3 --devices 1"
+FEW_UNITS = Path(__file__).with_name("few_units.py")
+SMALL = "--epochs 8 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 3 --devices 1"
 
 
 @pytest.fixture(scope="module")
-def killing():
-    """The script as a module."""
+def killing(few_units):
+    """The script as a module, of a network with few units."""
     spec = importlib.util.spec_from_file_location("kill_training", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
+        patched.setattr(module, "COMMAND", [sys.executable, str(FEW_UNITS)])
         yield module
 
 
@@ -36,8 +38,9 @@ def runs(killing, tmp_path_factory):
     whole, run = folder / "whole", folder / "killed"
     arguments, cache = ["digits", *SMALL.split()], Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     life = killing.undisturbed(whole, arguments, cache)
+    life.training = 60.0  # So long do signals wait for a checkpoint, however busy the machine is.
     plan = [
-        killing.Moment(signal.SIGKILL, part=0.4),  # before the first checkpoint, as likely as not
+        killing.Moment(signal.SIGKILL, part=0.04),  # before the first checkpoint
         killing.Moment(signal.SIGKILL, part=0.0, checkpoint=1, delay=0.01),
         killing.Moment(signal.SIGTERM, part=0.0, checkpoint=1),
     ]
@@ -50,7 +53,8 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(killing, runs):
     whole, run, story, lines = runs
     assert story.problems == []
     assert len(lines) == story.kills == 3
-    assert killing.newest_step(run) == 16
+    assert len(story.stops) == 1  # where SIGTERM met it: training, and not before
+    assert killing.newest_step(run) == 32
     assert killing.differences(whole, run, story.stops) == []
 
 
@@ -58,7 +62,7 @@ def test_killed_and_resumed_equals_undisturbed_bit_for_bit(killing, runs):
 def test_every_kind_of_difference_is_found(killing, runs, tmp_path):
     whole, copy = runs[0], tmp_path / "copy"
     shutil.copytree(whole, copy)
-    (copy / "checkpoints" / "20.orbax-checkpoint-tmp").mkdir()
+    (copy / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir()
     (copy / "config.json.tmp").write_text("")
     with np.load(copy / "permutations.npz") as file:
         vectors = dict(file)
@@ -68,11 +72,11 @@ def test_every_kind_of_difference_is_found(killing, runs, tmp_path):
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     changed = {**json.loads(lines[-1]), "top1": 2.0}
     (copy / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(changed)]) + "\n")
-    shutil.rmtree(copy / "checkpoints" / "16")  # the newest is then another step's
+    shutil.rmtree(copy / "checkpoints" / "32")  # the newest is then another step's
 
     found = killing.differences(whole, copy)
     for part in (
-        *("left over: checkpoints/20.orbax-checkpoint-tmp", "left over: config.json.tmp", "config.json.tmp is in one"),
+        *("left over: checkpoints/40.orbax-checkpoint-tmp", "left over: config.json.tmp", "config.json.tmp is in one"),
         *(f"permutations.npz: {first} differs", "final checkpoint: .step differs", "final checkpoint: .params['"),
         f"metrics.jsonl, line {len(lines)}: ",
     ):

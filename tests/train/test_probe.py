@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+from functools import partial
 
 import flax.linen as fnn
 import jax
@@ -111,7 +112,7 @@ def test_the_probe_tells_of_an_even_sample_what_the_network_itself_does(mixer):
     chosen = np.round(np.arange(512) * (len(test) - 1) / 511).astype(int)
     assert len(np.unique(chosen)) == 512 < len(test)
     images = normalize(jnp.asarray(test.images[chosen]), *parts.pixels)
-    _, sown = parts.network.apply(variables, images, mutable=[FACTORS])
+    _, sown = jax.jit(partial(parts.network.apply, mutable=[FACTORS]))(variables, images)
 
     probe = Probe(parts)
     numbers, arrays = probe.numbers(variables), probe.permutations(variables)
@@ -166,6 +167,7 @@ def test_the_temperature_of_a_run_is_what_its_progress_says(whole):
     parts, variables = prepare(CONFIG), state_of(whole[0], STEPS).variables()
     images = normalize(jnp.asarray(parts.dataset.test.images[:3]), *parts.pixels)
 
+    @jax.jit
     def factor(variables):
         return parts.network.apply(variables, images, mutable=[FACTORS])[1][FACTORS]["first"]["mixer"]["generator"]
 

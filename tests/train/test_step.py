@@ -158,6 +158,34 @@ def test_equal_keys_and_steps_give_equal_results_and_other_steps_other_augmentat
     assert float(first["loss"]) != float(second["loss"])
 
 
+def test_mixup_rises_with_the_epochs_that_are_done(one_device):
+    @dataclasses.dataclass
+    class FirstPixels:
+        def init(self, key, images, train):
+            return {"params": {"level": jnp.ones((1, CLASSES))}}
+
+        def apply(self, variables, images, train, mutable, rngs):
+            return images[:, 0, :CLASSES, 0] * variables["params"]["level"], {}
+
+    def losses(steps, **options):
+        compiled, state = make(one_device, FirstPixels(), rate=0.0, **options)
+        batch, found = make_batch(one_device), []
+        for step in steps:
+            state, metrics = compiled(state.replace(step=jnp.asarray(step)), batch)
+            found.append(float(metrics["loss"]))
+        return found
+
+    ramp, steps = AugmentConfig(mixup=4.0, mixup_epochs=2), (0, 3, 12, 40)
+    unmixed = losses(steps)
+    (quarter,) = losses([3], augmentation=AugmentConfig(mixup=1.0))
+    whole = losses([12, 40], augmentation=AugmentConfig(mixup=4.0))
+    risen = losses(steps, augmentation=ramp, steps_per_epoch=6)
+    np.testing.assert_allclose(risen, [unmixed[0], quarter, *whole], rtol=1e-5)
+    assert np.all(np.abs(np.array(risen) - unmixed)[1:] > 1e-3)
+    with pytest.raises(ValueError, match="mixup rises over 2 epochs and needs the epoch"):
+        losses([0], augmentation=ramp)
+
+
 def test_half_precision_keeps_parameters_statistics_and_metrics_in_float32(one_device, network):
     step, state = make(one_device, network.clone(dtype=jnp.bfloat16))
     state, metrics = step(state, make_batch(one_device))

@@ -1,0 +1,49 @@
+"""Networks that compile soon, and variables without initialisation, which would be most of the compilation."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def few_units():
+    """Four units and not 16: every kind of unit and of stage, in a quarter of the compilation."""
+    from shuffle_jax.models import shufflenet_v1, shufflenet_v2
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (shufflenet_v1, shufflenet_v2):
+            patch.setattr(module, "UNITS", (2, 1, 1))
+        yield
+
+
+def _draw(network, image_shape, seed=0):
+    """Variables of a network, every statistic and every permutation at random."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape):
+        match path[-1].key:
+            case "kernel":
+                scale = (2 / max(1, np.prod(shape.shape[:-1]))) ** 0.5
+                value = scale * rng.standard_normal(shape.shape)
+            case "index":
+                return rng.permutation(*shape.shape).astype(np.int32)
+            case "relaxed_permutation":
+                value = rng.dirichlet(np.full(shape.shape[0], 0.1), shape.shape[0])
+            case "scale" | "var":
+                value = rng.uniform(0.5, 1.5, shape.shape)
+            case _:
+                value = 0.3 * rng.standard_normal(shape.shape)
+        return value.astype(np.float32)
+
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+@pytest.fixture(scope="session")
+def draw():
+    return _draw
