@@ -44,7 +44,7 @@ format: $(DEV) ## format the code and mend what ruff can mend
 bench: $(TORCH) ## measure this machine, torch beside it: make bench ARGS="--only training"
 	$(BIN)/python -m experiments.benchmark $(ARGS)
 
-compare: $(RUNTIME) ## train the mixers on the digits over five seeds (30 runs), table and figure
+compare: $(RUNTIME) ## train the mixers on the digits over five seeds (30 runs), table, figure and curves
 	$(BIN)/python -m experiments.compare experiments/comparisons/digits.toml $(ARGS)
 
 kill: $(DEV) ## train while being killed fifty times, and compare with an undisturbed run

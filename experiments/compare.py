@@ -3,8 +3,8 @@
 The file names the variants, each by its command line of experiments.train, and the seeds. Every variant is trained with
 every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C the
 same command goes on as well. From the folders of the runs alone it then writes results.json, table.md and figure.png:
-accuracies, and what each network costs. --into also replaces the part of a document between
-`<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
+accuracies, and what each network costs; and curves.png: training loss and test accuracy over the epochs. --into also
+replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import sys
@@ -26,8 +27,10 @@ import tyro
 
 from experiments.cli import main, parse, quiet_libraries
 from experiments.plan import Comparison, Planned, naming, plan, read
-from shuffle_jax.analysis.comparison import Results, block, run_result, table
+from shuffle_jax.analysis.comparison import Results, block, table
+from shuffle_jax.analysis.comparison_curves import curves, has_curves
 from shuffle_jax.analysis.comparison_figure import figure
+from shuffle_jax.analysis.comparison_runs import run_result
 from shuffle_jax.analysis.records import read_records
 from shuffle_jax.files import replace_file
 
@@ -46,7 +49,7 @@ class Arguments:
     """Document between whose markers the results are written as well."""
 
     results: Path | None = None
-    """Train nothing: write table and figure, to --out and --into, from this results.json."""
+    """Train nothing: write table, figure and curves, to --out and --into, from this results.json."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     check(planned)
     failures = train_missing(planned, out)
     results = collect(comparison, planned, failures, out)
-    replace_file(out / "results.json", (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode())
+    replace_file(out / "results.json", as_json(results).encode())
     write(results, out, options.into)
 
 
@@ -218,15 +221,27 @@ def costs(label: str, planned: Sequence[Planned]) -> dict[str, int]:
     return {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
 
 
+def as_json(results: Results) -> str:
+    """Results as lines of JSON, lists of numbers each on a single one."""
+
+    def joined(found: re.Match[str]) -> str:
+        return " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]")
+
+    # A string holds no line break of its own, so that what begins with one and has no quote is layout and numbers.
+    return re.sub(r"\[\n[^{}\"]*\]", joined, json.dumps(results, indent=1, ensure_ascii=False)) + "\n"
+
+
 def write(results: Results, out: Path | None, into: Path | None) -> None:
-    """Prints the table, and writes it with the figure to a folder and with all there is to say to a document."""
+    """Prints the table, and writes it with the figures to a folder and with all there is to say to a document."""
     print(f"\n{results['title']}\n\n{table(results)}", end="")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text(table(results), encoding="utf-8")
         if any("failed" not in one for variant in results["variants"] for one in variant["runs"]):
             figure(results).savefig(out / "figure.png")
-        print(f"\nresults, table and figure in {out}")
+        if has_curves(results):
+            curves(results).savefig(out / "curves.png")
+        print(f"\nresults, table{', figure and curves' if has_curves(results) else ' and figure'} in {out}")
     if into is not None:
         replace_file(into, inserted(into, results["name"], block(results)).encode())
 

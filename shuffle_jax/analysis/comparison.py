@@ -4,38 +4,31 @@ Results are plain dictionaries, as JSON holds them, so that a table or a figure 
 
     {"name", "title", "text", "command", "each_seed", "seeds", "versions", "devices", "date", "variants": [
         {"label", "command", "parameters", "multiply_adds", "runs": [
-            {"seed", "relaxed", "hardened", "certified", "permutations", "others"}, ...]}, ...]}
+            {"seed", "relaxed", "hardened", "certified", "permutations", "others", "curves"}, ...]}, ...]}
 
-``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network (see ``OTHERS``); a run that
-failed holds ``seed`` and ``failed``, a message. ``others`` is missing where there are none, ``parameters`` and
-``multiply_adds`` where they are not known, as in results of earlier versions.
+``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network, ``curves`` pairs with the
+epoch, see :mod:`shuffle_jax.analysis.comparison_runs`; a run that failed holds ``seed`` and ``failed``, a message.
+``others`` is missing where there are none, ``curves``, ``parameters`` and ``multiply_adds`` where they are not known,
+as in results of earlier versions.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shuffle_jax.analysis.records import Records
+from shuffle_jax.analysis.comparison_runs import OTHERS
 
 Results = Mapping[str, Any]
 
-KEPT = ("top1", "loss")
-"""What is kept of each evaluation."""
-
-COLUMNS = ("variant", "as trained", "hardened", "change by hardening", "certified")
+COLUMNS = ("variant", "as trained")
 """The columns of every table."""
 
-OTHERS = {
-    "soft": "with soft factors",
-    "repaired": "argmax repaired by assignment",
-    "frozen": "frozen to one permutation for all images",
-}
-"""Further networks that a run may have evaluated, and their columns, which a table has if a run has them."""
+HARDENED = ("hardened", "change by hardening", "certified")
+"""The columns behind them, where a variant has learned permutations."""
 
 COSTS = ("parameters", "multiply-adds")
 """The last columns, where the costs of every variant are known."""
@@ -85,35 +78,6 @@ class Row:
     costs: tuple[int, int] | None
 
 
-def run_result(records: Records) -> dict[str, Any] | None:
-    """What a finished run says in the end.
-
-    Args:
-        records: those of a run.
-
-    Returns:
-        ``relaxed``, ``hardened`` (None without learned permutations), ``certified`` and ``permutations``, and
-        ``others`` if further networks were evaluated; or None if the run is not finished: a result is missing, or that
-        of the hardened network or, with dynamic layers, of one of the others.
-    """
-    evaluated = {r["network"]: r for r in records if r["kind"] == "result"}
-    if "relaxed" not in evaluated:
-        return None
-    step = evaluated["relaxed"]["step"]
-    layers = [r["certified"] for r in records if r["kind"] == "permutation" and r["step"] == step]
-    if layers and "hardened" not in evaluated:
-        return None
-    # With dynamic layers the others are evaluated after it, and a run may be killed between.
-    if any(r["kind"] == "dynamic" for r in records) and not evaluated.keys() >= OTHERS.keys():
-        return None
-    numbers = {network: {key: _plain(record[key]) for key in KEPT} for network, record in evaluated.items()}
-    hardened = numbers.get("hardened")
-    found: dict[str, Any] = {"relaxed": numbers["relaxed"], "hardened": hardened}
-    found |= {"certified": sum(layers), "permutations": len(layers)}
-    others = {network: numbers[network] for network in OTHERS if network in numbers}
-    return {**found, "others": others} if others else found
-
-
 def rows(results: Results) -> list[Row]:
     """One row for each variant, in their order."""
     found = []
@@ -142,7 +106,8 @@ def table(results: Results) -> str:
 
     Accuracies are in per cent, as mean and sample standard deviation with minimum and maximum over the seeds; the
     change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below. The
-    columns of ``OTHERS`` are those for which there are numbers; those of ``COSTS`` are there if every variant has both.
+    columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS`` if there are numbers
+    for them, those of ``COSTS`` if every variant has both.
 
     Args:
         results: see above.
@@ -151,16 +116,17 @@ def table(results: Results) -> str:
         Lines of as many cells as there are columns, and one for each failed run.
     """
     found = rows(results)
-    others, costs = _more(found)
-    columns = [*COLUMNS, *(OTHERS[name] for name in others), *(COSTS if costs else ())]
+    hardened, others, costs = _more(found)
+    columns = [*COLUMNS, *(HARDENED if hardened else ()), *(OTHERS[name] for name in others), *(COSTS if costs else ())]
     lines = [_cells(columns), _cells(["---"] * len(columns))]
     failures = []
     for row in found:
         done = len(row.relaxed.values) if row.relaxed else 0
         label = row.label if not row.failed else f"{row.label} ({done} of {done + len(row.failed)} seeds)"
-        certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
-        trained = _accuracy(row.relaxed) if row.relaxed else "failed"
-        cells = [label, trained, _accuracy(row.hardened), _change(row.change), certified]
+        cells = [label, _accuracy(row.relaxed) if row.relaxed else "failed"]
+        if hardened:
+            certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
+            cells += [_accuracy(row.hardened), _change(row.change), certified]
         cells += [_accuracy(row.others.get(name)) for name in others]
         if costs and row.costs:
             cells += [f"{row.costs[0]:,}", _millions(row.costs[1])]
@@ -180,16 +146,15 @@ def block(results: Results) -> str:
     """
     seeds = ", ".join(map(str, results["seeds"]))
     versions = ", ".join(f"{name} {text}" for name, text in results["versions"].items())
-    legend = (
-        f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}; the "
-        "change by hardening in points, seed by seed: mean (minimum to maximum)."
-    )
-    others, costs = _more(rows(results))
+    hardened, others, costs = _more(rows(results))
+    legend = f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}"
+    legend += "; the change by hardening in points, seed by seed: mean (minimum to maximum)." if hardened else "."
     if others:
         named = "; ".join(OTHERS[name] for name in others)
         legend += f" Further columns are test accuracies of the same networks in other forms: {named}."
     if costs:
-        legend += " Parameters, and multiply-adds of one image, are those after hardening."
+        after = ", are those after hardening" if hardened else ""
+        legend += f" Parameters, and multiply-adds of one image{after}."
     variants = [f"- {v['label']}: `{v['command']}`" for v in results["variants"]]
     made = f"Each variant is `python -m experiments.train` with `{results['each_seed']}` and"
     where = f"{results['date']}; {'; '.join(results['devices'])}; {versions}."
@@ -205,9 +170,10 @@ def block(results: Results) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _more(found: Sequence[Row]) -> tuple[list[str], bool]:
-    """Those of ``OTHERS`` for which there are numbers, and whether the costs of all are known."""
-    return [name for name in OTHERS if any(name in row.others for row in found)], all(row.costs for row in found)
+def _more(found: Sequence[Row]) -> tuple[bool, list[str], bool]:
+    """Whether anything was hardened, those of ``OTHERS`` with numbers, and whether the costs of all are known."""
+    others = [name for name in OTHERS if any(name in row.others for row in found)]
+    return any(row.permutations for row in found), others, all(row.costs for row in found)
 
 
 def _costs(variant: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -245,8 +211,3 @@ def _millions(number: int) -> str:
 
 def _cells(cells: Sequence[str]) -> str:
     return "|" + "|".join(f" {cell} " if cell != "---" else cell for cell in cells) + "|"
-
-
-def _plain(value: float) -> float | str:
-    """A number as JSON can hold it: one that is not finite is spelt out."""
-    return value if math.isfinite(value) else str(value)

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from shuffle_jax.analysis.comparison import block, rows, run_result, table
+from shuffle_jax.analysis.comparison import block, rows, table
 from shuffle_jax.analysis.comparison_figure import figure
 from shuffle_jax.analysis.drawing import BLUE, ORANGE
-
-
-def result(network, top1, loss=0.5, step=20):
-    return {"kind": "result", "step": step, "network": network, "top1": top1, "top5": 1.0, "loss": loss}
-
-
-def diagnosis(step, certified, layer="a"):
-    return {"kind": "permutation", "step": step, "layer": layer, "size": 8, "certified": certified}
 
 
 def run(seed, relaxed, hardened=None, certified=0):
@@ -50,36 +41,6 @@ RESULTS = {
 }
 
 
-def test_a_run_is_finished_when_every_network_it_has_was_evaluated():
-    learning = [diagnosis(0, False), diagnosis(20, True), diagnosis(20, False, "b")]
-    assert run_result([]) is None
-    assert run_result([{"kind": "test", "step": 20, "top1": 1.0}, *learning]) is None
-    assert run_result([*learning, result("relaxed", 0.75)]) is None
-    fixed = run_result([result("relaxed", 0.75)])
-    assert fixed == {"relaxed": {"top1": 0.75, "loss": 0.5}, "hardened": None, "certified": 0, "permutations": 0}
-    learned = run_result([*learning, result("relaxed", 0.75), result("hardened", 0.5, math.inf)])
-    assert learned["hardened"] == {"top1": 0.5, "loss": "inf"}
-    assert (learned["certified"], learned["permutations"]) == (1, 2)  # of the last step
-
-
-def test_other_networks_are_kept_by_name_if_there_are_any():
-    learning = [diagnosis(20, True), result("relaxed", 0.75), result("hardened", 0.5)]
-    plain = run_result(learning)
-    assert "others" not in plain and run_result([*learning, result("unheard of", 0.1)]) == plain
-    found = run_result([*learning, result("frozen", 0.25, math.nan), result("soft", 0.625)])
-    assert found["others"] == {"soft": {"top1": 0.625, "loss": 0.5}, "frozen": {"top1": 0.25, "loss": "nan"}}
-    assert {name: value for name, value in found.items() if name != "others"} == plain
-
-
-def test_a_run_with_dynamic_layers_is_finished_when_all_of_its_networks_were_evaluated():
-    dynamic = [{"kind": "dynamic", "step": 20, "layer": "a"}, result("relaxed", 0.75)]
-    others = [result(name, 0.5) for name in ("soft", "repaired", "frozen")]
-    for count in range(3):
-        assert run_result([*dynamic, *others[:count]]) is None
-    found = run_result([*dynamic, *others])
-    assert [*found["others"]] == ["soft", "repaired", "frozen"] and found["hardened"] is None
-
-
 def test_rows_are_the_sums_done_by_hand():
     plain, learned, broken = rows(RESULTS)
     assert plain.relaxed.mean == pytest.approx(90) and plain.relaxed.deviation == pytest.approx(10)
@@ -103,6 +64,29 @@ def test_the_table():
         *["", "Failed: learned, seed 3: the loss is nan at step 3"],
         *[line for seed in (1, 2, 3) for line in ("", f"Failed: broken, seed {seed}: no")],
     ]
+
+
+def nothing_learned(results):
+    """The same without the variant that learns permutations."""
+    return {**results, "variants": [results["variants"][0], results["variants"][2]]}
+
+
+def test_without_learned_permutations_nothing_is_said_of_hardening():
+    found = nothing_learned(RESULTS)
+    assert table(found).splitlines()[:4] == [
+        "| variant | as trained |",
+        "|---|---|",
+        "| plain | 90.0 ± 10.0 (80.0 to 100.0) |",
+        "| broken (0 of 3 seeds) | failed |",
+    ]
+    found["variants"][0] = copy.deepcopy(found["variants"][0])
+    found["variants"][0]["runs"][0]["others"] = {"soft": {"top1": 0.5, "loss": 1.0}}
+    costs = {"parameters": 1, "multiply_adds": 2}
+    assert cells(table({**found, "variants": [v | costs for v in found["variants"]]}))[2:] == [
+        ["plain", "90.0 ± 10.0 (80.0 to 100.0)", "50.0 (50.0 to 50.0)", "1", "2"],
+        ["broken (0 of 3 seeds)", "failed", "", "1", "2"],
+    ]
+    assert "harden" in block(RESULTS) and "harden" not in block(found) and "certified" not in block(found)
 
 
 def costly(parameters, multiply_adds):
@@ -156,9 +140,14 @@ def test_the_legend_speaks_of_what_the_table_has():
         return " ".join(block(results).partition("\n\n")[2].partition("\n\n")[0].split())
 
     plain = legend(RESULTS)
-    assert plain.endswith("seed by seed: mean (minimum to maximum).")
+    assert plain.endswith(
+        " over seeds 1, 2, 3; the change by hardening in points, seed by seed: mean (minimum to maximum)."
+    )
     costs = " Parameters, and multiply-adds of one image, are those after hardening."
     assert legend(costly(1, 1)) == plain + costs
+    accuracies = plain.partition("; the change")[0] + "."
+    assert legend(nothing_learned(RESULTS)) == accuracies
+    assert legend(nothing_learned(costly(1, 1))) == f"{accuracies} Parameters, and multiply-adds of one image."
     found = costly(1, 1)
     found["variants"][1]["runs"][0]["others"] = {name: {"top1": 0.5, "loss": 1.0} for name in ("repaired", "soft")}
     others = " Further columns are test accuracies of the same networks in other forms:"

@@ -95,11 +95,20 @@ def test_results_are_those_of_the_runs(out):
             last = [r for r in written if r["kind"] == "permutation" and r["step"] == 8]
             assert one["permutations"] == len(last) == (slug == "learned-auto")
             assert one["certified"] == sum(r["certified"] for r in last)
+            # The preset evaluates every second epoch: one record and one evaluation, after two epochs of four steps.
+            assert one["curves"] == {
+                name: [[r["step"] / 4, float(f"{r[field]:.4g}")] for r in written if r["kind"] == kind]
+                for name, kind, field in (("train_loss", "train", "loss"), ("top1", "test", "top1"))
+            }
+            assert [[epoch for epoch, _ in curve] for curve in one["curves"].values()] == [[2], [2]]
+    assert not any("curves" in one for one in broken)
     assert all("is nan at step" in one["failed"] or "is inf at step" in one["failed"] for one in broken)
     configs = [json.loads((out / f"learned-auto-{seed}" / "config.json").read_text())["config"] for seed in (3, 4)]
     assert [(c["seed"], c["data"]["seed"], c["epochs"]) for c in configs] == [(3, 3, 2), (4, 4, 2)]
     assert (out / "table.md").read_text().count("\nFailed: broken, seed") == 2
-    assert (out / "figure.png").stat().st_size > 10_000
+    assert all((out / name).stat().st_size > 10_000 for name in ("figure.png", "curves.png"))
+    lines = [line.strip() for line in (out / "results.json").read_text().splitlines()]
+    assert '"seeds": [3, 4],' in lines and sum(line.startswith('"top1": [[2, ') for line in lines) == 4
 
 
 def test_every_variant_has_the_costs_of_its_network_after_hardening(out):
@@ -174,9 +183,20 @@ def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, m
         compare.run([*given, "--into", str(document), "--out", str(tmp_path / "again")])
         text = document.read_text(encoding="utf-8")
         assert text == f"# Before\n\n{begin}\n{block(results(out))}{end}\n\nAfter ü\n"
-    for name in ("table.md", "figure.png"):
+    for name in ("table.md", "figure.png", "curves.png"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
-    assert (out / "table.md").read_text() in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (out / "table.md").read_text() in said
+    assert said.endswith(f"\nresults, table, figure and curves in {tmp_path / 'again'}\n")
+
+    early = results(out)  # of a version that kept no curves
+    for one in early["variants"][0]["runs"] + early["variants"][1]["runs"]:
+        del one["curves"]
+    (tmp_path / "early.json").write_text(json.dumps(early))
+    compare.run(["--results", str(tmp_path / "early.json"), "--out", str(tmp_path / "early")])
+    assert sorted(path.name for path in (tmp_path / "early").iterdir()) == ["figure.png", "table.md"]
+    assert (tmp_path / "early" / "table.md").read_bytes() == (out / "table.md").read_bytes()
+    assert capsys.readouterr().out.endswith(f"\nresults, table and figure in {tmp_path / 'early'}\n")
 
     for broken in ("nothing", f"{begin}\n", f"{end}\n{begin}\n", f"{begin}{end}{begin}{end}"):
         document.write_text(broken)
@@ -218,7 +238,18 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
 
     compare.run(command)
-    assert results(path)["variants"] == results(out)["variants"][:2]
+    found, whole = results(path)["variants"], results(out)["variants"][:2]
+    if not late:  # The mean that holds the stop speaks of the steps after it.
+        stopped, whole_epoch = (each[0]["runs"][0]["curves"]["train_loss"].pop() for each in (found, whole))
+        assert stopped[0] == whole_epoch[0] == 2
+    assert found == whole
+
+
+def test_json_loses_layout_and_nothing_else():
+    text = 'a [\n 1,  2\n] "[\n{'
+    nasty = {text: text, "n": [[1, 2.5], [2, "nan"], [3, "-inf"]], "m": [[], {}, [text, [1]], [[1, [2]], [3]]]}
+    assert json.loads(compare.as_json(nasty)) == nasty
+    assert compare.as_json({"a": [[1, 2.5], [2, 3.0]], "b": 1}) == '{\n "a": [[1, 2.5], [2, 3.0]],\n "b": 1\n}\n'
 
 
 @pytest.mark.parametrize(
