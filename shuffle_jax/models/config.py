@@ -90,8 +90,8 @@ class DecompositionConfig:
     """Factors over the elements of k x k kernels; 0 for the element in the middle alone, as published."""
 
     form: Form = "auto"
-    """What evaluation computes: two "features" and their sum, "kernels" for each image, or what takes fewer
-    multiply-adds."""
+    """What evaluation computes: two "features" and their sum, "kernels" for each image, what takes the "fewest"
+    multiply-adds, or "auto" for that in 1x1 layers and features in others, where they are faster."""
 
     def __post_init__(self) -> None:
         for name in ("squeeze", "latent", "blocks"):
@@ -119,8 +119,8 @@ class AttentionConfig:
     """Share of the training in which it falls. dyconv only."""
 
     form: Form = "auto"
-    """What evaluation and training compute: K "features" and their sum, "kernels" for each image, or what takes fewer
-    multiply-adds."""
+    """What evaluation and training compute: K "features" and their sum, "kernels" for each image, or ("auto" and
+    "fewest") what takes fewer multiply-adds."""
 
     def __post_init__(self) -> None:
         for name in ("kernels", "temperature", "end_temperature"):

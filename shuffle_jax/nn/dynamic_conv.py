@@ -20,8 +20,13 @@ from shuffle_jax.typing import Array, Float, Images
 Kind = Literal["mobilenet", "basic", "bottleneck", "classifier"]
 """Whose rule gives the sizes: the 1x1 layers of MobileNetV2, ResNet-18 and -34, ResNet-50 and deeper, a classifier."""
 
-Form = Literal["auto", "features", "kernels"]
-"""What evaluation computes: two features and their sum, a kernel for each image, or what takes fewer multiply-adds."""
+Form = Literal["auto", "fewest", "features", "kernels"]
+"""What evaluation computes: two features and their sum, a kernel for each image, or what takes fewer multiply-adds.
+
+"fewest" is the last. "auto" is that for 1x1 kernels, and features for larger ones: there a kernel for each image can
+take fewer, but needs every patch written out. In layers of ResNet-18 with 32 images it took 3.5 to 18 times as long as
+the static convolution on two CPU cores, features 0.9 to 1.5 times.
+"""
 
 
 class Sizes(NamedTuple):
@@ -131,7 +136,7 @@ class DynamicConv(nn.Module):
         blocks: B, a multiple of ``groups`` that divides L and the channels; ``groups`` by default (None).
         elements: E, or 0 for the element in the middle.
         use_bias: adds a learned constant, which lambda scales too.
-        form: what evaluation computes.
+        form: what evaluation computes, see :data:`Form`.
         kernel_init: of W0, P and Q.
         head_init: of the head.
         dtype: type of the computation; that of the input by default. Parameters, head and lambda are float32.
@@ -207,8 +212,10 @@ class DynamicConv(nn.Module):
         return self._costs(view, channels)[self._synthesises(view, channels)]
 
     def _synthesises(self, view: Window, channels: int) -> bool:
-        if self.form != "auto":
+        if self.form in ("features", "kernels"):
             return self.form == "kernels"
+        if self.form == "auto" and math.prod(view.size) > 1:
+            return False
         in_features, with_kernels = self._costs(view, channels)
         return with_kernels < in_features
 

@@ -36,7 +36,7 @@ class KernelAttention(nn.Module):
         groups: of every kernel, a divisor of the channels in and out.
         count: K, the number of kernels.
         use_bias: adds a learned constant for each kernel, weighted as the kernels are.
-        form: "features", "kernels", or "auto" for what takes fewer multiply-adds.
+        form: "features", "kernels", or "auto" or "fewest" for what takes fewer multiply-adds.
         kernel_init: of each kernel by itself: K does not count in its fan.
         head_init: of the kernels of the head.
         dtype: type of the computation; that of the input by default. Parameters and head are float32.
@@ -93,7 +93,7 @@ class KernelAttention(nn.Module):
         return jax.vmap(lambda one: self.kernel_init(one, shape[1:]))(jax.random.split(key, shape[0]))
 
     def _aggregates(self, view: Window, channels: int) -> bool:
-        if self.form != "auto":
+        if self.form in ("features", "kernels"):
             return self.form == "kernels"
         in_features, with_kernels = self._costs(view, channels)
         return with_kernels < in_features
