@@ -139,7 +139,8 @@ def told(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:
     widest, (hidden, seen) = max(heads.items(), key=lambda item: item[1])
     fusion = arrays.get(widest.replace(".fc.0.", ".fc_phi."))
     squared = 0 if fusion is None or not fusion.ndim else fusion.shape[0]
-    return replace(config, dcd=replace(config.dcd, squeeze=max(1, max(seen, squared) // hidden)))
+    # A name of the catalogue says how the network is counted; what is used takes the form that is faster.
+    return replace(config, dcd=replace(config.dcd, squeeze=max(1, max(seen, squared) // hidden), form="auto"))
 
 
 def class_names(options: Arguments, count: int) -> tuple[str, ...]:

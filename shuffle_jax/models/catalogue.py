@@ -93,8 +93,8 @@ def configured(config: NetworkConfig, variant: Variant) -> NetworkConfig:
         pointwise=variant.pointwise,
         head=variant.head,
         dynamic=replace(config.dynamic, replaced="all" if all_layers else "square"),
-        # That is what is counted of them; "auto" takes what is faster.
-        dcd=replace(config.dcd, squeeze=variant.squeeze, form="fewest"),
+        # What is counted of them; "auto" takes what is faster.
+        dcd=replace(config.dcd, squeeze=variant.squeeze, form="fewest" if variant.pointwise == "dcd" else "auto"),
     )
 
 
