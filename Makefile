@@ -27,7 +27,8 @@ install: $(DEV) ## install the library and the development tools into .venv
 train: $(RUNTIME) ## train on the embedded digits: make train ARGS="--optimizer.learning-rate 0.1"
 	$(BIN)/python -m experiments.train digits $(ARGS)
 
-# Two processes, each with the files it needs: most of a test is tracing, which one process does on one core.
+# Two processes, each with the files it needs: most of a test is tracing, which one process does on one core. The files
+# come in their own order: by number of tests, the long ones with few tests would come last.
 test: $(DEV) ## run the tests and doctests: make test ARGS="-k penalty"
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
