@@ -9,11 +9,14 @@ from shuffle_jax.nn.factors import FactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.nn.shift import AddressShift, ChannelShift, GridShift, ShiftedPointwise
 from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
+    "AddressShift",
     "AutoShuffle",
     "BatchNorm",
+    "ChannelShift",
     "ChannelShuffle",
     "CondConv",
     "Conv",
@@ -25,8 +28,10 @@ __all__ = [
     "DynamicShuffle",
     "FactorGenerator",
     "FixedPermutation",
+    "GridShift",
     "Identity",
     "PointwiseConv",
+    "ShiftedPointwise",
     "SqueezeExcitation",
     "StaticDynamicShuffle",
 ]

@@ -12,6 +12,8 @@ from shuffle_jax.ops import (
     permutation,
     relaxation,
     rounding,
+    shift,
+    shifted_pointwise,
 )
 
 __all__ = [
@@ -26,4 +28,6 @@ __all__ = [
     "permutation",
     "relaxation",
     "rounding",
+    "shift",
+    "shifted_pointwise",
 ]

@@ -52,6 +52,27 @@ def channel_shuffle(channels: int, groups: int) -> Int[Array, " c"]:
     return identity(channels).reshape(groups, channels // groups).T.reshape(channels)
 
 
+def channel_shift(channels: int, groups: int) -> Int[Array, " c"]:
+    """The channel shift of AddressNet as an index vector: ``p[i] = (i + c / (2 g)) mod c``.
+
+    Args:
+        channels: c.
+        groups: g; 2 g divides c.
+
+    Returns:
+        int32 vector of length c.
+
+    Raises:
+        ValueError: 2 g does not divide c.
+
+    >>> channel_shift(8, groups=2).tolist()
+    [2, 3, 4, 5, 6, 7, 0, 1]
+
+    Source: He, Liu, Zhong and Ma, AddressNet, 2019.
+    """
+    return jnp.roll(identity(channels), -half_group(channels, groups))
+
+
 def random(key: Key, channels: int) -> Int[Array, " c"]:
     """A uniformly drawn permutation.
 
@@ -167,6 +188,19 @@ def count_distinct(index: Int[Array, "n c"]) -> Int[Array, ""]:
     """
     equal = jnp.all(index[:, None] == index[None, :], axis=-1)
     return (~jnp.any(jnp.tril(equal, -1), axis=-1)).sum(dtype=jnp.int32)  # those that none before is equal to
+
+
+def half_group(channels: int, groups: int) -> int:
+    """Half of the channels of a group, by which the channel shift rotates: ``c / (2 g)``.
+
+    Raises:
+        ValueError: 2 g does not divide c.
+    """
+    if groups < 1 or channels % (2 * groups):
+        fitting = [g for g in range(1, min(channels, 64) + 1) if channels % (2 * g) == 0]
+        remedy = f"choose one of {fitting}" if fitting else "give an even number of channels"
+        raise ValueError(f"{channels} channels cannot be shifted by half of one of {groups} groups: {remedy}")
+    return channels // (2 * groups)
 
 
 def check_groups(channels: int, groups: int) -> None:

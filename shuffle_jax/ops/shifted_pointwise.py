@@ -1,0 +1,109 @@
+"""The fused step of AddressNet: a channel shift, an address shift and a grouped 1x1 convolution as one operation.
+
+A grouped 1x1 convolution reads slices of its input. A channel shift in front of it only makes the slices begin
+elsewhere. An address shift commutes with it where each of its groups moves as a whole: then it is the smaller of the
+two arrays that moves, and the image as it was shifted is never made.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import jax.numpy as jnp
+
+from shuffle_jax.ops import convolution
+from shuffle_jax.ops.shift import (
+    LEFT_UP_RIGHT_DOWN,
+    Boundary,
+    Offsets,
+    address_shift,
+    channels_from,
+    check_shift,
+    pointer_reads,
+    rotate,
+)
+from shuffle_jax.typing import Array, Float, Images
+
+Form = Literal["auto", "plain", "folded"]
+"""How it is computed: see :func:`shifted_pointwise`."""
+
+
+def shifted_pointwise(
+    x: Images,
+    kernel: Float[Array, "1 1 i o"],
+    groups: int = 4,
+    rotation: int = 0,
+    offsets: Offsets = LEFT_UP_RIGHT_DOWN,
+    boundary: Boundary = "pointer",
+    form: Form = "auto",
+) -> Float[Array, "n h w o"]:
+    """Rotates the channels, moves them over the image, and convolves them in groups.
+
+    ``y = pointwise(address_shift(rotate(x, r), offsets, boundary), K, g)``
+
+    - "plain" is this equation, left to XLA to fuse.
+    - "folded" rotates the rows of the kernel, or the slices that are read, at no cost. Where the number of offsets
+      divides the groups, and there are fewer channels out than in, the products move and not the image.
+    - "auto" is the fastest known on the platform: "folded".
+
+    Args:
+        x: ``(n, h, w, c)``.
+        kernel: ``(1, 1, c / g, o)``, of the type of x.
+        groups: g, a divisor of c and o.
+        rotation: r, channels by which they rotate to the left; ``c / (2 g)`` is the channel shift.
+        offsets: of the address shift; none for no address shift.
+        boundary: of the address shift.
+        form: "auto", "plain" or "folded".
+
+    Returns:
+        ``(n, h, w, o)``.
+
+    Raises:
+        ValueError: as :func:`~shuffle_jax.ops.shift.address_shift` and
+            :func:`~shuffle_jax.ops.convolution.pointwise`, or there is no such form.
+
+    >>> x, kernel = jnp.arange(4.0).reshape(1, 1, 1, 4), jnp.ones((1, 1, 2, 2))
+    >>> shifted_pointwise(x, kernel, groups=2, rotation=1, offsets=()).ravel().tolist()
+    [3.0, 3.0]
+
+    Source: He, Liu, Zhong and Ma, AddressNet, 2019; how it is folded is this project's.
+    """
+    check_shift(x.shape, offsets, boundary)
+    if form not in get_args(Form):
+        raise ValueError(f"there is no form {form!r}: choose one of {list(get_args(Form))}")
+    if form == "plain":
+        return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
+    # Only then does each group of the convolution move as a whole.
+    commute = not offsets or groups % len(offsets) == 0
+    if not commute or (offsets and kernel.shape[-1] > x.shape[-1]):
+        # The address shift sees rotated channels: those of a group must be together before they move.
+        return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
+    products = convolution.pointwise(x, kernel, groups, rotation)
+    if boundary != "pointer" or not offsets:
+        return address_shift(products, offsets, boundary) if offsets else products
+    return _products_by_pointer(x, products, kernel, groups, rotation, offsets)
+
+
+def _products_by_pointer(
+    x: Images,
+    products: Images,
+    kernel: Float[Array, "1 1 i o"],
+    groups: int,
+    rotation: int,
+    offsets: Offsets,
+) -> Images:
+    """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
+    n, h, w, c = x.shape
+    rows, parts = x.reshape(n, 1, h * w, c), jnp.split(products.reshape(n, 1, h * w, -1), len(offsets), axis=-1)
+    kernels = jnp.split(kernel, len(offsets), axis=-1)
+    size, moved = c // len(offsets), []
+    for k, (part, weights, (dh, dw)) in enumerate(zip(parts, kernels, offsets, strict=True)):
+        pieces = []
+        for start, stop, further in pointer_reads(h * w, dh * w + dw):
+            if further == 0:
+                pieces.append(part[:, :, start:stop])
+            else:
+                rim = channels_from(rows[:, :, start:stop], k * size + rotation + further, size)
+                pieces.append(convolution.pointwise(rim, weights, groups // len(offsets)))
+        moved.append(jnp.concatenate(pieces, axis=2))
+    return jnp.concatenate(moved, axis=-1).reshape(n, h, w, -1)
