@@ -7,9 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 from experiments import benchmark_cases as cases
-from experiments import convolution_cases, mixing_cases
+from experiments import convolution_cases, mixing_cases, shift_cases
 from experiments.benchmark_cases import Cases, Workload
-from experiments.measuring import Table, measure
+from experiments.measuring import Costs, Program, Table, measure, measure_costs
 from experiments.startup import Times, compile_times, import_times
 
 
@@ -31,6 +31,7 @@ def tables(work: Workload) -> dict[str, Table]:
         "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
         **mixing_tables(work),
         **convolution_tables(work),
+        **shift_tables(work),
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
         "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
         "training": table(f"{network}, training step, {batch}", cases.training, work),
@@ -84,8 +85,31 @@ def convolution_tables(work: Workload) -> dict[str, Table]:
     return found
 
 
+def shift_tables(work: Workload) -> dict[str, Table]:
+    """The tables of what mixers add to a network, for one image and for a batch, and of shifts alone in each stage."""
+    found: dict[str, Table] = {}
+    for images in shift_cases.BATCHES:
+        network = f"AddressNet-{shift_cases.DEPTH}, {work.image_size}x{work.image_size}"
+        title = f"what a mixer adds to {network}, inference, batch {images}, {work.dtype}"
+        programs = partial(shift_cases.mixers, dataclasses.replace(work, batch_size=images))
+        found[f"mixers-{images}"] = Table(title, partial(_cost, programs), images, "costs")
+    for channels in shift_cases.CHANNELS:
+        for suffix, backward in (("", False), ("-gradient", True)):
+            what = f"{work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+            alone = partial(_measured, partial(shift_cases.shifts, work, channels, backward))
+            found[f"shifts-{channels}{suffix}"] = Table(f"shifting {channels} channels, {what}", alone)
+            title = f"shifts and a grouped 1x1 of {channels} channels, {what}"
+            step = partial(_measured, partial(shift_cases.steps, work, channels, backward))
+            found[f"steps-{channels}{suffix}"] = Table(title, step)
+    return found
+
+
 def _measured(candidates: Callable[[], Cases], rounds: int) -> Times:
     return measure(candidates(), rounds)
+
+
+def _cost(programs: Callable[[], dict[str, Program]], rounds: int) -> Costs:
+    return measure_costs(programs(), rounds)
 
 
 def _needed(memory: Callable[[], Times], rounds: int) -> Times:

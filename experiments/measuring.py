@@ -7,11 +7,11 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import jax
 
-from experiments.benchmark_cases import Cases
+from experiments.benchmark_cases import Case, Cases
 from experiments.startup import Times
 
 SHORTEST = 0.05
@@ -21,6 +21,31 @@ PAUSE = 0.02
 """Seconds of rest before a case: threads of the case before it may still spin, and torch's take ours their cores."""
 
 
+class Program(NamedTuple):
+    """A candidate whose bytes are looked at as well.
+
+    Attributes:
+        case: what runs.
+        accessed: bytes that it reads and writes, as the compiler counts them; None if it does not.
+        moved: bytes that it must read and write more than the first candidate; of a copy all that it does.
+    """
+
+    case: Case
+    accessed: float | None
+    moved: int
+
+
+class Cost(TypedDict):
+    """What a program took: the seconds of each round, and its bytes."""
+
+    seconds: list[float]
+    accessed: float | None
+    moved: int
+
+
+Costs = dict[str, Cost]
+
+
 @dataclass(frozen=True)
 class Table:
     """One table.
@@ -28,15 +53,15 @@ class Table:
     Attributes:
         title: its heading.
         measure: from the rounds to the seconds of each candidate in each round, or to the bytes that it needs for one
-            image and for a batch.
+            image and for a batch, or to both its seconds and its bytes.
         images: how many images each candidate takes, or are a batch; None where that means nothing.
         unit: of what is measured.
     """
 
     title: str
-    measure: Callable[[int], Times]
+    measure: Callable[[int], Times | Costs]
     images: int | None = None
-    unit: Literal["seconds", "bytes"] = "seconds"
+    unit: Literal["seconds", "bytes", "costs"] = "seconds"
 
 
 def measure(cases: Cases, rounds: int) -> Times:
@@ -61,9 +86,24 @@ def measure(cases: Cases, rounds: int) -> Times:
     return times
 
 
-def in_columns(table: Table, values: Times) -> tuple[list[str], list[list[str | int]]]:
-    """The headings and rows of a table."""
-    return columns(values, table.images) if table.unit == "seconds" else memory_columns(values, table.images or 1)
+def measure_costs(programs: dict[str, Program], rounds: int) -> Costs:
+    """Seconds of each program in each round, as :func:`measure` takes them, and its bytes."""
+    times = measure({name: program.case for name, program in programs.items()}, rounds)
+    return {
+        name: {"seconds": times[name], "accessed": program.accessed, "moved": program.moved}
+        for name, program in programs.items()
+    }
+
+
+def in_columns(table: Table, values: Any) -> tuple[list[str], list[list[str | int]]]:
+    """The headings and rows of a table, from what its ``measure`` gave."""
+    match table.unit:
+        case "seconds":
+            return columns(values, table.images)
+        case "bytes":
+            return memory_columns(values, table.images or 1)
+        case "costs":
+            return added_columns(values)
 
 
 def memory_columns(needed: Times, images: int) -> tuple[list[str], list[list[str | int]]]:
@@ -83,9 +123,40 @@ def columns(times: Times, images: int | None) -> tuple[list[str], list[list[str 
     rows: list[list[str | int]] = []
     for name, values in times.items():
         median = statistics.median(values)
-        ratios = [value / base for value, base in zip(values, first, strict=True)]
-        spread = (min(ratios), statistics.median(ratios), max(ratios))
+        spread = _spread([value / base for value, base in zip(values, first, strict=True)])
         speed = [round(images / median)] if images else []
-        time_ms = f"{1e3 * median:.0f}" if median >= 0.1 else f"{1e3 * median:.3g}"
-        rows.append([name, time_ms, *speed, *(f"{ratio:.2f}" for ratio in spread)])
+        rows.append([name, _ms(median), *speed, *(f"{ratio:.2f}" for ratio in spread)])
     return headings, rows
+
+
+def added_columns(costs: Costs) -> tuple[list[str], list[list[str | int]]]:
+    """The headings, and a row for each program: its time and its bytes, and what both are more than the first's.
+
+    The last program is a copy. What it reads and writes in a second is the bandwidth, and the last column the time
+    that a program would take more than the first if it moved no more than it must, and that at this bandwidth.
+    """
+    spreads = [f"{kind}_{part}" for kind in ("added_ms", "ratio") for part in ("min", "median", "max")]
+    headings = ["", "median_ms", *spreads, "added_MiB", "limit_ms"]
+    first, *_, copy = costs.values()
+    bandwidth = copy["moved"] / statistics.median(copy["seconds"])
+    rows: list[list[str | int]] = []
+    for name, cost in costs.items():
+        median = _ms(statistics.median(cost["seconds"]))
+        if cost is copy:
+            rows.append([f"{name}, {bandwidth / 1e9:.3g} GB/s", median, *[""] * (len(headings) - 2)])
+            continue
+        pairs = list(zip(cost["seconds"], first["seconds"], strict=True))
+        added = [_ms(seconds) for seconds in _spread([value - least for value, least in pairs])]
+        ratios = [f"{ratio:.2f}" for ratio in _spread([value / least for value, least in pairs])]
+        accessed, base = cost["accessed"], first["accessed"]
+        more = "unknown" if accessed is None or base is None else f"{(accessed - base) / 2**20:.3g}"
+        rows.append([name, median, *added, *ratios, more, _ms(cost["moved"] / bandwidth)])
+    return headings, rows
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    return min(values), statistics.median(values), max(values)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if abs(seconds) >= 0.1 else f"{1e3 * seconds:.3g}"

@@ -5,6 +5,16 @@ from experiments.presets.convolutions import digits_mobilenet, digits_resnet, fo
 from experiments.presets.digits import digits, digits_dynamic
 from experiments.presets.folder import folder, folder_dynamic
 from experiments.presets.imagenet import imagenet_mobilenet, imagenet_resnet
+from experiments.presets.shift import (
+    cifar10_addressnet,
+    cifar10_shift_resnet,
+    digits_addressnet,
+    digits_shift_resnet,
+    folder_addressnet,
+    folder_shift_resnet,
+    tiny_imagenet_addressnet,
+    tiny_imagenet_shift_resnet,
+)
 from experiments.presets.tiny_imagenet import tiny_imagenet_mobilenet, tiny_imagenet_resnet
 
 PRESETS = {
@@ -14,14 +24,22 @@ PRESETS = {
         digits_dynamic,
         digits_mobilenet,
         digits_resnet,
+        digits_addressnet,
+        digits_shift_resnet,
         folder,
         folder_dynamic,
         folder_mobilenet,
         folder_resnet,
+        folder_addressnet,
+        folder_shift_resnet,
         cifar10_mobilenet,
         cifar10_resnet,
+        cifar10_addressnet,
+        cifar10_shift_resnet,
         tiny_imagenet_mobilenet,
         tiny_imagenet_resnet,
+        tiny_imagenet_addressnet,
+        tiny_imagenet_shift_resnet,
         imagenet_mobilenet,
         imagenet_resnet,
     )
@@ -29,18 +47,26 @@ PRESETS = {
 
 __all__ = [
     "PRESETS",
+    "cifar10_addressnet",
     "cifar10_mobilenet",
     "cifar10_resnet",
+    "cifar10_shift_resnet",
     "digits",
+    "digits_addressnet",
     "digits_dynamic",
     "digits_mobilenet",
     "digits_resnet",
+    "digits_shift_resnet",
     "folder",
+    "folder_addressnet",
     "folder_dynamic",
     "folder_mobilenet",
     "folder_resnet",
+    "folder_shift_resnet",
     "imagenet_mobilenet",
     "imagenet_resnet",
+    "tiny_imagenet_addressnet",
     "tiny_imagenet_mobilenet",
     "tiny_imagenet_resnet",
+    "tiny_imagenet_shift_resnet",
 ]

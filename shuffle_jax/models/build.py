@@ -9,13 +9,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models import mobilenet_v2, resnet
+from shuffle_jax.models.addressnet import GROUPS, AddressNet
 from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 from shuffle_jax.models.mobilenet_v2 import MobileNetV2
 from shuffle_jax.models.resnet import ResNet
+from shuffle_jax.models.shift_resnet import ShiftResNet
 from shuffle_jax.models.shufflenet_v1 import ShuffleNetV1
 from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
 from shuffle_jax.nn import (
+    AddressShift,
     AutoShuffle,
+    ChannelShift,
     ChannelShuffle,
     CondConv,
     DYConv,
@@ -32,7 +36,10 @@ from shuffle_jax.nn import (
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.nn.dynamic_conv import Kind
 
-SHUFFLENETS = ("shufflenet_v1", "shufflenet_v2")
+MIXING = ("shufflenet_v1", "shufflenet_v2", "addressnet")
+"""Families with a place for a mixer."""
+HEADED = ("mobilenet_v2", "resnet")
+"""Families with an exchangeable classifier."""
 Factory = Callable[..., nn.Module]
 
 
@@ -59,24 +66,42 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
             mixer = mixer_factory(config, groups=2)
             return ShuffleNetV2(classes, config.width, config.stem, mixer, pointwise, dtype)
         case "mobilenet_v2":
+            shift = partial(AddressShift, boundary=config.shift.boundary) if config.spatial == "address" else None
             head = head_factory(config)
-            return MobileNetV2(classes, config.width, config.stem, pointwise, head, config.dropout, dtype)
+            return MobileNetV2(classes, config.width, config.stem, pointwise, shift, head, config.dropout, dtype)
         case "resnet":
             conv, head = conv_factory(config), head_factory(config)
             return ResNet(
                 classes, config.depth, config.width, config.stem, conv, pointwise, head, config.dropout, dtype
             )
+        case "addressnet":
+            # None stands for the channel shift and the plain convolution that are fused.
+            return AddressNet(
+                classes,
+                config.depth,
+                config.stem,
+                config.shift.shortcut,
+                mixer=None if config.mixer == "shift" else mixer_factory(config, GROUPS),
+                pointwise=None if config.pointwise == "plain" else pointwise,
+                boundary=config.shift.boundary,
+                dtype=dtype,
+            )
+        case "shift_resnet":
+            return ShiftResNet(classes, config.depth, config.shift.expansion, pointwise=pointwise, dtype=dtype)
 
 
 def _check(config: NetworkConfig) -> None:
-    shuffles = config.family in SHUFFLENETS
-    if not shuffles and config.mixer != "identity":
+    if config.family not in MIXING and config.mixer != "identity":
         raise ValueError(f"{config.family} has no shuffle for --network.mixer {config.mixer}: choose identity")
-    if shuffles and (config.head != "plain" or config.dropout != 0):
+    if config.family not in HEADED and (config.head != "plain" or config.dropout != 0):
         raise ValueError(f"{config.family} has a plain classifier without dropout: leave --network.head and .dropout")
+    if config.family != "mobilenet_v2" and config.spatial != "depthwise":
+        raise ValueError(f"{config.family} has no place for --network.spatial {config.spatial}: leave it at depthwise")
+    if config.family == "shift_resnet" and config.stem != "small":
+        raise ValueError("shift_resnet is for small images: choose --network.stem small")
     if config.pointwise != "static_dynamic" or config.dynamic.replaced == "all":
         return
-    if config.family in ("shufflenet_v1", "mobilenet_v2"):
+    if config.family in ("shufflenet_v1", "mobilenet_v2", "addressnet", "shift_resnet"):
         raise ValueError(
             f"no 1x1 layer of {config.family} has as many channels out as in: choose --network.dynamic.replaced all"
         )
@@ -103,6 +128,8 @@ def mixer_factory(config: NetworkConfig, groups: int) -> Factory:
             )
         case "shuffle":
             return partial(ChannelShuffle, groups=groups)
+        case "shift":
+            return partial(ChannelShift, groups=groups)
         case "random":
             return partial(FixedPermutation, seed=config.mixer_seed)
         case "identity":
@@ -123,7 +150,7 @@ def mixer_factory(config: NetworkConfig, groups: int) -> Factory:
 def pointwise_factory(config: NetworkConfig) -> Factory:
     """The factory of the configured 1x1 layers."""
     if config.pointwise == "plain":
-        return PointwiseConv if config.family in SHUFFLENETS else mobilenet_v2.static_pointwise
+        return mobilenet_v2.static_pointwise if config.family in HEADED else PointwiseConv
     if config.pointwise != "static_dynamic":
         return _dynamic_conv(config)
     options = config.dynamic

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from shuffle_jax.models import mobilenet_v2, resnet, shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.config import HeadKind, MixerKind, NetworkConfig, PointwiseKind
+from shuffle_jax.models import addressnet, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models.addressnet import Shortcut
+from shuffle_jax.models.config import HeadKind, MixerKind, NetworkConfig, PointwiseKind, SpatialKind
 
 
 class Entry(NamedTuple):
@@ -32,12 +33,16 @@ class Variant(NamedTuple):
         pointwise: its 1x1 layers; of ResNet all convolutions of its units.
         head: the classifier.
         squeeze: of "dcd".
+        spatial: of MobileNetV2.
+        shortcut: of AddressNet.
     """
 
     mixer: MixerKind
     pointwise: PointwiseKind = "plain"
     head: HeadKind = "plain"
     squeeze: int = 16
+    spatial: SpatialKind = "depthwise"
+    shortcut: Shortcut = "add"
 
 
 SHUFFLENETS = {
@@ -58,8 +63,22 @@ RESNETS = {
 }
 """Variants of ResNet."""
 
-MOBILENETS = RESNETS | {"dcd8_": Variant("identity", "dcd", "dcd", squeeze=8)}
+MOBILENETS = RESNETS | {
+    "dcd8_": Variant("identity", "dcd", "dcd", squeeze=8),
+    "address_": Variant("identity", spatial="address"),
+}
 """Variants of MobileNetV2, whose decomposition is published with two sizes of its heads."""
+
+ADDRESSNETS = {
+    "": Variant("shift"),
+    "enhanced_": Variant("shift", shortcut="shift"),
+    "shuffle_": Variant("shuffle"),
+    "auto_": Variant("auto"),
+}
+"""Variants of AddressNet; with the fixed shuffle it is the control of its paper."""
+
+SHIFT_RESNETS = {"": Variant("identity")}
+"""Variants of ShiftResNet."""
 
 
 def catalogue() -> dict[str, Entry]:
@@ -67,9 +86,9 @@ def catalogue() -> dict[str, Entry]:
 
     Returns:
         Entries by names such as ``shufflenet_v2_1.0x``, ``shufflenet_v1_g3_0.5x``, ``mobilenet_v2_0.5x`` and
-        ``resnet18``, for 224 x 224 pixels and 1000 classes. A prefix of :data:`SHUFFLENETS`, :data:`MOBILENETS` or
-        :data:`RESNETS` stands for another variant, the suffix ``_32`` for the stem for small images, 32 x 32 pixels and
-        10 classes.
+        ``resnet18``, for 224 x 224 pixels and 1000 classes. A prefix of :data:`SHUFFLENETS`, :data:`MOBILENETS`,
+        :data:`RESNETS` or :data:`ADDRESSNETS` stands for another variant, the suffix ``_32`` for the stem for small
+        images, 32 x 32 pixels and 10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
     >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
@@ -93,6 +112,8 @@ def configured(config: NetworkConfig, variant: Variant) -> NetworkConfig:
         pointwise=variant.pointwise,
         head=variant.head,
         dynamic=replace(config.dynamic, replaced="all" if all_layers else "square"),
+        spatial=variant.spatial,
+        shift=replace(config.shift, shortcut=variant.shortcut),
         # What is counted of them; "auto" takes what is faster.
         dcd=replace(config.dcd, squeeze=variant.squeeze, form="fewest" if variant.pointwise == "dcd" else "auto"),
     )
@@ -109,5 +130,10 @@ def _families() -> Iterator[tuple[str, NetworkConfig, dict[str, Variant]]]:
             yield f"shufflenet_v2_{width}x{suffix}", replace(config, family="shufflenet_v2", width=width), SHUFFLENETS
         for width in mobilenet_v2.WIDTHS:
             yield f"mobilenet_v2_{width}x{suffix}", replace(config, family="mobilenet_v2", width=width), MOBILENETS
+        for depth in addressnet.DEPTHS if suffix else (None,):
+            name = f"addressnet{depth or ''}{suffix}"
+            yield name, replace(config, family="addressnet", depth=depth or config.depth), ADDRESSNETS
+        for depth in shift_resnet.DEPTHS if suffix else ():
+            yield f"shift_resnet{depth}{suffix}", replace(config, family="shift_resnet", depth=depth), SHIFT_RESNETS
         for depth in resnet.UNITS:
             yield f"resnet{depth}{suffix}", replace(config, family="resnet", depth=depth), RESNETS

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shuffle_jax.models.addressnet import Shortcut
 from shuffle_jax.models.stem import StemKind
 from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
+from shuffle_jax.ops.shift import Boundary
 
-Family = Literal["shufflenet_v1", "shufflenet_v2", "mobilenet_v2", "resnet"]
-MixerKind = Literal["auto", "shuffle", "random", "identity", "dynamic", "factors", "squeeze"]
+Family = Literal["shufflenet_v1", "shufflenet_v2", "mobilenet_v2", "resnet", "addressnet", "shift_resnet"]
+MixerKind = Literal["auto", "shuffle", "shift", "random", "identity", "dynamic", "factors", "squeeze"]
 PointwiseKind = Literal["plain", "static_dynamic", "dcd", "condconv", "dyconv"]
 HeadKind = Literal["plain", "dcd"]
+SpatialKind = Literal["depthwise", "address"]
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,25 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class ShiftConfig:
+    """Shifts over the image, of AddressNet, ShiftResNet and MobileNetV2."""
+
+    boundary: Boundary = "pointer"
+    """What an address shift reads beyond the edge: the neighbour in memory ("pointer"), "zero", or the opposite edge
+    ("wrap")."""
+
+    shortcut: Shortcut = "add"
+    """"add", or "shift" in Enhanced AddressNet. AddressNet only."""
+
+    expansion: int = 3
+    """Inner channels of a unit over those of its output. ShiftResNet only."""
+
+    def __post_init__(self) -> None:
+        if self.expansion < 1:
+            raise ValueError(f"an expansion of {self.expansion} leaves no channels: give 1 or more")
+
+
+@dataclass(frozen=True)
 class NetworkConfig:
     """Which network, and what it mixes channels with."""
 
@@ -140,7 +162,8 @@ class NetworkConfig:
     """Multiplies the channels: 0.5, 1.0, 1.5 or 2.0; of MobileNetV2 0.35, 0.5, 0.75 or 1.0."""
 
     depth: int = 18
-    """Layers: 10, 18, 34, 50, 101 or 152. ResNet only."""
+    """Layers: 10, 18, 34, 50, 101 or 152 of ResNet; 6 n + 2 of AddressNet for small images, such as 20, 32 or
+    44, and of ShiftResNet, such as 20, 56 or 110."""
 
     groups: int = 3
     """Groups of the 1x1 convolutions: 1, 2, 3, 4 or 8. ShuffleNetV1 only."""
@@ -149,9 +172,9 @@ class NetworkConfig:
     """"imagenet" divides height and width by 4 before the first stage; "small" (up to 32 x 32) keeps them."""
 
     mixer: MixerKind = "auto"
-    """"auto": learned permutations; "shuffle": the fixed one of the paper; "random": fixed random ones; "identity";
-    "dynamic": made for each image; "factors": the same, learned once for all images; "squeeze": squeeze-excitation.
-    ShuffleNets only."""
+    """"auto": learned permutations; "shuffle": the fixed one of ShuffleNet; "shift": the channel shift of AddressNet;
+    "random": fixed random ones; "identity"; "dynamic": made for each image; "factors": the same, learned once for all
+    images; "squeeze": squeeze-excitation. ShuffleNets and AddressNet only."""
 
     mixer_seed: int = 0
     """Seed of the random permutations. mixer = random only."""
@@ -169,6 +192,9 @@ class NetworkConfig:
     """1x1 layers, of ResNet all convolutions of its units: "plain" ones, "static_dynamic" shuffles (1x1 only), or
     dynamic convolutions: "dcd", "condconv" and "dyconv"."""
 
+    spatial: SpatialKind = "depthwise"
+    """What moves information over the image: "depthwise" convolutions, or "address" shifts. MobileNetV2 only."""
+
     head: HeadKind = "plain"
     """The classifier: "plain", or "dcd". MobileNetV2 and ResNet only."""
 
@@ -183,6 +209,9 @@ class NetworkConfig:
 
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     """Options of "condconv" and "dyconv"."""
+
+    shift: ShiftConfig = field(default_factory=ShiftConfig)
+    """Options of shifts over the image."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the computation. Parameters, statistics and penalties are float32 in either case."""

@@ -56,6 +56,8 @@ class MobileNetV2(nn.Module):
         pointwise: factory of the 1x1 convolutions, called as
             ``pointwise(features=..., groups=1, dtype=..., name=...)`` for the two of each unit that expands its input.
             The unit that does not and the last 1x1 convolution are always static.
+        shift: factory of a shift in place of each depthwise convolution with its norm, called as
+            ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
@@ -66,6 +68,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     stem: StemKind = "imagenet"
     pointwise: Callable[..., nn.Module] = static_pointwise
+    shift: Callable[..., nn.Module] | None = None
     head: Callable[..., nn.Module] = small_normal_dense
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
@@ -87,7 +90,9 @@ class MobileNetV2(nn.Module):
 
         x = stem(scale(STEM, self.width), self.stem, self.dtype, name="stem")(x, train)
         for stage, (expansion, channels, units, stride) in enumerate(TABLE, start=1):
-            unit = partial(InvertedResidual, scale(channels, self.width), expansion=expansion, dtype=self.dtype)
+            unit = partial(
+                InvertedResidual, scale(channels, self.width), expansion=expansion, shift=self.shift, dtype=self.dtype
+            )
             pointwise = static_pointwise if expansion == 1 else self.pointwise
             for i in range(units):
                 keeps_size = i > 0 or (self.stem == "small" and stage == 2)
@@ -110,6 +115,7 @@ class InvertedResidual(nn.Module):
         stride: 1 or 2.
         expansion: t; with 1 there is no first 1x1.
         pointwise: factory of the 1x1 convolutions.
+        shift: factory of what replaces the depthwise convolution, if anything does.
         dtype: type of the computation.
     """
 
@@ -117,6 +123,7 @@ class InvertedResidual(nn.Module):
     stride: int
     expansion: int
     pointwise: Callable[..., nn.Module]
+    shift: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
 
     @nn.compact
@@ -124,13 +131,16 @@ class InvertedResidual(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         channels = x.shape[-1]
         pointwise = partial(self.pointwise, groups=1, dtype=self.dtype)
-        depthwise = partial(DepthwiseConv, stride=self.stride, dtype=self.dtype, kernel_init=fan_out_init)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         y = x
         if self.expansion != 1:
             y = pointwise(features=self.expansion * channels, name="expand")(y, train=train)
             y = nn.relu6(norm(name="norm1")(y, train))
-        y = nn.relu6(norm(name="norm2")(depthwise(name="depthwise")(y), train))
+        if self.shift is None:
+            depthwise = DepthwiseConv(stride=self.stride, dtype=self.dtype, kernel_init=fan_out_init, name="depthwise")
+            y = nn.relu6(norm(name="norm2")(depthwise(y), train))
+        else:
+            y = self.shift(stride=self.stride, name="shift")(y, train=train)
         y = norm(name="norm3")(pointwise(features=self.features, name="project")(y, train=train), train)
         return x + y if self.stride == 1 and self.features == channels else y

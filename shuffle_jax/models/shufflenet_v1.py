@@ -7,10 +7,10 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
+from shuffle_jax.ops.pooling import halve
 from shuffle_jax.typing import Array, Float, Images
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -117,6 +117,4 @@ class Unit(nn.Module):
         y = norm(name="norm3")(y, train)
         if residual:
             return nn.relu(x + y)
-        # The average of 3x3, zeros outside included. nn.avg_pool divides by an integer array: no strict promotion.
-        shortcut = nn.pool(x, 0.0, lax.add, (3, 3), (2, 2), ((1, 1), (1, 1))) / 9
-        return nn.relu(jnp.concatenate([shortcut, y], axis=-1))
+        return nn.relu(jnp.concatenate([halve(x), y], axis=-1))

@@ -37,15 +37,17 @@ class AddressShift(nn.Module):
     Attributes:
         offsets: where each group reads from; their number divides the channels.
         boundary: what is read beyond the edge: "pointer", "zero" or "wrap".
+        stride: of the rows and columns that are kept, from the first on.
     """
 
     offsets: Offsets = LEFT_UP_RIGHT_DOWN
     boundary: Boundary = "pointer"
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
-        """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
-        return shift.address_shift(x, self.offsets, self.boundary)
+        """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), c)``."""
+        return shift.address_shift(x, self.offsets, self.boundary)[:, :: self.stride, :: self.stride]
 
 
 class GridShift(nn.Module):

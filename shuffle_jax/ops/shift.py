@@ -174,7 +174,7 @@ def check_shift(shape: tuple[int, ...], offsets: Offsets, boundary: Boundary) ->
         raise ValueError(f"there is no boundary {boundary!r}: choose one of {list(get_args(Boundary))}")
     if offsets and channels % len(offsets):
         raise ValueError(
-            f"{channels} channels cannot be split into {len(offsets)} directions: give a multiple of {len(offsets)}, or "
+            f"{channels} channels cannot move in {len(offsets)} directions: give a multiple of {len(offsets)}, or "
             "other offsets"
         )
     for dh, dw in offsets:

@@ -7,6 +7,7 @@ two arrays that moves, and the image as it was shifted is never made.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import jax.numpy as jnp
@@ -42,8 +43,8 @@ def shifted_pointwise(
     ``y = pointwise(address_shift(rotate(x, r), offsets, boundary), K, g)``
 
     - "plain" is this equation, left to XLA to fuse.
-    - "folded" rotates the rows of the kernel, or the slices that are read, at no cost. Where the number of offsets
-      divides the groups, and there are fewer channels out than in, the products move and not the image.
+    - "folded" rotates the rows of the kernel, or the slices that are read, at no cost. Where there are several groups,
+      and fewer channels out than in, the products move and not the image; if several offsets share a group, its parts.
     - "auto" is the fastest known on the platform: "folded".
 
     Args:
@@ -73,15 +74,31 @@ def shifted_pointwise(
         raise ValueError(f"there is no form {form!r}: choose one of {list(get_args(Form))}")
     if form == "plain":
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
-    # Only then does each group of the convolution move as a whole.
-    commute = not offsets or groups % len(offsets) == 0
-    if not commute or (offsets and kernel.shape[-1] > x.shape[-1]):
-        # The address shift sees rotated channels: those of a group must be together before they move.
+    # In as many groups as both need, each moves as a whole; those that make the same outputs are added afterwards.
+    channels, outputs = x.shape[-1], kernel.shape[-1]
+    parts = math.lcm(groups, len(offsets) or 1)
+    if parts > groups == 1 or parts * outputs > groups * channels:
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
-    products = convolution.pointwise(x, kernel, groups, rotation)
-    if boundary != "pointer" or not offsets:
-        return address_shift(products, offsets, boundary) if offsets else products
-    return _products_by_pointer(x, products, kernel, groups, rotation, offsets)
+    if parts > groups:
+        kernel = _split_groups(kernel, groups, parts // groups)
+    products = convolution.pointwise(x, kernel, parts, rotation)
+    if boundary == "pointer" and offsets:
+        moved = _products_by_pointer(x, products, kernel, parts, rotation, offsets)
+    else:
+        moved = address_shift(products, offsets, boundary)
+    return moved if parts == groups else _add_neighbours(moved, groups, parts // groups)
+
+
+def _split_groups(kernel: Float[Array, "1 1 i o"], groups: int, by: int) -> Float[Array, "1 1 j p"]:
+    """The kernel of a convolution in ``by`` times as many groups, whose outputs remain to be added."""
+    _, _, inputs, outputs = kernel.shape
+    table = kernel.reshape(by, inputs // by, groups, outputs // groups)
+    return jnp.swapaxes(table, 0, 1).swapaxes(1, 2).reshape(1, 1, inputs // by, by * outputs)
+
+
+def _add_neighbours(x: Images, groups: int, by: int) -> Images:
+    parts = jnp.split(x, groups * by, axis=-1)
+    return jnp.concatenate([sum(parts[k * by + 1 : (k + 1) * by], parts[k * by]) for k in range(groups)], axis=-1)
 
 
 def _products_by_pointer(

@@ -28,7 +28,7 @@ import numpy as np
 from shuffle_jax import __version__
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.files import replace_file, replacing, temporary
-from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig
+from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig, ShiftConfig
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
 
 ADDED: dict[str, dict[str, Any]] = {
@@ -42,6 +42,8 @@ ADDED: dict[str, dict[str, Any]] = {
         "dynamic": to_json(DynamicConfig()),
         "dcd": to_json(DecompositionConfig()),
         "attention": to_json(AttentionConfig()),
+        "spatial": "depthwise",
+        "shift": to_json(ShiftConfig()),
     },
     "OptimizerConfig": {"nesterov": True},
 }

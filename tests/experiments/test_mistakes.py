@@ -99,9 +99,11 @@ def content(path):
         ("train digitz", "there is no preset 'digitz'; near: digits, "),
         (
             "train",
-            "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, folder, "
-            "folder-dynamic, folder-mobilenet, folder-resnet, cifar10-mobilenet, cifar10-resnet, "
-            "tiny-imagenet-mobilenet, tiny-imagenet-resnet, imagenet-mobilenet, imagenet-resnet",
+            "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, "
+            "digits-addressnet, digits-shift-resnet, folder, folder-dynamic, folder-mobilenet, folder-resnet, "
+            "folder-addressnet, folder-shift-resnet, cifar10-mobilenet, cifar10-resnet, cifar10-addressnet, "
+            "cifar10-shift-resnet, tiny-imagenet-mobilenet, tiny-imagenet-resnet, tiny-imagenet-addressnet, "
+            "tiny-imagenet-shift-resnet, imagenet-mobilenet, imagenet-resnet",
         ),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),

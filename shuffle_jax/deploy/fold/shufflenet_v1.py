@@ -13,7 +13,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from shuffle_jax.deploy.fold.layers import (
     Block,
@@ -29,6 +28,7 @@ from shuffle_jax.deploy.fold.layers import (
 from shuffle_jax.models import ShuffleNetV1, shufflenet_v1
 from shuffle_jax.nn import ChannelShuffle
 from shuffle_jax.ops import convolution
+from shuffle_jax.ops.pooling import halve
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 
@@ -116,11 +116,7 @@ def _apply(
         y = convolution.depthwise(y, unit["depthwise"]["kernel"].astype(y.dtype), stride)
         y = collect([y], wanted)
         y = apply_affine(partial(convolution.pointwise, groups=groups), y, unit["pointwise2"], dtype)
-        if stride == 1:
-            x = nn.relu(x + y)
-        else:
-            shortcut = nn.pool(x, 0.0, lax.add, (3, 3), (2, 2), ((1, 1), (1, 1))) / 9
-            x = nn.relu(jnp.concatenate([shortcut, y], axis=-1))
+        x = nn.relu(x + y if stride == 1 else jnp.concatenate([halve(x), y], axis=-1))
     x = x.mean((1, 2), dtype=jnp.float32)
     head = params["head"]
     return x @ head["kernel"] + (head["bias"].reshape(1, -1) if "bias" in head else 0.0)

@@ -1,0 +1,98 @@
+"""ShiftResNet (Wu et al., 2018): ResNet for small images with a shift between two 1x1 convolutions for each 3x3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from shuffle_jax.models.stem import Stem
+from shuffle_jax.nn import BatchNorm, GridShift, PointwiseConv
+from shuffle_jax.typing import Array, Float, Images
+
+DEPTHS = (20, 56, 110)
+STAGES = (16, 32, 64)
+"""Channels of each."""
+
+
+class ShiftResNet(nn.Module):
+    """ShiftResNet with an exchangeable shift and exchangeable 1x1 convolutions.
+
+    Attributes:
+        classes: number of classes.
+        depth: 20, 56, 110 or another 6 n + 2, by its ResNet: each unit has two layers with weights.
+        expansion: inner channels of a unit over those of its output.
+        shift: factory of what moves information over the image, called as ``shift(name=...)``.
+        pointwise: factory of the 1x1 convolutions of the units, called as
+            ``pointwise(features=..., groups=1, dtype=..., name=...)``.
+        dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+    """
+
+    classes: int
+    depth: int = 20
+    expansion: int = 3
+    shift: Callable[..., nn.Module] = GridShift
+    pointwise: Callable[..., nn.Module] = PointwiseConv
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
+        """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
+
+        Raises:
+            ValueError: there is no such depth or expansion.
+        """
+        units, odd = divmod(self.depth - 2, 6)
+        if odd or units < 1:
+            raise ValueError(f"ShiftResNet has no depth {self.depth}: choose 6 n + 2, such as {list(DEPTHS)}")
+        if self.expansion < 1:
+            raise ValueError(f"an expansion of {self.expansion} leaves no channels: give 1 or more")
+        unit = partial(Unit, expansion=self.expansion, shift=self.shift, pointwise=self.pointwise, dtype=self.dtype)
+
+        x = Stem(STAGES[0], "small", self.dtype, name="stem")(x, train)
+        for stage, features in enumerate(STAGES, start=1):
+            for i in range(units):
+                stride = 2 if stage > 1 and i == 0 else 1
+                x = unit(features, stride, name=f"stage{stage}_{i}")(x, train)
+        x = x.mean((1, 2), dtype=jnp.float32)
+        return nn.Dense(self.classes, name="head")(x)
+
+
+class Unit(nn.Module):
+    """One unit: a 1x1 convolution to more channels, a shift, and a 1x1 convolution to fewer, added to the shortcut.
+
+    The ReLU is before the addition, and none behind it, as in the released code of the paper's time.
+
+    Attributes:
+        features: output channels.
+        stride: 1 or 2, of the second 1x1 convolution.
+        expansion: inner channels over the output's.
+        shift: factory of the shift.
+        pointwise: factory of the 1x1 convolutions.
+        dtype: type of the computation.
+    """
+
+    features: int
+    stride: int
+    expansion: int
+    shift: Callable[..., nn.Module]
+    pointwise: Callable[..., nn.Module]
+    dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
+        pointwise = partial(self.pointwise, groups=1, dtype=self.dtype)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        every = (slice(None), slice(None, None, self.stride), slice(None, None, self.stride))
+
+        y = pointwise(features=self.expansion * self.features, name="pointwise1")(x, train=train)
+        y = nn.relu(norm(name="norm1")(y, train))
+        y = self.shift(name="shift")(y, train=train)[every]
+        y = nn.relu(norm(name="norm2")(pointwise(features=self.features, name="pointwise2")(y, train=train), train))
+        if self.stride > 1 or x.shape[-1] != self.features:
+            x = PointwiseConv(self.features, dtype=self.dtype, name="downsample")(x[every])
+            x = norm(name="downsample_norm")(x, train)
+        return x + y
