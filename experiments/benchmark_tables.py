@@ -92,7 +92,7 @@ def shift_tables(work: Workload) -> dict[str, Table]:
         network = f"AddressNet-{shift_cases.DEPTH}, {work.image_size}x{work.image_size}"
         title = f"what a mixer adds to {network}, inference, batch {images}, {work.dtype}"
         programs = partial(shift_cases.mixers, dataclasses.replace(work, batch_size=images))
-        found[f"mixers-{images}"] = Table(title, partial(_cost, programs), images, "costs")
+        found[f"mixers-{images}"] = Table(title, partial(_cost, programs), unit="costs")
     for channels in shift_cases.CHANNELS:
         for suffix, backward in (("", False), ("-gradient", True)):
             what = f"{work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"

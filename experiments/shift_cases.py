@@ -77,14 +77,14 @@ def mixers(work: Workload) -> dict[str, Program]:
     All have the identity's weights; a depthwise convolution and a permutation have theirs beside them.
     """
     images = normal(work, work.batch_size, work.image_size, work.image_size, 3)
-    steps: list[tuple[int, int]] = []
+    moving: list[tuple[int, int]] = []
     programs: dict[str, Program] = {}
     for label, (network, variables) in networks(work).items():
-        steps = steps or arrays(network, variables, images)
+        moving = moving or arrays(network, variables, images)
         compiled = jax.jit(network.apply).lower(variables, images).compile()
-        moved = _moved(MIXERS[label].moves, steps)
+        moved = _moved(MIXERS[label].moves, moving)
         programs[label] = Program(partial(compiled, variables, images), accessed(compiled), moved)
-    widest = max(between for between, _ in steps)
+    widest = max(between for between, _ in moving)
     x = normal(work, widest // jnp.dtype(work.dtype).itemsize)
     compiled = jax.jit(_copy_again_and_again).lower(x).compile()
     name = f"{COPIES} copies of {widest / 2**20:.3g} MiB"
@@ -130,7 +130,7 @@ def accessed(compiled: jax.stages.Compiled) -> float | None:
 
 def shifts(work: Workload, channels: int, backward: bool) -> Cases:
     """Ways to move what is between the convolutions of a stage's units, against a copy."""
-    x, side = _between(work, channels)
+    x = _between(work, channels)
     index = permutation.random(jax.random.key(0), channels)
     kernel = normal(work, 3, 3, 1, channels)
     boundaries: tuple[Boundary, ...] = ("pointer", "zero", "wrap")
@@ -143,13 +143,12 @@ def shifts(work: Workload, channels: int, backward: bool) -> Cases:
         "grid shift": (shift.grid_shift, []),
         "depthwise 3x3": (convolution.depthwise, [kernel]),
     }
-    shape = work.batch_size, side, side, channels
-    return {name: _case(work, backward, form, shape, x, *weights) for name, (form, weights) in forms.items()}
+    return {name: _case(work, backward, form, x, *weights) for name, (form, weights) in forms.items()}
 
 
 def steps(work: Workload, channels: int, backward: bool) -> Cases:
     """The step from what is between the convolutions to the second one's output, against that convolution alone."""
-    x, side = _between(work, channels)
+    x = _between(work, channels)
     kernel = normal(work, 1, 1, channels // GROUPS, channels // 2)
     step = partial(shifted_pointwise, groups=GROUPS, rotation=half_group(channels, GROUPS))
     forms: dict[str, Callable[..., Array]] = {
@@ -157,8 +156,7 @@ def steps(work: Workload, channels: int, backward: bool) -> Cases:
         "channel and address shift, plain": partial(step, form="plain"),
         "channel and address shift, fused": partial(step, form="folded"),
     }
-    shape = work.batch_size, side, side, channels // 2
-    return {name: _case(work, backward, form, shape, x, kernel) for name, form in forms.items()}
+    return {name: _case(work, backward, form, x, kernel) for name, form in forms.items()}
 
 
 def _variables(network: nn.Module, shared: dict[str, PyTree], image: Images) -> dict[str, PyTree]:
@@ -187,19 +185,16 @@ def _copy_again_and_again(x: Array) -> Array:
     return lax.fori_loop(0, COPIES, lambda _, x: x + 1, x)
 
 
-def _between(work: Workload, channels: int) -> tuple[Images, int]:
-    """What is between the convolutions of the stage with so many channels there, and its height and width."""
+def _between(work: Workload, channels: int) -> Images:
+    """What is between the convolutions of the stage that has so many channels there."""
     side = max(1, work.image_size * CHANNELS[0] // channels)
-    return normal(work, work.batch_size, side, side, channels), side
+    return normal(work, work.batch_size, side, side, channels)
 
 
-def _case(
-    work: Workload, backward: bool, form: Callable[..., Array], shape: tuple[int, ...], *arguments: Array
-) -> partial[object]:
-    """An operation; or its output of a shape and its gradients, given one of that output.
+def _case(work: Workload, backward: bool, form: Callable[..., Array], *arguments: Array) -> partial[object]:
+    """An operation; or both its output and, from a given gradient of the output, those of its arguments.
 
-    Of the gradient of a function of the output XLA could make one operation with the output's: forth and back is not
-    moved at all.
+    It is given because from one that depends on the output XLA could make a single operation of both directions.
     """
     if not backward:
         return partial(jax.jit(form), *arguments)
@@ -208,4 +203,5 @@ def _case(
         y, back = jax.vjp(form, *arguments)
         return y, back(gradient)
 
-    return partial(jax.jit(forth_and_back), normal(work, *shape), *arguments)
+    gradient = normal(work, *jax.eval_shape(form, *arguments).shape)
+    return partial(jax.jit(forth_and_back), gradient, *arguments)

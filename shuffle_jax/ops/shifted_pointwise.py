@@ -25,7 +25,7 @@ from shuffle_jax.ops.shift import (
 )
 from shuffle_jax.typing import Array, Float, Images
 
-Form = Literal["auto", "plain", "folded"]
+Form = Literal["auto", "plain", "folded", "kernel"]
 """How it is computed: see :func:`shifted_pointwise`."""
 
 
@@ -45,7 +45,9 @@ def shifted_pointwise(
     - "plain" is this equation, left to XLA to fuse.
     - "folded" rotates the rows of the kernel, or the slices that are read, at no cost. Where there are several groups,
       and fewer channels out than in, the products move and not the image; if several offsets share a group, its parts.
-    - "auto" is the fastest known on the platform: "folded".
+    - "kernel" is :func:`~shuffle_jax.ops.shifted_pointwise_kernel.shift_and_convolve`, one kernel for GPU.
+    - "auto" is the fastest known on the platform: "folded". On GPU nothing has been measured, and the kernel has only
+      been lowered and interpreted, not run: it is there to be asked for.
 
     Args:
         x: ``(n, h, w, c)``.
@@ -54,14 +56,14 @@ def shifted_pointwise(
         rotation: r, channels by which they rotate to the left; ``c / (2 g)`` is the channel shift.
         offsets: of the address shift; none for no address shift.
         boundary: of the address shift.
-        form: "auto", "plain" or "folded".
+        form: "auto", "plain", "folded" or "kernel".
 
     Returns:
         ``(n, h, w, o)``.
 
     Raises:
         ValueError: as :func:`~shuffle_jax.ops.shift.address_shift` and
-            :func:`~shuffle_jax.ops.convolution.pointwise`, or there is no such form.
+            :func:`~shuffle_jax.ops.convolution.pointwise`, or there is no such form, or not here.
 
     >>> x, kernel = jnp.arange(4.0).reshape(1, 1, 1, 4), jnp.ones((1, 1, 2, 2))
     >>> shifted_pointwise(x, kernel, groups=2, rotation=1, offsets=()).ravel().tolist()
@@ -72,6 +74,10 @@ def shifted_pointwise(
     check_shift(x.shape, offsets, boundary)
     if form not in get_args(Form):
         raise ValueError(f"there is no form {form!r}: choose one of {list(get_args(Form))}")
+    if form == "kernel":
+        from shuffle_jax.ops.shifted_pointwise_kernel import shift_and_convolve  # imports Pallas
+
+        return shift_and_convolve(x, kernel, groups, rotation, offsets, boundary)
     if form == "plain":
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
     # In as many groups as both need, each moves as a whole; those that make the same outputs are added afterwards.

@@ -16,6 +16,7 @@ from jax import lax
 from shuffle_jax.ops import convolution as conv
 
 NO_PADS = ((0, 0), (0, 0))
+NATIVE = {"window_strides": (1, 1), "padding": NO_PADS, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
 
 
 def oracle(x, kernel, cotangent, stride, pads, groups):
@@ -133,6 +134,60 @@ def test_depthwise_has_one_meaning_on_all_platforms(form, stride, pads):
 def test_pointwise_equals_its_equation(form, groups):
     x, kernel = draw(1, (2, 3, 5, 6), (1, 1, 6 // groups, 12))
     assert_equals_the_equation(partial(conv.pointwise, groups=groups), x, kernel, 1, NO_PADS, groups)
+
+
+@pytest.fixture(params=["blocks", "slices", "elsewhere"])
+def form_of_groups(request, monkeypatch):
+    """Runs the test in each of the two forms that CPU takes of a grouped 1x1 convolution, and in that of the others."""
+    only = {"blocks": conv._pointwise_blocks, "slices": conv._pointwise_slices}
+    if request.param == "elsewhere":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, **platforms: default(*args))
+    else:
+        for name in ("_pointwise_blocks", "_pointwise_slices"):
+            monkeypatch.setattr(conv, name, only[request.param])
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+def test_a_rotation_is_that_of_the_channels_before_in_value_and_gradient(form_of_groups, groups):
+    x, kernel, cotangent = draw(6, (2, 1, 3, 12), (1, 1, 12 // groups, 18), (2, 1, 3, 18))
+    rotations = 0, 1, -1, 12 // groups, -24 // groups, 5, -7, 12, 31
+
+    @jax.jit
+    def every_rotation(*arrays):
+        return [with_gradients(partial(conv.pointwise, groups=groups, rotation=r), *arrays) for r in rotations]
+
+    with jax.enable_x64(True):
+        results = every_rotation(x, kernel, cotangent)
+    for r, actual in zip(rotations, results, strict=True):
+        y, x_gradient, kernel_gradient = oracle(np.roll(x, -r, -1), kernel, cotangent, 1, NO_PADS, groups)
+        for a, b in zip(actual, (y, np.roll(x_gradient, r, -1), kernel_gradient), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "groups"), [(8, 8, 2), (1, 3, 5), (6, 1, 4), (16, 8, 8)])
+def test_blocks_and_slices_are_the_native_grouped_convolution(inputs, outputs, groups):
+    arrays = draw(7, (2, 3, 1, groups * inputs), (1, 1, inputs, groups * outputs), (2, 3, 1, groups * outputs))
+    forms = [
+        partial(conv.pointwise, groups=groups),
+        partial(conv._pointwise_blocks, groups, 0),
+        partial(conv._pointwise_slices, groups, 0),
+        partial(lax.conv_general_dilated, **NATIVE, feature_group_count=groups),
+    ]
+    with jax.enable_x64(True):
+        *results, native = jax.jit(lambda *arrays: [with_gradients(form, *arrays) for form in forms])(*arrays)
+    for result in results:
+        for a, b in zip(result, native, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 8])
+@pytest.mark.parametrize("rotation", [0, 4])
+def test_groups_of_few_channels_are_one_product_on_cpu_and_large_ones_a_product_each(groups, rotation):
+    for inputs, products in ((8, 1), (256, groups)):
+        x, kernel = np.zeros((1, 2, 2, groups * inputs), np.float32), np.zeros((1, 1, inputs, groups), np.float32)
+        traced = jax.jit(partial(conv.pointwise, groups=groups, rotation=rotation)).trace(x, kernel)
+        assert traced.lower(lowering_platforms=("cpu",)).as_text().count("stablehlo.dot_general") == products
+        assert has_convolution(traced, "cuda")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,45 @@ def test_channel_shuffle_is_reshape_and_transpose_and_inverts_with_the_cofactor(
     np.testing.assert_array_equal(np.asarray(p)[np.asarray(other)], np.arange(channels))
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(2, 1), (8, 2), (12, 3), (24, 4), (232, 2)])
+def test_channel_shift_is_half_a_group_and_comes_back_after_twice_as_many_as_groups(channels, groups):
+    p = permutation.channel_shift(channels, groups)
+    assert p.dtype == jnp.int32
+    assert p.tolist() == [*range(channels // (2 * groups), channels), *range(channels // (2 * groups))]
+    together, returns = np.arange(channels), []
+    for _ in range(2 * groups):
+        together = np.asarray(compose(together, p))
+        returns.append(together.tolist() == list(range(channels)))
+    assert returns == [False] * (2 * groups - 1) + [True]
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_each_channel_shift_reaches_one_more_group_and_a_shuffle_all(groups):
+    channels = 2 * groups**2
+    convolution = np.kron(np.eye(groups), np.ones((channels // groups, channels // groups)))
+    shift, shuffle = (
+        matrix_of(np.asarray(p(channels, groups))) for p in (permutation.channel_shift, permutation.channel_shuffle)
+    )
+
+    def reached(seen):
+        return {int(row.reshape(groups, -1).any(1).sum()) for row in seen}
+
+    seen = convolution
+    for shifts in range(1, groups + 1):
+        seen = convolution @ shift @ seen
+        assert reached(seen) == {min(shifts + 1, groups)}
+    assert reached(convolution @ shuffle @ convolution) == {groups}
+
+
+def test_half_a_group_must_be_a_number_of_channels():
+    message = r"12 channels cannot be shifted by half of one of {} groups: choose one of \[1, 2, 3, 6\]"
+    for groups in (4, 12, 0, -1):
+        with pytest.raises(ValueError, match=message.format(groups)):
+            permutation.channel_shift(12, groups)
+    with pytest.raises(ValueError, match="9 channels .* half of one of 3 groups: give an even number of channels"):
+        permutation.channel_shift(9, 3)
+
+
 def test_groups_must_divide_the_channels():
     with pytest.raises(ValueError, match=r"10 channels cannot be split into 4 groups: choose one of \[1, 2, 5, 10\]"):
         permutation.channel_shuffle(10, 4)
@@ -115,10 +154,11 @@ def test_index_vectors_are_int32_in_64_bit_mode_too():
         results = [
             p,
             permutation.channel_shuffle(4, 2),
+            permutation.channel_shift(4, 2),
             *jax.eval_shape(lambda key: (permutation.random(key, 4), permutation.invert(p)), jax.random.key(0)),
             *jax.eval_shape(lambda p: (permutation.compose(p, p), permutation.kron(p, p)), np.arange(4)),
         ]
-    assert [result.dtype for result in results] == [jnp.int32] * 6
+    assert [result.dtype for result in results] == [jnp.int32] * 7
 
 
 def test_random_permutations_are_uniform():
