@@ -61,6 +61,11 @@ def small_stages(depth: int) -> tuple[Stage, ...]:
     return Stage(36, 1, (2,) * units), Stage(72, 2, (2,) * units), Stage(144, 2, (2,) * units)
 
 
+def stages_of(stem: StemKind, depth: int) -> tuple[int, tuple[Stage, ...]]:
+    """Channels of the stem, and the stages behind it."""
+    return (32, IMAGENET) if stem == "imagenet" else (36, small_stages(depth))
+
+
 class AddressNet(nn.Module):
     """AddressNet with an exchangeable channel shift and exchangeable grouped 1x1 convolutions.
 
@@ -99,8 +104,7 @@ class AddressNet(nn.Module):
         Raises:
             ValueError: there is no such depth, or a shift does not fit the channels.
         """
-        stages = IMAGENET if self.stem == "imagenet" else small_stages(self.depth)
-        first = 32 if self.stem == "imagenet" else stages[0].channels
+        first, stages = stages_of(self.stem, self.depth)
         step = partial(ShiftedPointwise, offsets=self.offsets, boundary=self.boundary, form=self.form)
         unit = partial(
             Unit,

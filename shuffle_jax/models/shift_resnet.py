@@ -17,6 +17,18 @@ STAGES = (16, 32, 64)
 """Channels of each."""
 
 
+def units_of(depth: int) -> int:
+    """Units of each stage, ``(depth - 2) / 6``.
+
+    Raises:
+        ValueError: the depth is not 6 n + 2.
+    """
+    units, odd = divmod(depth - 2, 6)
+    if odd or units < 1:
+        raise ValueError(f"ShiftResNet has no depth {depth}: choose 6 n + 2, such as {list(DEPTHS)}")
+    return units
+
+
 class ShiftResNet(nn.Module):
     """ShiftResNet with an exchangeable shift and exchangeable 1x1 convolutions.
 
@@ -44,9 +56,7 @@ class ShiftResNet(nn.Module):
         Raises:
             ValueError: there is no such depth or expansion.
         """
-        units, odd = divmod(self.depth - 2, 6)
-        if odd or units < 1:
-            raise ValueError(f"ShiftResNet has no depth {self.depth}: choose 6 n + 2, such as {list(DEPTHS)}")
+        units = units_of(self.depth)
         if self.expansion < 1:
             raise ValueError(f"an expansion of {self.expansion} leaves no channels: give 1 or more")
         unit = partial(Unit, expansion=self.expansion, shift=self.shift, pointwise=self.pointwise, dtype=self.dtype)

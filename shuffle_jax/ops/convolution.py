@@ -202,15 +202,15 @@ def _pointwise_blocks(groups: int, rotation: int, x: Images, kernel: Float[Array
 
 
 def _pointwise_slices(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
-    rows, inputs = x.reshape(-1, x.shape[-1]), kernel.shape[2]
+    # Slices are taken of the image as it is: of one that was put together, XLA reads the parts instead.
+    inputs = kernel.shape[2]
     if rotation % inputs == 0:
-        parts = jnp.split(rows, groups, axis=-1)
+        parts = jnp.split(x, groups, axis=-1)
         parts = parts[rotation // inputs % groups :] + parts[: rotation // inputs % groups]
     else:
-        parts = [channels_from(rows, k * inputs + rotation, inputs) for k in range(groups)]
+        parts = [channels_from(x, k * inputs + rotation, inputs) for k in range(groups)]
     pairs = zip(parts, jnp.split(kernel[0, 0], groups, axis=-1), strict=True)
-    products = jnp.concatenate([part @ weights for part, weights in pairs], axis=-1)
-    return products.reshape(*x.shape[:-1], kernel.shape[-1])
+    return jnp.concatenate([_dot(part, weights) for part, weights in pairs], axis=-1)
 
 
 def patches(x: Images, window: tuple[int, int], stride: int, pads: Pads) -> Float[Array, "n oh ow f"]:

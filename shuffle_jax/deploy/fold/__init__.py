@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from shuffle_jax.deploy.fold.addressnet import fold_addressnet
 from shuffle_jax.deploy.fold.layers import Folded, Unfoldable
 from shuffle_jax.deploy.fold.mobilenet_v2 import fold_mobilenet_v2
 from shuffle_jax.deploy.fold.resnet import fold_resnet
+from shuffle_jax.deploy.fold.shift_resnet import fold_shift_resnet
 from shuffle_jax.deploy.fold.shufflenet_v1 import fold_shufflenet_v1
 from shuffle_jax.deploy.fold.shufflenet_v2 import fold_shufflenet_v2
-from shuffle_jax.models import MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2
+from shuffle_jax.models import AddressNet, MobileNetV2, ResNet, ShiftResNet, ShuffleNetV1, ShuffleNetV2
 from shuffle_jax.typing import PyTree
 
 __all__ = ["Folded", "Unfoldable", "fold"]
@@ -31,9 +33,10 @@ def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
 
     Args:
         network: a ShuffleNetV1 or ShuffleNetV2 with mixers that are permutations (ChannelShuffle, FixedPermutation,
-            Identity, AutoShuffle after :func:`shuffle_jax.deploy.harden.harden`, or DynamicShuffle after
-            :func:`shuffle_jax.deploy.freeze.freeze`) and plain 1x1 convolutions; or a MobileNetV2 or ResNet with
-            convolutions PointwiseConv, Conv, DynamicConv, CondConv and DYConv, and a classifier Dense or DynamicDense.
+            ChannelShift, Identity, AutoShuffle after :func:`shuffle_jax.deploy.harden.harden`, or DynamicShuffle after
+            :func:`shuffle_jax.deploy.freeze.freeze`) and plain 1x1 convolutions; an AddressNet with the same; a
+            ShiftResNet; or a MobileNetV2 or ResNet with convolutions PointwiseConv, Conv, DynamicConv, CondConv and
+            DYConv, and a classifier Dense or DynamicDense.
         variables: of the network; hardened ones if its permutations are learned.
 
     Returns:
@@ -58,7 +61,11 @@ def fold(network: nn.Module, variables: dict[str, PyTree]) -> Folded:
             return fold_mobilenet_v2(network, variables)
         case ResNet():
             return fold_resnet(network, variables)
+        case AddressNet():
+            return fold_addressnet(network, variables)
+        case ShiftResNet():
+            return fold_shift_resnet(network, variables)
     raise Unfoldable(
-        f"a {type(network).__name__} cannot be folded, only ShuffleNetV1, ShuffleNetV2, MobileNetV2 and ResNet: use it "
-        "as it is"
+        f"a {type(network).__name__} cannot be folded, only ShuffleNets, MobileNetV2, ResNet, AddressNet and "
+        "ShiftResNet: use it as it is"
     )

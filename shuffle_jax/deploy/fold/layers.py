@@ -10,7 +10,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn import AutoShuffle, ChannelShuffle, DynamicShuffle, FixedPermutation, Identity, PointwiseConv
+from shuffle_jax.nn import (
+    AddressShift,
+    AutoShuffle,
+    ChannelShift,
+    ChannelShuffle,
+    DynamicShuffle,
+    FixedPermutation,
+    GridShift,
+    Identity,
+    PointwiseConv,
+)
 from shuffle_jax.nn.normalization import EPSILON
 from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.ops import convolution, kronecker_forms, permutation
@@ -153,24 +163,53 @@ def fold_stem(
     return Folded(lambda params, x: apply_stem(x, params, kind, dtype, pool, activation), params)
 
 
+def fold_shift(shift: nn.Module, stride: int) -> Folded:
+    """A shift over the image, which has nothing to be folded, with every ``stride``-th row and column kept.
+
+    Raises:
+        Unfoldable: it is no shift.
+    """
+    if not isinstance(shift, AddressShift | GridShift | Identity):
+        raise Unfoldable(f"a {type(shift).__name__} in the place of a shift cannot be folded: use the network as it is")
+
+    def apply(params: PyTree, x: Images) -> Images:
+        y: Images = shift.apply({}, x)  # type: ignore[assignment]
+        return y[:, ::stride, ::stride]
+
+    return Folded(apply, {})
+
+
+def fold_head(variables: dict[str, PyTree]) -> Folded:
+    """The plain classifier "head" of a network whose variables these are, with the mean over positions before it."""
+
+    def apply(params: PyTree, x: Images) -> Float[Array, "n classes"]:
+        return x.mean((1, 2), dtype=jnp.float32) @ params["kernel"] + params["bias"].reshape(1, -1)
+
+    return Folded(apply, variables["params"]["head"])
+
+
 def index_vector(mixer: nn.Module, variables: dict[str, PyTree], unit: str, channels: int) -> Int[np.ndarray, "c"]:
     """The permutation that a mixer applies.
 
     Args:
         mixer: the module.
         variables: of the whole network.
-        unit: the name of the unit whose "mixer" it is.
+        unit: the name, or the path, of the module whose "mixer" it is.
         channels: c.
 
     Raises:
         Unfoldable: the mixer is not a permutation, or not one yet.
     """
-    own = variables.get(PERMUTATIONS, {}).get(unit, {}).get("mixer", {})
+    own = variables.get(PERMUTATIONS, {})
+    for name in (*unit.split("/"), "mixer"):
+        own = own.get(name, {})
     match mixer:
         case Identity():
             return np.arange(channels)
         case ChannelShuffle(groups=groups):
             return np.asarray(permutation.channel_shuffle(channels, groups))
+        case ChannelShift(groups=groups):
+            return np.asarray(permutation.channel_shift(channels, groups))
         case AutoShuffle() | FixedPermutation():
             if "index" not in own:
                 raise Unfoldable(f"{unit}/mixer is still a relaxed matrix: harden the variables before folding them")

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.deploy.fold.dynamic import fold_classifier, fold_convolution
-from shuffle_jax.deploy.fold.layers import Folded, activated, chain, fold_stem, inside
+from shuffle_jax.deploy.fold.layers import Folded, activated, chain, fold_shift, fold_stem, inside
 from shuffle_jax.models import MobileNetV2, mobilenet_v2
 from shuffle_jax.models.mobilenet_v2 import LAST, STEM, scale, static_pointwise
 from shuffle_jax.nn import DepthwiseConv
@@ -30,7 +30,7 @@ def fold_mobilenet_v2(network: MobileNetV2, variables: dict[str, PyTree]) -> Fol
         for i in range(units):
             name, keeps_size = f"stage{stage}_{i}", i > 0 or (kind == "small" and stage == 2)
             stride = 1 if keeps_size else first_stride
-            part = _unit(inside(variables, name), pointwise, features, stride, dtype)
+            part = _unit(inside(variables, name), pointwise, network.shift, features, stride, dtype)
             parts[name] = _added_to_its_input(part) if stride == 1 and features == channels else part
             channels = features
     last = fold_convolution(static_pointwise(features=LAST, dtype=dtype), variables, "last", "last_norm")
@@ -42,6 +42,7 @@ def fold_mobilenet_v2(network: MobileNetV2, variables: dict[str, PyTree]) -> Fol
 def _unit(
     variables: dict[str, PyTree],
     pointwise: Callable[..., nn.Module],
+    shift: Callable[..., nn.Module] | None,
     features: int,
     stride: int,
     dtype: jnp.dtype | None,
@@ -52,8 +53,11 @@ def _unit(
     if "expand" in params:
         expand = pointwise(features=params["norm1"]["scale"].shape[0])
         parts["expand"] = activated(fold_convolution(expand, variables, "expand", "norm1"), nn.relu6)
-    depthwise = fold_convolution(DepthwiseConv(stride=stride, dtype=dtype), variables, "depthwise", "norm2")
-    parts["depthwise"] = activated(depthwise, nn.relu6)
+    if shift is None:
+        depthwise = fold_convolution(DepthwiseConv(stride=stride, dtype=dtype), variables, "depthwise", "norm2")
+        parts["depthwise"] = activated(depthwise, nn.relu6)
+    else:
+        parts["shift"] = fold_shift(shift(stride=stride), 1)
     parts["project"] = fold_convolution(pointwise(features=features), variables, "project", "norm3")
     return chain(parts)
 
