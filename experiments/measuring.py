@@ -149,7 +149,7 @@ def added_columns(costs: Costs) -> tuple[list[str], list[list[str | int]]]:
         added = [_ms(seconds) for seconds in _spread([value - least for value, least in pairs])]
         ratios = [f"{ratio:.2f}" for ratio in _spread([value / least for value, least in pairs])]
         accessed, base = cost["accessed"], first["accessed"]
-        more = "unknown" if accessed is None or base is None else f"{(accessed - base) / 2**20:.3g}"
+        more = "unknown" if accessed is None or base is None else _short((accessed - base) / 2**20)
         rows.append([name, median, *added, *ratios, more, _ms(cost["moved"] / bandwidth)])
     return headings, rows
 
@@ -159,4 +159,8 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1e3 * seconds:.0f}" if abs(seconds) >= 0.1 else f"{1e3 * seconds:.3g}"
+    return _short(1e3 * seconds)
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -116,8 +116,11 @@ def arrays(network: nn.Module, variables: dict[str, PyTree], images: Images) -> 
             found.append((x.size * x.dtype.itemsize, y.size * y.dtype.itemsize))
         return y
 
+    def run(variables: dict[str, PyTree], images: Images) -> PyTree:  # new at each call, so that it is traced
+        return network.apply(variables, images)
+
     with nn.intercept_methods(visit):
-        jax.eval_shape(lambda: network.apply(variables, images))
+        jax.eval_shape(run, variables, images)
     return found
 
 
@@ -156,6 +159,8 @@ def steps(work: Workload, channels: int, backward: bool) -> Cases:
         "channel and address shift, plain": partial(step, form="plain"),
         "channel and address shift, fused": partial(step, form="folded"),
     }
+    if jax.default_backend() == "gpu":
+        forms["channel and address shift, one kernel"] = partial(step, form="kernel")
     return {name: _case(work, backward, form, x, kernel) for name, form in forms.items()}
 
 

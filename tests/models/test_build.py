@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import pytest
 
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig, Family, MixerKind
+from shuffle_jax.models.config import (
+    AttentionConfig,
+    DecompositionConfig,
+    DynamicConfig,
+    Family,
+    MixerKind,
+    ShiftConfig,
+)
 from shuffle_jax.nn import (
+    AddressShift,
     AutoShuffle,
+    ChannelShift,
     ChannelShuffle,
     CondConv,
     DYConv,
@@ -44,6 +53,7 @@ def test_v2():
 MIXERS = {
     "auto": lambda groups: AutoShuffle(start="shuffle", noise=0.25, groups=groups),
     "shuffle": lambda groups: ChannelShuffle(groups=groups),
+    "shift": lambda groups: ChannelShift(groups=groups),
     "random": lambda groups: FixedPermutation(seed=9),
     "identity": lambda groups: Identity(),
     "squeeze": lambda groups: SqueezeExcitation(groups=groups, hidden=5),
@@ -65,11 +75,35 @@ OPTIONS = DynamicConfig(
 
 
 @pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2)])
+@pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2), ("addressnet", 4)])
 def test_mixers_have_their_options_and_the_groups_of_the_family(family, groups, mixer):
     options = {"auto_start": "shuffle", "auto_noise": 0.25, "dynamic": OPTIONS}
     config = NetworkConfig(family, groups=4, mixer=mixer, mixer_seed=9, **options)
-    assert build(config, classes=2).mixer() == MIXERS[mixer](groups)
+    found = build(config, classes=2).mixer
+    if (family, mixer) == ("addressnet", "shift"):
+        assert found is None  # It is fused with what follows it.
+    else:
+        assert found() == MIXERS[mixer](groups)
+
+
+def test_addressnet_has_its_options():
+    shift = ShiftConfig(boundary="wrap", shortcut="shift")
+    network = build(NetworkConfig("addressnet", depth=44, mixer="shift", shift=shift, dtype="bfloat16"), classes=7)
+    assert (network.classes, network.depth, network.stem) == (7, 44, "small")
+    assert (network.shortcut, network.boundary, network.pointwise, network.dtype) == ("shift", "wrap", None, "bfloat16")
+
+
+def test_shift_resnet_has_its_options():
+    network = build(
+        NetworkConfig("shift_resnet", depth=56, mixer="identity", shift=ShiftConfig(expansion=6)), classes=7
+    )
+    assert (network.classes, network.depth, network.expansion) == (7, 56, 6)
+
+
+def test_mobilenet_takes_address_shifts_for_its_depthwise_convolutions():
+    config = NetworkConfig("mobilenet_v2", mixer="identity", spatial="address", shift=ShiftConfig(boundary="zero"))
+    assert build(config, classes=2).shift(stride=2) == AddressShift(boundary="zero", stride=2)
+    assert build(replace(config, spatial="depthwise"), classes=2).shift is None
 
 
 @pytest.mark.parametrize("mixer", ["dynamic", "factors"])
@@ -157,6 +191,11 @@ def test_sizes_of_deep_resnets_are_those_of_bottlenecks():
     [
         (NetworkConfig("resnet"), "resnet has no shuffle for --network.mixer auto: choose identity"),
         (NetworkConfig("shufflenet_v2", head="dcd"), "has a plain classifier without dropout"),
+        (NetworkConfig("addressnet", head="dcd"), "has a plain classifier without dropout"),
+        (NetworkConfig("addressnet", mixer="shift", pointwise="static_dynamic"), "replaced all"),
+        (NetworkConfig("resnet", mixer="identity", spatial="address"), "no place for --network.spatial address"),
+        (NetworkConfig("shift_resnet", mixer="identity", stem="imagenet"), "choose --network.stem small"),
+        (NetworkConfig("shift_resnet", mixer="shift"), "has no shuffle for --network.mixer shift"),
         (NetworkConfig("shufflenet_v1", dropout=0.5), "has a plain classifier without dropout"),
         (NetworkConfig("mobilenet_v2", mixer="identity", pointwise="static_dynamic"), "replaced all"),
         (NetworkConfig("resnet", mixer="identity", pointwise="static_dynamic"), "depth of 50 or more"),
@@ -169,7 +208,12 @@ def test_what_a_family_has_not_is_refused(config, message):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: DecompositionConfig(squeeze=0), lambda: DecompositionConfig(elements=-1), lambda: AttentionConfig(0)],
+    [
+        lambda: ShiftConfig(expansion=0),
+        lambda: DecompositionConfig(squeeze=0),
+        lambda: DecompositionConfig(elements=-1),
+        lambda: AttentionConfig(0),
+    ],
 )
 def test_options_below_their_range_are_refused(make):
     with pytest.raises(ValueError, match="give"):

@@ -8,8 +8,16 @@ from typing import get_args
 import pytest
 
 from shuffle_jax.analysis.count import Known, count
-from shuffle_jax.models import build, mobilenet_v2, resnet, shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.catalogue import MOBILENETS, RESNETS, SHUFFLENETS, Variant, catalogue
+from shuffle_jax.models import addressnet, build, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models.catalogue import (
+    ADDRESSNETS,
+    MOBILENETS,
+    RESNETS,
+    SHIFT_RESNETS,
+    SHUFFLENETS,
+    Variant,
+    catalogue,
+)
 from shuffle_jax.models.config import Family
 
 
@@ -36,22 +44,26 @@ def test_every_network_has_every_variant_of_its_family():
         "shufflenet_v2": SHUFFLENETS,
         "mobilenet_v2": MOBILENETS,
         "resnet": RESNETS,
+        "addressnet": ADDRESSNETS,
+        "shift_resnet": SHIFT_RESNETS,
     }
-    plain = {name: entry for name, entry in entries.items() if name.startswith(("shuffle", "mobile", "resnet"))}
+    plain = {name: entry for name, entry in entries.items() if name.startswith(tuple(of_family))}
     assert set(entries) == {
         f"{prefix}{name}" for name, (config, *_) in plain.items() for prefix in of_family[config.family]
     }
     for name, (own, *rest) in plain.items():
         for prefix, variant in of_family[own.family].items():
             config, *others = entries[f"{prefix}{name}"]
-            assert Variant(config.mixer, config.pointwise, config.head, config.dcd.squeeze) == variant
+            places = config.dcd.squeeze, config.spatial, config.shift.shortcut
+            assert Variant(config.mixer, config.pointwise, config.head, *places) == variant
             assert others == rest
             # Beside the variant nothing changes, but that ShuffleNetV1 has no square layers to replace, and that a
             # decomposition is counted in the form with the fewest multiply-adds.
             dynamic = replace(own.dynamic, replaced="all" if prefix == "static_dynamic_" and "v1" in name else "square")
             dcd = replace(own.dcd, squeeze=variant.squeeze, form="fewest" if variant.pointwise == "dcd" else "auto")
-            options = variant._asdict() | {"dynamic": dynamic, "dcd": dcd}
-            del options["squeeze"]
+            shift = replace(own.shift, shortcut=variant.shortcut)
+            options = variant._asdict() | {"dynamic": dynamic, "dcd": dcd, "shift": shift}
+            del options["squeeze"], options["shortcut"]
             assert config == replace(own, **options)
 
 
@@ -72,14 +84,26 @@ def test_mobilenet_has_every_width_and_resnet_every_depth_for_both_stems():
         assert {config.depth for config in configs_of("resnet", stem)} == set(resnet.UNITS)
 
 
+def test_addressnet_has_one_depth_for_imagenet_and_shift_resnet_none():
+    assert len(configs_of("addressnet", "imagenet")) == len(ADDRESSNETS)
+    assert {config.depth for config in configs_of("addressnet", "small")} == set(addressnet.DEPTHS)
+    assert configs_of("shift_resnet", "imagenet") == []
+    assert {config.depth for config in configs_of("shift_resnet", "small")} == set(shift_resnet.DEPTHS)
+
+
 def test_names_say_what_is_behind_them():
-    prefixes = sorted({*SHUFFLENETS, *MOBILENETS}, key=len, reverse=True)
+    families = ("shufflenet", "mobilenet", "resnet", "addressnet", "shift_resnet")
+    prefixes = sorted({*SHUFFLENETS, *MOBILENETS, *ADDRESSNETS}, key=len, reverse=True)
     for name, (config, image_shape, classes) in catalogue().items():
         small = name.endswith("_32")
         assert (config.stem == "small", image_shape[0] == 32, classes == 10) == (small,) * 3
-        plain = name.removeprefix(next(p for p in prefixes if name.startswith(p))).removesuffix("_32")
+        rests = [name.removeprefix(p) for p in prefixes if name.startswith(p)]
+        plain = next(rest for rest in rests if rest.startswith(families)).removesuffix("_32")
         groups = f"_g{config.groups}" if config.family == "shufflenet_v1" else ""
-        own = f"{config.depth}" if config.family == "resnet" else f"{groups}_{config.width}x"
+        deep = config.family in ("resnet", "addressnet", "shift_resnet")
+        own = f"{config.depth}" if deep else f"{groups}_{config.width}x"
+        if (config.family, small) == ("addressnet", False):
+            own = ""  # The only one for ImageNet.
         assert plain == f"{config.family}{own}"
 
 

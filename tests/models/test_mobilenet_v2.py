@@ -13,7 +13,7 @@ import pytest
 from shuffle_jax.analysis.count import count, count_layers
 from shuffle_jax.models import mobilenet_v2
 from shuffle_jax.models.mobilenet_v2 import InvertedResidual, MobileNetV2
-from shuffle_jax.nn import PointwiseConv
+from shuffle_jax.nn import AddressShift, PointwiseConv
 from shuffle_jax.nn.dense import Dense
 
 IMAGENET = (224, 224, 3)
@@ -69,6 +69,22 @@ def test_multiply_adds_are_those_of_the_table(width):
     assert actual == multiply_adds(width)
     if width == 1:
         assert actual == 300_774_272  # The paper's 300 M.
+
+
+@pytest.mark.parametrize("width", PARAMETERS)
+def test_with_address_shifts_it_lacks_depthwise_kernels_and_their_norms(width):
+    found = count(MobileNetV2(1000, width, shift=AddressShift), IMAGENET, known=KNOWN)
+    c, *stages = CHANNELS[width]
+    products = parameters = 0
+    for t, out, units, stride, size in zip(
+        (1, 6, 6, 6, 6, 6, 6), stages, REPEATS, (1, 2, 2, 2, 1, 2, 1), (112, 112, 56, 28, 14, 14, 7), strict=True
+    ):
+        for i in range(units):
+            parameters += (9 + 2) * t * c
+            products += (size // stride if i == 0 or stride == 2 else size) ** 2 * 9 * t * c
+            c = out
+    assert found.parameters == PARAMETERS[width] - parameters
+    assert found.multiply_adds == multiply_adds(width) - products
 
 
 @pytest.mark.parametrize("width", CHANNELS)
@@ -128,6 +144,27 @@ def test_unit_equals_the_paper_s(stride, features, expansion, draw, native_layer
     actual, expected = jax.jit(lambda *args: (unit.apply(*args), paper(*args)))(variables, x)
     assert actual.shape == (2, 5 if stride == 1 else 3, 8 // stride, features)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unit_with_an_address_shift_is_a_one_hot_depthwise_convolution_without_its_norm(stride, draw):
+    unit = InvertedResidual(12, stride, 6, PointwiseConv, partial(AddressShift, boundary="zero"))
+    variables, x = draw(unit, (5, 8, 12)), 2 * images(2, 5, 8, 12)
+    assert set(variables["params"]) == {"expand", "norm1", "project", "norm3"}
+
+    def layer(y, name, norm):
+        y = y @ variables["params"][name]["kernel"][0, 0]
+        p, s = variables["params"][norm], variables["batch_stats"][norm]
+        return (y - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["scale"] + p["bias"]
+
+    y = np.clip(layer(x, "expand", "norm1"), 0, 6)
+    padded = np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = [
+        padded[:, 1 + dh : 6 + dh, 1 + dw : 9 + dw, 18 * k : 18 * k + 18]
+        for k, (dh, dw) in enumerate(((0, 1), (1, 0), (0, -1), (-1, 0)))
+    ]
+    y = layer(np.concatenate(parts, -1)[:, ::stride, ::stride], "project", "norm3")
+    np.testing.assert_allclose(unit.apply(variables, x), x + y if stride == 1 else y, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("train", [False, True])
