@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from shuffle_jax.ops import convolution as ops
+from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Images, Key
 
 
@@ -124,6 +125,7 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
+        check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
         x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
         y = ops.pointwise(x, kernel, self.groups)

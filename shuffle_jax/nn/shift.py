@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.nn.convolution import kernel_init
 from shuffle_jax.ops import shift
-from shuffle_jax.ops.permutation import half_group
+from shuffle_jax.ops.permutation import check_groups, half_group
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets
 from shuffle_jax.ops.shifted_pointwise import Form, shifted_pointwise
 from shuffle_jax.typing import Images
@@ -101,6 +101,7 @@ class ShiftedPointwise(nn.Module):
             x = shift.address_shift(shift.rotate(x, rotation), self.offsets, self.boundary)
             layer = self.pointwise(features=self.features, groups=self.groups, dtype=self.dtype, name="pointwise")
             return layer(x, train=train)
+        check_groups(x.shape[-1], self.groups)
         kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1] // self.groups, self.features))
         dtype = self.dtype or x.dtype
         return shifted_pointwise(

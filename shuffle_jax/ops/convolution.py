@@ -75,7 +75,8 @@ def pointwise(
     :func:`~shuffle_jax.ops.shift.rotate`, which on CPU costs nothing here.
 
     One group is a matrix product on every platform. Several are on CPU g products of slices, or, if they are of few
-    channels, one product with a matrix of blocks; elsewhere the native grouped convolution.
+    channels, one product with a matrix of blocks and zeros, in which an infinity reaches all groups; elsewhere the
+    native grouped convolution.
 
     Args:
         x: ``(n, h, w, c)``.
@@ -158,7 +159,7 @@ _PATCH_CHANNELS = 4
 
 
 # Against g products of slices, one with zeros takes 0.3 to 1.2 times as long up to here, forward and with gradients (two
-# cores, JAX 0.10 and 0.12, 2 to 4 groups, 36 to 96 channels to half or twice as many); from 192 channels on it loses.
+# cores, JAX 0.10 and 0.12, 2 to 4 groups, 36 to 96 channels to half or twice as many). Above, it loses with few rows.
 _BLOCK_CHANNELS = 96
 
 

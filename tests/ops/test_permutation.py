@@ -119,7 +119,7 @@ def test_half_a_group_must_be_a_number_of_channels():
     for groups in (4, 12, 0, -1):
         with pytest.raises(ValueError, match=message.format(groups)):
             permutation.channel_shift(12, groups)
-    with pytest.raises(ValueError, match="9 channels .* half of one of 3 groups: give an even number of channels"):
+    with pytest.raises(ValueError, match=r"9 channels .* half of one of 3 groups: give an even number of channels"):
         permutation.channel_shift(9, 3)
 
 
