@@ -2,10 +2,9 @@
 
 Each table is measured in turn, and in it the candidates in turn, round after round, so that whatever else the machine
 does meets all of them alike. A line gives the median time and, over the rounds, the minimum, median and maximum of its
-ratio to the first line of its table. The tables `mixers-1` and `mixers-128` say instead what each mixer adds to a network:
-milliseconds, the bytes that the compiler counts, and the time that moving what must be moved would take at the bandwidth
-of a copy. The tables that compare with torch need the extra `bench`. Let nothing else run
-meanwhile.
+ratio to the first line of its table. The tables `mixers-1` and `mixers-128` say instead what each mixer adds to a
+network: milliseconds, the bytes that the compiler counts, and the time that moving what must be moved would take at the
+bandwidth of a copy. The tables that compare with torch need the extra `bench`. Let nothing else run meanwhile.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import load
 from shuffle_jax.deploy.fold import Unfoldable, fold
 from shuffle_jax.deploy.harden import harden
-from shuffle_jax.models import AddressNet, MobileNetV2, NetworkConfig, ShiftResNet, build, mobilenet_v2
+from shuffle_jax.models import AddressNet, NetworkConfig, ShiftResNet, build, mobilenet_v2
 from shuffle_jax.models.config import ShiftConfig
 from shuffle_jax.nn import StaticDynamicShuffle
 
@@ -92,5 +92,3 @@ class Blur(StaticDynamicShuffle):
 def test_what_cannot_be_folded_is_named(network, message, draw):
     with pytest.raises(Unfoldable, match=message):
         fold(network, draw(AddressNet(5, 8) if isinstance(network, AddressNet) else ShiftResNet(5, 8), (8, 8, 3)))
-
-
