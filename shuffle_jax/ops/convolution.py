@@ -158,8 +158,8 @@ def convolution(
 _PATCH_CHANNELS = 4
 
 
-# Against g products of slices, one with zeros takes 0.3 to 1.2 times as long up to here, forward and with gradients on
-# two cores of JAX 0.10 and 0.12 (2 to 4 groups, 36 to 96 channels to half or twice as many). Above, it loses with few rows.
+# Against g products of slices, one with zeros takes 0.3 to 1.2 times as long up to here, with and without gradients (2
+# cores, JAX 0.10 and 0.12, 2 to 4 groups, 36 to 96 channels to half or twice as many). Above, few rows lose.
 _BLOCK_CHANNELS = 96
 
 

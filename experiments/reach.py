@@ -1,0 +1,281 @@
+"""How many units until every channel reaches every other: `python -m experiments.reach`.
+
+A grouped convolution sees its own group alone, so the mixer decides. Each row is a mixer in one stage of a network,
+after the unit in which the stage begins: how many units it takes until every channel out depends on every channel in,
+and the share of such pairs after one unit and after all of the stage. With --match the rows are networks of the
+catalogue, each followed to its end from its first unit and from within each stage. No value of a weight matters, and
+the numbers are exact. Permutations that are not trained yet are relaxed and connect all that they do not multiply by 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from experiments.cli import main, nearest, parse, quiet_libraries
+from experiments.table import print_table
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from shuffle_jax.analysis.channel_reach import Reach, Rules
+    from shuffle_jax.models import NetworkConfig
+    from shuffle_jax.models.catalogue import Entry
+    from shuffle_jax.models.config import MixerKind
+    from shuffle_jax.typing import PyTree
+
+    Lines = dict[str, list[Reach]]
+
+MIXERS: tuple[str, ...] = (
+    "network",
+    "mixer",
+    "start",
+    "channels",
+    "units",
+    "units_to_full",
+    "percent_after_1",
+    "percent_at_end",
+)
+UNITS: tuple[str, ...] = ("start", "unit", "channels_in", "channels_out", "percent")
+
+NETWORKS = ("shufflenet_v1_g8_0.5x", "addressnet32_32")
+"""Those of the catalogue in which mixers are compared."""
+
+STAGE = "stage3"
+"""Where they are: in every family with mixers no stage has more units."""
+
+FIXED: dict[MixerKind, str] = {
+    "shuffle": "channel shuffle",
+    "random": "random permutations",
+    "shift": "channel shift",
+    "identity": "no mixer",
+}
+LEARNED: dict[MixerKind, str] = {"auto": "learned permutations", "factors": "learned factors"}
+"""Mixers by their names in a configuration; the learned ones are hardened."""
+
+FORMATS = (".png", ".pdf", ".svg")
+
+Row = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to look at, and how to print it."""
+
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print comma-separated values with a header, for programs, and not a table."""
+
+    match: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
+    """Networks of the catalogue with this text in their name, as they are; each takes seconds."""
+
+    network: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Every unit of this one network of the catalogue."""
+
+    run: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="RUN")] = ()
+    """Folders of runs, as experiments.train writes them: what they learned, beside other mixers in the same network."""
+
+    shortcuts: bool = True
+    """Count what goes past the weights of a unit, such as an identity; --no-shortcuts leaves it out."""
+
+    figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also draw the comparison of mixers into this file: .png, .pdf or .svg."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, follows the channels and prints."""
+    options = parse(Arguments, arguments, prog="python -m experiments.reach", description=__doc__)
+    chosen = [f"--{name}" for name in ("match", "network", "run") if getattr(options, name) not in (None, ())]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} are different tables: give one of them")
+    if options.figure is not None and (options.match is not None or options.network is not None):
+        raise ValueError(f"--figure compares mixers and {chosen[0]} does not: leave one of them out")
+    if options.figure is not None and options.figure.suffix not in FORMATS:
+        raise ValueError(f"a figure cannot be written as {options.figure.name!r}: name it {', '.join(FORMATS)}")
+    quiet_libraries()
+    from shuffle_jax.analysis.channel_reach import Rules
+
+    rules = Rules(shortcuts=options.shortcuts)
+    if options.network is not None:
+        columns, rows = UNITS, rows_of_units(options.network, rules)
+    elif options.match is not None:
+        columns, rows = MIXERS, rows_of_networks(options.match, rules)
+    else:
+        panels = compare(options.run, rules)
+        rows = [row(network, mixer, reaches) for network, lines in panels.items() for mixer, reaches in lines.items()]
+        columns = MIXERS
+        if options.figure is not None:
+            draw(panels, options.figure)
+    if options.csv:
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        print_table(columns, rows)
+    sys.stdout.flush()
+
+
+def compare(runs: Sequence[Path], rules: Rules) -> dict[str, Lines]:
+    """By network and mixer, how far channels come in one stage: in the networks of runs, or in :data:`NETWORKS`.
+
+    Raises:
+        ValueError: there is no run in a folder, or its network has no place for a mixer or depends on the image.
+    """
+    from shuffle_jax.models.build import MIXING
+    from shuffle_jax.models.catalogue import Entry, catalogue
+    from shuffle_jax.train.trained import load_trained
+
+    entries = catalogue()
+    if not runs:
+        return {title(entries[name].config): with_fixed_mixers(entries[name], rules) for name in NETWORKS}
+    panels: dict[str, Lines] = {}
+    for path in runs:
+        trained = load_trained(path)
+        config, shape, classes = trained.config.network, trained.preprocessing.shape, len(trained.classes)
+        if config.family not in MIXING:
+            raise ValueError(f"{path} is a {config.family}, which has no mixers: name a run of {', '.join(MIXING)}")
+        name = title(config) if title(config) not in panels else f"{title(config)} ({path})"
+        panels[name] = with_fixed_mixers(Entry(config, shape, classes), rules)
+        if config.mixer not in FIXED:
+            try:
+                learned = in_stage(trained.network, trained.variables, shape, rules)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from None
+            panels[name][LEARNED.get(config.mixer, config.mixer)] = learned
+    return panels
+
+
+def with_fixed_mixers(entry: Entry, rules: Rules) -> Lines:
+    """How far channels come in one stage of a network, with each mixer of :data:`FIXED` that fits it."""
+    from shuffle_jax.models import build
+
+    lines: Lines = {}
+    for mixer, label in FIXED.items():
+        network = build(replace(entry.config, mixer=mixer), entry.classes)
+        try:
+            lines[label] = in_stage(network, {}, entry.image_shape, rules)
+        except ValueError as error:
+            if mixer != "shift":  # Twice the groups do not divide the channels of every network.
+                raise
+            print(f"{title(entry.config)} goes without the {label}: {error}", file=sys.stderr)
+    return lines
+
+
+def in_stage(network: nn.Module, variables: PyTree, image_shape: tuple[int, ...], rules: Rules) -> list[Reach]:
+    """How far channels come in the units of one stage that have as many channels out as in."""
+    from shuffle_jax.analysis.channel_reach import default_starts, reach, unit_links
+
+    links = unit_links(network, variables, image_shape, rules, match=f"{STAGE}_")
+    start = default_starts(links)[-1]
+    return reach(links[[link.unit for link in links].index(start) :])
+
+
+def rows_of_networks(match: str, rules: Rules) -> list[Row]:
+    """One row for each start in each network of the catalogue with ``match`` in its name.
+
+    Raises:
+        ValueError: there is none, or what each of them connects depends on the image.
+    """
+    from shuffle_jax.analysis.channel_reach import ImageDependent
+    from shuffle_jax.models.catalogue import catalogue
+
+    entries = catalogue()
+    names = [name for name in entries if match in name]
+    if not names:
+        raise ValueError(f"no network has {match!r} in its name; near: {nearest(match, entries)}")
+    rows: list[Row] = []
+    left_out: list[str] = []
+    for name in names:
+        try:
+            found = reaches_of(entries[name], rules)
+        except ImageDependent as error:
+            if len(names) == 1:
+                raise ValueError(f"{name}: {error}") from None
+            left_out.append(name)
+            continue
+        rows += [row(name, entries[name].config.mixer, reaches) for reaches in found.values()]
+    if not rows:
+        raise ValueError(f"what {', '.join(names)} connect depends on the image: --match networks of which it does not")
+    if left_out:
+        print(f"left out, as what they connect depends on the image: {', '.join(left_out)}", file=sys.stderr)
+    return rows
+
+
+def rows_of_units(name: str, rules: Rules) -> list[Row]:
+    """One row for each start in a network and each unit from there on.
+
+    Raises:
+        ValueError: there is no such network, or what it connects depends on the image.
+    """
+    from shuffle_jax.models.catalogue import catalogue
+
+    entries = catalogue()
+    if name not in entries:
+        raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)}")
+    try:
+        found = reaches_of(entries[name], rules)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    return [
+        (start, one.unit, one.channels_in, one.channels_out, percent(one.share))
+        for start, reaches in found.items()
+        for one in reaches
+    ]
+
+
+def reaches_of(entry: Entry, rules: Rules) -> dict[str, list[Reach]]:
+    """How far channels come in a network of the catalogue, by the start."""
+    from shuffle_jax.analysis.channel_reach import channel_reach
+    from shuffle_jax.models import build
+
+    return channel_reach(build(entry.config, entry.classes), {}, entry.image_shape, rules=rules)
+
+
+def row(network: str, mixer: str, reaches: Sequence[Reach]) -> Row:
+    """One line of the table of mixers."""
+    from shuffle_jax.analysis.channel_reach import units_to_full
+
+    first, last, full = reaches[0], reaches[-1], units_to_full(reaches)
+    shares = percent(first.share), percent(last.share)
+    return network, mixer, first.unit, first.channels_in, len(reaches), "-" if full is None else str(full), *shares
+
+
+def percent(share: float) -> str:
+    """Rounded down, so that 100 means all."""
+    return f"{math.floor(1e4 * share) / 100:g}"
+
+
+def title(config: NetworkConfig) -> str:
+    """A network with mixers, for people."""
+    from shuffle_jax.models.addressnet import GROUPS
+
+    match config.family:
+        case "shufflenet_v1":
+            return f"ShuffleNetV1 {config.width}x, {config.groups} groups"
+        case "shufflenet_v2":
+            return f"ShuffleNetV2 {config.width}x"
+        case _:
+            depth = f"-{config.depth}" if config.stem == "small" else ""
+            kind = "Enhanced " if config.shift.shortcut == "shift" else ""
+            return f"{kind}AddressNet{depth}, {GROUPS} groups"
+
+
+def draw(panels: dict[str, Lines], path: Path) -> None:
+    """Writes the figure, whole or not at all."""
+    from shuffle_jax.analysis.reach_figure import reach_figure
+    from shuffle_jax.files import replacing
+
+    stage = STAGE.replace("stage", "stage ")
+    titled = {f"{name}: {stage}": lines for name, lines in panels.items()}
+    with replacing(path) as temporary:
+        reach_figure(titled).savefig(temporary, format=path.suffix[1:])
+
+
+if __name__ == "__main__":
+    main(run)

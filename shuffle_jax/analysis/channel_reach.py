@@ -1,0 +1,299 @@
+"""The receptive field over channels: which channels into a unit reach which of its outputs, and after how many all do.
+
+How soon every channel can depend on every other is a matter of groups, permutations and shortcuts, not of weights. So
+each unit of a network, a submodule called ``stage{S}_{I}``, runs on data in which nothing can cancel: all weights are
+positive, norms change nothing, mixers are as they are, and each image of the batch is 1 in one channel and 0 in the
+others. Where the output is positive, the channel was reached. This needs no rule for any layer and is exact; the links
+of units in a row are the product of boolean matrices.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.nn.factors import STATIC
+from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.typing import Array, Bool, Images, PyTree
+
+UNIT = re.compile(r"stage\d+_\d+")
+BATCH = 64  # Channels that are tried at a time, which bounds the memory.
+
+Path = tuple[str, ...]
+Leaves = dict[Path, Any]  # Variables by collection and path.
+Program = Callable[[PyTree, Images], Array]
+
+
+class ImageDependent(ValueError):
+    """What a unit connects depends on the image."""
+
+
+class Rules(NamedTuple):
+    """What counts as reaching.
+
+    Attributes:
+        shortcuts: False leaves out what goes past all weights of a unit: identities, pooled or shifted ones, and the
+            half that a ShuffleNetV2 passes on.
+        threshold: an entry of a relaxed permutation above it connects. With 0 all do that the layer computes with;
+            :func:`shuffle_jax.deploy.harden.harden` leaves one in each row.
+        edges: False for what arrives in the middle of the image. True for what arrives anywhere: so the pointer of an
+            address shift connects neighbouring channels, which it reads beyond the edge.
+        size: height and width of what each unit sees, more than twice as far as it moves anything.
+    """
+
+    shortcuts: bool = True
+    threshold: float = 0.0
+    edges: bool = False
+    size: int = 9
+
+
+DEFAULT = Rules()
+
+
+class Link(NamedTuple):
+    """One unit, such as "stage2_0": ``connected[i, o]`` says whether channel i of its input reaches channel o out."""
+
+    unit: str
+    connected: Bool[np.ndarray, "i o"]
+
+
+class Reach(NamedTuple):
+    """How far the channels at a start have come.
+
+    Attributes:
+        unit: the last unit on the way.
+        channels_in: channels into the first unit on the way.
+        channels_out: channels out of the last.
+        share: of the pairs of a channel in and a channel out that are connected; 1.0 if all are, and only then.
+    """
+
+    unit: str
+    channels_in: int
+    channels_out: int
+    share: float
+
+
+def channel_reach(
+    network: nn.Module,
+    variables: PyTree,
+    image_shape: tuple[int, ...],
+    start: str | None = None,
+    rules: Rules = DEFAULT,
+) -> dict[str, list[Reach]]:
+    """The share of connected channels after one unit, two units, and so on to the end of the network.
+
+    Args:
+        network: as for :func:`unit_links`.
+        variables: as for :func:`unit_links`.
+        image_shape: of one image, (h, w, c).
+        start: the first unit on the way. By default (None) the first of the network, and in each stage the first with
+            as many channels out as in.
+        rules: what counts as reaching.
+
+    Returns:
+        By the start, one :class:`Reach` for each unit from there on.
+
+    Raises:
+        ValueError: as :func:`unit_links`, or there is no such unit.
+    """
+    links = unit_links(network, variables, image_shape, rules)
+    names = [link.unit for link in links]
+    if start is not None and start not in names:
+        raise ValueError(f"there is no unit {start!r} to start from: choose one of {', '.join(names)}")
+    starts = default_starts(links) if start is None else [start]
+    return {name: reach(links[names.index(name) :]) for name in starts}
+
+
+def reach(links: Sequence[Link]) -> list[Reach]:
+    """How far channels come through units in a row: one :class:`Reach` for each unit."""
+    found: list[Reach] = []
+    connected: np.ndarray | None = None
+    for unit, link in links:
+        if connected is None:
+            connected = link
+        elif connected.all():  # As in most units of a deep network; the product would be the same.
+            connected = np.broadcast_to(link.any(axis=0), (len(connected), link.shape[1]))
+        else:
+            connected = connected.astype(np.float32) @ link.astype(np.float32) > 0
+        found.append(Reach(unit, len(connected), connected.shape[1], float(connected.mean(dtype=np.float64))))
+    return found
+
+
+def units_to_full(reaches: Sequence[Reach]) -> int | None:
+    """After how many units every channel reaches every other; None if not before they end.
+
+    >>> units_to_full([Reach("stage1_0", 4, 4, 0.5), Reach("stage1_1", 4, 4, 1.0)])
+    2
+    """
+    return next((units for units, found in enumerate(reaches, start=1) if found.share == 1.0), None)
+
+
+def default_starts(links: Sequence[Link]) -> list[str]:
+    """The first unit of all, and of each stage the first with as many channels out as in."""
+    starts = {"": links[0].unit}
+    for unit, connected in links:
+        if connected.shape[0] == connected.shape[1]:
+            starts.setdefault(unit.rpartition("_")[0], unit)
+    return list(dict.fromkeys(starts.values()))
+
+
+def unit_links(
+    network: nn.Module, variables: PyTree, image_shape: tuple[int, ...], rules: Rules = DEFAULT, match: str = ""
+) -> list[Link]:
+    """Which channels into each unit of a network reach which of its outputs.
+
+    Between units nothing may be computed. What is before the first and behind the last is not looked at.
+
+    Args:
+        network: called as ``network(images)``.
+        variables: of the network. Permutations count, index vectors as well as relaxed ones; of the others shapes
+            alone. What is missing is as the network initialises it, so ``{}`` will do for one that is not trained.
+        image_shape: of one image, (h, w, c).
+        rules: what counts as reaching.
+        match: only units with this text in their name are tried, such as "stage3_".
+
+    Returns:
+        One :class:`Link` for each of these units, in the order in which they are called.
+
+    Raises:
+        ImageDependent: a ValueError; a layer in a unit makes something of the whole image.
+        ValueError: there are no such units, something is computed between two, a unit makes negative numbers, or the
+            edge of the image is seen in its middle.
+
+    >>> from shuffle_jax.models import ShuffleNetV1
+    >>> network = ShuffleNetV1(classes=2, groups=8, width=0.5, stem="small")  # Stage 2 mixes 6 channels of each group.
+    >>> units_to_full(reach(unit_links(network, {}, (8, 8, 3), match="stage2_")[1:]))
+    2
+    """
+    calls, leaves = _trace(network, variables, image_shape)
+    chosen = [call for call in calls if match in call.name]
+    if not chosen:
+        names = ", ".join(call.name for call in calls) or "submodules called stage1_0, stage1_1 and so on, if any"
+        raise ValueError(f"{type(network).__name__} has no unit with {match!r} in its name: its units are {names}")
+    links: list[Link] = []
+    # Networks repeat their units: what is alike is compiled once, and tried once if it also mixes alike.
+    programs: dict[Hashable, Program] = {}
+    known: dict[Hashable, np.ndarray] = {}
+    for call in chosen:
+        depth = 1 + len(call.path)
+        own = {(path[0], *path[depth:]): leaf for path, leaf in leaves.items() if path[1:depth] == call.path}
+        mixing = call.likeness, *((path, leaf.tobytes()) for path, leaf in own.items() if _mixes(path))
+        if mixing not in known:
+            program = programs.setdefault(call.likeness, jax.jit(call.run))
+            known[mixing] = _connected(call, program, own, rules)
+        links.append(Link(call.name, known[mixing]))
+    return links
+
+
+class _Call(NamedTuple):
+    """A unit as its network calls it: what it is, and what it takes beside an input of so many channels."""
+
+    path: Path
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    channels: int
+
+    @property
+    def name(self) -> str:
+        return "/".join(self.path)
+
+    def run(self, variables: PyTree, images: Images) -> Array:
+        return self.module.apply(variables, images, *self.args, **dict(self.kwargs))  # type: ignore[return-value]
+
+    @property
+    def likeness(self) -> Hashable:
+        """What two units share that are one program."""
+        try:
+            hash(self.module)
+        except TypeError:  # A field of the unit is a list: it is like itself alone.
+            return self.name
+        return self.module, self.args, self.kwargs, self.channels
+
+
+def _trace(network: nn.Module, variables: PyTree, image_shape: tuple[int, ...]) -> tuple[list[_Call], Leaves]:
+    """The units, by shapes alone, and the leaves of all variables: those that mix as they are, of others the shapes."""
+    calls: list[_Call] = []
+    around: list[str] = []  # The unit that is being called.
+    outputs: list[Any] = []
+
+    def visit(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        module, name = context.module, "/".join(context.module.path)
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        if around and args and getattr(args[0], "ndim", 4) < 4:
+            raise ImageDependent(
+                f"what {around[-1]} connects depends on the image, which {name} sees as a whole: choose mixers "
+                "ChannelShuffle, ChannelShift, FixedPermutation, AutoShuffle or Identity, or freeze dynamic shuffles"
+            )
+        if around or not UNIT.fullmatch(module.name or ""):
+            return call(*args, **kwargs)
+        if outputs and args[0] is not outputs[-1]:
+            raise ValueError(f"something is computed between {calls[-1].name} and {name}: make it a part of a unit")
+        around.append(name)
+        outputs.append(call(*args, **kwargs))
+        around.pop()
+        unbound = module.clone(parent=None, name=None)
+        calls.append(_Call(module.path, unbound, args[1:], tuple(kwargs.items()), args[0].shape[-1]))
+        return outputs[-1]
+
+    def complete(variables: PyTree) -> Leaves:
+        images = jnp.zeros((1, *image_shape))
+        return flatten_dict(network.apply(variables, images, mutable=True, rngs={"params": jax.random.key(0)})[1])
+
+    with nn.intercept_methods(visit):
+        leaves = jax.eval_shape(complete, variables)
+    if any(map(_mixes, leaves)):
+        # Kernels, which nobody asks for, are not drawn.
+        take = jax.jit(lambda given: {path: leaf for path, leaf in complete(given).items() if _mixes(path)})
+        leaves |= jax.device_get(take(variables))
+    return calls, leaves
+
+
+def _mixes(path: Path) -> bool:
+    """Whether a leaf says where channels go."""
+    return path[0] == PERMUTATIONS or path[-1] in (RELAXED, STATIC)
+
+
+def _connected(call: _Call, program: Program, own: Leaves, rules: Rules) -> Bool[np.ndarray, "i o"]:
+    """Runs a unit on one image for each channel."""
+    # What goes through a weight grows with it.
+    weighted = [_weighted(own, weight, rules.threshold) for weight in ((1.0,) if rules.shortcuts else (1.0, 2.0))]
+    rows, found = min(BATCH, call.channels), []
+    for first in range(0, call.channels, rows):
+        channel = jax.nn.one_hot(np.arange(first, first + rows), call.channels)  # Zeros behind the last.
+        images = jnp.broadcast_to(channel[:, None, None], (rows, rules.size, rules.size, call.channels))
+        answers = [np.asarray(program(variables, images), np.float32) for variables in weighted]
+        if not all((answer >= 0).all() for answer in answers):  # Also if it is no number.
+            raise ValueError(f"{call.name} subtracts: what reaches an output can be told only where nothing cancels")
+        arrived = answers[0] > 0 if rules.shortcuts else answers[1] > answers[0]
+        height, width = (length // 2 for length in arrived.shape[1:3])
+        middle = arrived[:, max(height - 1, 0) : height + 2, max(width - 1, 0) : width + 2]
+        if rules.edges:
+            found.append(arrived.any((1, 2)))
+        elif middle.shape[1:3] == (3, 3) and (middle == middle[:, :1, :1]).all():
+            found.append(middle[:, 1, 1])
+        else:
+            size = f"{rules.size} x {rules.size}"
+            raise ValueError(f"{call.name} sees the edge in the middle of {size} pixels: give the rules a larger size")
+    return np.concatenate(found)[: call.channels]
+
+
+def _weighted(own: Leaves, weight: float, threshold: float) -> PyTree:
+    """The variables of a unit, every weight the same; what mixes is as it is, and norms change nothing."""
+
+    def filled(path: Path, leaf: Any) -> Any:
+        if path[-1] == RELAXED:
+            return (leaf > threshold).astype(leaf.dtype)
+        value = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}.get(path[-1], weight)
+        return leaf if _mixes(path) else np.full(leaf.shape, value, leaf.dtype)
+
+    return unflatten_dict({path: filled(path, leaf) for path, leaf in own.items()})
