@@ -8,8 +8,10 @@ two arrays that moves, and the image as it was shifted is never made.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
+import jax
 import jax.numpy as jnp
 
 from shuffle_jax.ops import convolution
@@ -86,6 +88,7 @@ def shifted_pointwise(
     if parts > groups == 1 or parts * outputs > groups * channels:
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
     if parts > groups:
+        jax.eval_shape(partial(convolution.pointwise, groups=groups), x, kernel)  # what does not fit is told in groups
         kernel = _split_groups(kernel, groups, parts // groups)
     products = convolution.pointwise(x, kernel, parts, rotation)
     if boundary == "pointer" and offsets:
