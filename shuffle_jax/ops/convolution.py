@@ -102,7 +102,7 @@ def pointwise(
             f"(1, 1, {channels // groups}, o), not {kernel.shape}"
         )
     if groups == 1:
-        return _dot(x, rotate(kernel[0, 0].T, -rotation).T)
+        return _dot(x, jnp.roll(kernel[0, 0], rotation, axis=0) if rotation % channels else kernel[0, 0])
     few = channels <= _BLOCK_CHANNELS
     return lax.platform_dependent(
         x,

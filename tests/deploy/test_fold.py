@@ -180,7 +180,7 @@ def test_what_cannot_be_folded_is_named():
         fold(ShuffleNetV2(5, 0.5, "small", mixer=Unknown), relaxed)
     with pytest.raises(ValueError, match="1x1 layers of Dense cannot be folded, only those of PointwiseConv"):
         fold(ShuffleNetV2(5, 0.5, "small", pointwise=partial(nn.Dense)), relaxed)
-    with pytest.raises(ValueError, match="a Unknown cannot be folded, only ShuffleNetV1, ShuffleNetV2, Mob"):
+    with pytest.raises(ValueError, match="a Unknown cannot be folded, only ShuffleNets, MobileNetV2, Res"):
         fold(Unknown(), {})
 
 
