@@ -102,7 +102,7 @@ def _split_groups(kernel: Float[Array, "1 1 i o"], groups: int, by: int) -> Floa
     """The kernel of a convolution in ``by`` times as many groups, whose outputs remain to be added."""
     _, _, inputs, outputs = kernel.shape
     table = kernel.reshape(by, inputs // by, groups, outputs // groups)
-    return jnp.swapaxes(table, 0, 1).swapaxes(1, 2).reshape(1, 1, inputs // by, by * outputs)
+    return table.transpose(1, 2, 0, 3).reshape(1, 1, inputs // by, by * outputs)
 
 
 def _add_neighbours(x: Images, groups: int, by: int) -> Images:
