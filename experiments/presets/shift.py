@@ -96,7 +96,7 @@ def cifar10_shift_resnet() -> TrainConfig:
 
     ``--network.depth 56`` and ``110`` are the others of the paper, ``--network.shift.expansion`` is 1 to 9 there.
 
-    Data and recipe: as :func:`cifar10_addressnet`.
+    Data: as :func:`cifar10_addressnet`, and the recipe.
 
     Expected: as :func:`cifar10_addressnet`.
 
@@ -136,7 +136,7 @@ def tiny_imagenet_addressnet() -> TrainConfig:
 def tiny_imagenet_shift_resnet() -> TrainConfig:
     """ShiftResNet-56, expansion 3, on Tiny ImageNet at 64 x 64.
 
-    Data and recipe: as :func:`tiny_imagenet_addressnet`.
+    Data: as :func:`tiny_imagenet_addressnet`, and the recipe.
 
     Expected: not measured.
 

@@ -68,7 +68,7 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
         case "mobilenet_v2":
             shift = partial(AddressShift, boundary=config.shift.boundary) if config.spatial == "address" else None
             head = head_factory(config)
-            return MobileNetV2(classes, config.width, config.stem, pointwise, shift, head, config.dropout, dtype)
+            return MobileNetV2(classes, config.width, config.stem, pointwise, head, config.dropout, dtype, shift)
         case "resnet":
             conv, head = conv_factory(config), head_factory(config)
             return ResNet(

@@ -56,22 +56,22 @@ class MobileNetV2(nn.Module):
         pointwise: factory of the 1x1 convolutions, called as
             ``pointwise(features=..., groups=1, dtype=..., name=...)`` for the two of each unit that expands its input.
             The unit that does not and the last 1x1 convolution are always static.
-        shift: factory of a shift in place of each depthwise convolution with its norm, called as
-            ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        shift: factory of a shift in place of each depthwise convolution with its norm, called as
+            ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
     """
 
     classes: int
     width: float = 1.0
     stem: StemKind = "imagenet"
     pointwise: Callable[..., nn.Module] = static_pointwise
-    shift: Callable[..., nn.Module] | None = None
     head: Callable[..., nn.Module] = small_normal_dense
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
+    shift: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:

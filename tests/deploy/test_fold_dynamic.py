@@ -198,5 +198,5 @@ def test_what_cannot_be_folded_is_named(every_kind):
         fold(network.clone(conv=shuffled), variables)
     with pytest.raises(Unfoldable, match=r"^a classifier of Other cannot be folded, only those of Dense and Dynamic"):
         fold(network.clone(head=Other), variables)
-    with pytest.raises(ValueError, match="a Other cannot be folded, only ShuffleNetV1, ShuffleNetV2, MobileNetV2 and"):
+    with pytest.raises(ValueError, match="a Other cannot be folded, only ShuffleNets, MobileNetV2, ResNet, Add"):
         fold(Other(3), variables)
