@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from shuffle_jax.analysis.count import count, count_layers
 from shuffle_jax.deploy.fold import fold
@@ -16,6 +17,7 @@ from shuffle_jax.models import AddressNet
 from shuffle_jax.models.addressnet import IMAGENET, Unit
 from shuffle_jax.nn import ChannelShift, ChannelShuffle, Identity, PointwiseConv, ShiftedPointwise, StaticDynamicShuffle
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN
+from shuffle_jax.sharding import data_mesh
 
 KNOWN: dict = {}  # Layers counted before, shared by all tests.
 
@@ -158,6 +160,22 @@ def test_the_window_is_put_together_once_a_stage_where_groups_are_read_one_by_on
     (few_first, few_last), (many_first, many_last) = windows(2), windows(4)
     assert many_last == few_last <= 2
     assert many_first == few_first + 2
+
+
+def test_on_two_devices_gradients_are_reduced_and_no_batch_is_gathered(draw):
+    network = AddressNet(5, 8)
+    mesh = data_mesh(jax.devices()[:2])
+    variables = jax.device_put(draw(network, (8, 8, 3)), NamedSharding(mesh, PartitionSpec()))
+    x = jax.device_put(images(4, 8, 8, 3), NamedSharding(mesh, PartitionSpec(mesh.axis_names[0])))
+
+    def loss(params, x):
+        logits, _ = network.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+        return jnp.square(logits).mean()
+
+    text = jax.jit(jax.grad(loss)).lower(variables["params"], x).compile().as_text()
+    assert "all-reduce" in text
+    for collective in ("all-gather", "all-to-all", "collective-permute"):
+        assert collective not in text
 
 
 @pytest.mark.parametrize(
