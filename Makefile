@@ -55,6 +55,7 @@ count: $(RUNTIME) ## print parameters and multiply-adds of the networks
 	$(BIN)/python -m experiments.count $(ARGS)
 
 notebook: $(DEV) ## execute the notebooks in place
+	$(BIN)/python tests/write_notebooks.py
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 # Every extra but bench: for all platforms torch pins thirty packages more, a second CUDA among them, for one command.

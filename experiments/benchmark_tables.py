@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
+from experiments import assignment_cases, convolution_cases, mixing_cases, shift_cases
 from experiments import benchmark_cases as cases
-from experiments import convolution_cases, mixing_cases, shift_cases
 from experiments.benchmark_cases import Cases, Workload
 from experiments.measuring import Costs, Program, Table, measure, measure_costs
 from experiments.startup import Times, compile_times, import_times
@@ -32,6 +32,7 @@ def tables(work: Workload) -> dict[str, Table]:
         **mixing_tables(work),
         **convolution_tables(work),
         **shift_tables(work),
+        **assignment_tables(work),
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
         "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
         "training": table(f"{network}, training step, {batch}", cases.training, work),
@@ -101,6 +102,17 @@ def shift_tables(work: Workload) -> dict[str, Table]:
             title = f"shifts and a grouped 1x1 of {channels} channels, {what}"
             step = partial(_measured, partial(shift_cases.steps, work, channels, backward))
             found[f"steps-{channels}{suffix}"] = Table(title, step)
+    return found
+
+
+def assignment_tables(work: Workload) -> dict[str, Table]:
+    """The tables of linear assignments, whose sizes and batches are their own."""
+    found: dict[str, Table] = {}
+    for name, problem in assignment_cases.PROBLEMS.items():
+        matrices = "1 matrix" if problem.batch == 1 else f"{problem.batch} matrices"
+        title = f"linear assignment of {matrices} of {problem.size} x {problem.size}, {problem.kind}, {work.dtype}"
+        candidates = partial(assignment_cases.assignments, work, problem)
+        found[f"assignment-{name}"] = Table(title, partial(_measured, candidates))
     return found
 
 

@@ -24,7 +24,7 @@ class AutoShuffle(nn.Module):
     """A mixer whose permutation is learned as a nonnegative matrix M: ``y = M x`` at every position.
 
     The penalty :func:`shuffle_jax.ops.penalty.l1_minus_l2` of M is sown into "penalties"; the optimiser keeps M near
-    the doubly stochastic matrices (:func:`shuffle_jax.train.optimizer.keep_bistochastic`). Where the collection
+    the doubly stochastic matrices (:func:`shuffle_jax.constraint.keep_bistochastic`). Where the collection
     "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden.harden`, there is no
     matrix: the layer is one gather.
 

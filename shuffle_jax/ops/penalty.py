@@ -1,4 +1,9 @@
-"""Penalties that vanish exactly on permutations, and the entropy of rows, which tells how far they are."""
+"""Penalties that vanish exactly on permutations, and the entropy of rows, which tells how far they are.
+
+Three are numbers in [0, 1] on the doubly stochastic matrices of any size, 0 at the permutations alone and 1 at
+``J / c`` alone: :func:`normalized_l1_minus_l2`, :func:`normalized_orthogonality` and :func:`row_entropy`. For c = 1
+they are 0.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import math
 import jax.numpy as jnp
 
 from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.ops.shape import check_matrix
 from shuffle_jax.typing import Array, Float, Matrix
 
 
@@ -97,8 +103,38 @@ def orthogonality(matrix: Matrix) -> Float[Array, "*batch"]:
     return jnp.square(product - identity).sum((-2, -1)) / matrix.shape[-1]
 
 
+def normalized_orthogonality(matrix: Matrix) -> Float[Array, "*batch"]:
+    """:func:`orthogonality` over its maximum on doubly stochastic matrices: 0 at a permutation, 1 at ``J / c``.
+
+    ``|M M^T - I|_F^2 / (c - 1) = sum_i (1 - sigma_i^2)^2 / (c - 1)``
+
+    A doubly stochastic M has the largest singular value ``sigma_1 = 1``, whose term vanishes; the other c - 1 lie in
+    [0, 1], and all are 1 for a permutation alone and all 0 for ``J / c`` alone. Cost O(c^3), in float32 at least.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices.
+
+    Returns:
+        ``(...)`` values, in [0, 1] on doubly stochastic matrices; 0 for c = 1. Up to c on row-stochastic ones.
+
+    Raises:
+        ValueError: the matrices are not square, or not of floating point.
+
+    >>> float(normalized_orthogonality(jnp.full((4, 4), 0.25)))
+    1.0
+
+    Source: as :func:`orthogonality`; the scale is this project's.
+    """
+    check_matrix(matrix)
+    size = matrix.shape[-1]
+    return orthogonality(matrix) * (size / max(size - 1, 1))
+
+
 def row_entropy(matrix: Matrix) -> Float[Array, "*batch"]:
     """The mean entropy of the rows over its maximum, ``-1/c sum_ij M_ij log M_ij / log c``.
+
+    The sum runs over all entries: where the columns sum to 1 as well, it is their mean entropy, too, and zero iff M is
+    a permutation.
 
     Args:
         matrix: ``(..., c, c)`` row-stochastic matrices.

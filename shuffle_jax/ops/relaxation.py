@@ -1,7 +1,20 @@
 """Relaxed permutations: nonnegative matrices that can be trained by gradient descent.
 
-Each function maps free parameters (or a matrix that drifted off the constraint set) to a nonnegative matrix whose rows
-sum to 1. Their hard counterparts are in :mod:`shuffle_jax.ops.rounding`.
+Every relaxation is called as ``relax(parameters, temperature=1.0, ...)`` and gives ``(..., c, c)`` nonnegative matrices
+in float32 at least. Their hard counterparts are in :mod:`shuffle_jax.ops.rounding`; what tells how far they are from
+one is in :mod:`shuffle_jax.ops.penalty`.
+
+====================  ==================  ==========================  ===============  ==============================
+relaxation            parameters          sums to 1                   cost             becomes hard
+====================  ==================  ==========================  ===============  ==============================
+softmax_rows          ``(c, c)`` logits   rows                        c^2              T -> 0: argmax of each row
+sinkhorn              ``(c, c)`` logits   rows; columns nearly        iterations c^2   T -> 0: assignment(logits)
+converged_sinkhorn    ``(c, c)`` logits   rows; columns to tolerance  passes c^2       T -> 0: assignment(logits)
+gumbel_sinkhorn       ``(c, c)`` logits   rows; columns nearly        iterations c^2   T -> 0: a random assignment
+soft_sort             ``(c,)`` scores     rows                        c^2              T -> 0: argsort(scores)
+clamp_normalize       ``(c, c)`` entries  rows; columns nearly        passes c^2       a penalty; T -> 0: see there
+orthostochastic       ``(c, c)`` entries  rows and columns            c^3              a penalty; T -> 0: see there
+====================  ==================  ==========================  ===============  ==============================
 """
 
 from __future__ import annotations
@@ -9,9 +22,24 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.ops.permutation import random, to_matrix
+from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic
+from shuffle_jax.ops.converged_sinkhorn import converged_sinkhorn
+from shuffle_jax.ops.orthogonal import orthostochastic
 from shuffle_jax.ops.precision import at_least_float32
-from shuffle_jax.typing import Array, Bool, Float, Int, Key, Matrix
+from shuffle_jax.ops.shape import check_matrix
+from shuffle_jax.typing import Array, Float, Key, Matrix
+
+__all__ = [
+    "balance",
+    "clamp_normalize",
+    "converged_sinkhorn",
+    "gumbel_sinkhorn",
+    "orthostochastic",
+    "random_bistochastic",
+    "sinkhorn",
+    "soft_sort",
+    "softmax_rows",
+]
 
 
 def softmax_rows(logits: Matrix, temperature: float | Float[Array, ""] = 1.0) -> Matrix:
@@ -40,7 +68,8 @@ def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterat
     small temperatures from overflowing. Rows end exactly normalised; columns converge geometrically, the slower the
     smaller T: check with :func:`~shuffle_jax.ops.rounding.certificate` or
     :func:`~shuffle_jax.ops.invariants.assert_doubly_stochastic`. As ``T -> 0`` the limit is the permutation of
-    :func:`~shuffle_jax.ops.rounding.assignment`. Cost O(iterations c^2), in time and, under a gradient, in memory.
+    :func:`~shuffle_jax.ops.rounding.assignment`. Cost O(iterations c^2), in time and, under a gradient, in memory;
+    :func:`converged_sinkhorn` needs no number of iterations and no such memory.
 
     Args:
         logits: ``(..., c, c)`` real matrices.
@@ -51,7 +80,7 @@ def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterat
         ``(..., c, c)`` positive matrices, in float32 at least.
 
     Raises:
-        ValueError: iterations is below 1.
+        ValueError: iterations is below 1, or the matrices are not square, or not of floating point.
 
     >>> m = sinkhorn(jnp.array([[4.0, 1.0], [1.0, 2.0]]))
     >>> bool(jnp.allclose(m.sum(0), 1.0, atol=1e-5)) and bool(jnp.allclose(m.sum(1), 1.0, atol=1e-5))
@@ -59,131 +88,91 @@ def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterat
 
     Source: Sinkhorn and Knopp, 1967; in a network, Mena et al., Gumbel-Sinkhorn, 2018.
     """
+    check_matrix(logits)
     if iterations < 1:
         raise ValueError(f"sinkhorn needs at least 1 iteration, not {iterations}")
-
-    def one_pass(log_matrix: Matrix, _: None) -> tuple[Matrix, None]:
-        log_matrix = jax.nn.log_softmax(log_matrix, axis=-2)
-        return jax.nn.log_softmax(log_matrix, axis=-1), None
-
-    log_matrix, _ = jax.lax.scan(one_pass, at_least_float32(logits) / temperature, length=iterations)
+    log_matrix, _ = jax.lax.scan(_one_pass, at_least_float32(logits) / temperature, length=iterations)
     return jnp.exp(log_matrix)
 
 
-def clamp_normalize(matrix: Matrix, passes: int = 1) -> Matrix:
-    """The clamp-column-row normalisation that keeps AutoShuffle's matrices near the Birkhoff polytope.
+def gumbel_sinkhorn(
+    logits: Matrix,
+    temperature: float | Float[Array, ""] = 1.0,
+    iterations: int = 20,
+    noise: float | Float[Array, ""] = 1.0,
+    *,
+    key: Key,
+) -> Matrix:
+    """Random, nearly doubly stochastic matrices: Sinkhorn's iteration on logits with Gumbel noise.
 
-    ``M <- max(M, 0)``, then ``passes`` times ``M_ij <- M_ij / sum_k M_kj`` (columns) and
-    ``M_ij <- M_ij / sum_k M_ik`` (rows). A column or row that sums to zero is left at zero. It is a normalisation and
-    not the Euclidean projection: rows end summing to 1, columns approximately. Cost O(passes c^2).
-
-    Args:
-        matrix: ``(..., c, c)`` real matrices.
-        passes: how often columns and rows are divided by their sums; the method's training loop uses 1.
-
-    Returns:
-        ``(..., c, c)`` nonnegative matrices.
-
-    >>> clamp_normalize(jnp.array([[2.0, -1.0], [2.0, 4.0]])).tolist()
-    [[1.0, 0.0], [0.3333333432674408, 0.6666666865348816]]
-
-    Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020; one pass after every optimiser step, as its public
-    re-implementations do.
-    """
-
-    def one_pass(matrix: Matrix, _: None) -> tuple[Matrix, None]:
-        return _divide_by_sum(_divide_by_sum(matrix, axis=-2), axis=-1), None
-
-    matrix = jnp.maximum(at_least_float32(matrix), 0)
-    if passes == 1:
-        return one_pass(matrix, None)[0]
-    return jax.lax.scan(one_pass, matrix, length=passes)[0]
-
-
-def balance(matrix: Matrix, floor: float = 1e-6, tolerance: float = 1e-2, max_passes: int = 100) -> Matrix:
-    """Clamps at a positive floor and divides by column and row sums until the columns sum to 1 as well.
-
-    ``M <- max(M, floor)``, then columns and rows as in :func:`clamp_normalize` until every ``|sum_i M_ij - 1|`` is at
-    most the tolerance. A positive matrix can always be scaled to a doubly stochastic one (Sinkhorn and Knopp, 1967).
-    Entries clamped at 0 never come back, and once the others leave no permutation possible (six rows that share five
-    columns, say) no scaling is doubly stochastic: :func:`clamp_normalize` then stays at fractions of 1/5. The floor
-    lets such a matrix out. Cost O(passes c^2); few passes are taken near the constraint set. Forward-mode
-    differentiable alone: it is meant for the end of an optimiser step.
+    ``M = sinkhorn(L + noise G, T)``, the entries of G independent with the distribution ``-log(-log(U))``. As
+    ``T -> 0`` the limit is the permutation of ``assignment(L + noise G)``: a random one, likelier the larger its sum of
+    logits. The gradient goes through the noise, not to it. Cost as :func:`sinkhorn`.
 
     Args:
-        matrix: ``(..., c, c)`` real matrices; the loop runs until all are balanced.
-        floor: smallest entry before scaling, above 0.
-        tolerance: largest deviation of a column sum from 1. Row sums are exact to rounding.
-        max_passes: where to stop in any case.
+        logits: ``(..., c, c)`` real matrices; each of a batch gets its own noise. Under ``vmap`` split the key.
+        temperature: T > 0.
+        iterations: number of column and row passes, at least 1.
+        noise: scale of G; 0 for :func:`sinkhorn` itself.
+        key: random key. ``jax.random.gumbel(key, logits.shape)`` is G for logits in float32.
 
     Returns:
-        ``(..., c, c)`` positive matrices.
+        ``(..., c, c)`` positive matrices, in float32 at least.
 
     Raises:
-        ValueError: the floor is not positive.
+        ValueError: iterations is below 1, or the matrices are not square, or not of floating point.
 
-    >>> balance(jnp.array([[1.0, 0.0], [1.0, 0.0]]), tolerance=1e-4).round(2).tolist()
-    [[0.5, 0.5], [0.5, 0.5]]
-
-    Source: the scaling is Sinkhorn and Knopp, 1967; its use after every step in place of one pass is this project's.
-    """
-    if floor <= 0:
-        raise ValueError(f"the floor is {floor}: give a positive number, or use clamp_normalize")
-
-    def unbalanced(carry: tuple[Matrix, Int[Array, ""]]) -> Bool[Array, ""]:
-        matrix, passes = carry
-        return (jnp.abs(matrix.sum(-2) - 1).max() > tolerance) & (passes < max_passes) | (passes == 0)
-
-    def one_pass(carry: tuple[Matrix, Int[Array, ""]]) -> tuple[Matrix, Int[Array, ""]]:
-        matrix, passes = carry
-        return _divide_by_sum(_divide_by_sum(matrix, axis=-2), axis=-1), passes + 1
-
-    start = jnp.maximum(at_least_float32(matrix), floor), jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(unbalanced, one_pass, start)[0]
-
-
-def random_bistochastic(
-    key: Key, channels: int, candidates: int | None = None, passes: int = 20
-) -> Float[Array, "c c"]:
-    """A random, nearly doubly stochastic matrix: uniform entries on [0, 1], normalised.
-
-    By default every entry is drawn. For c channels the rows are then averages of all c inputs: the matrix lies close to
-    ``J / c`` and shrinks the variance of what it mixes about c times. With ``candidates = k`` only the entries of k
-    random permutations are drawn, the others are 0: a row averages at most k inputs.
-
-    Never start at ``J / c`` itself: there every gradient of the penalty is the same for all entries, and nothing breaks
-    the tie.
-
-    Args:
-        key: random key.
-        channels: c.
-        candidates: k, at least 1; None for all c.
-        passes: passes of :func:`clamp_normalize`.
-
-    Returns:
-        ``(c, c)`` float32 matrix; rows sum to 1, and columns to within 1e-5 after the default number of passes if all
-        entries were drawn. Few candidates converge more slowly.
-
-    Raises:
-        ValueError: candidates is below 1.
-
-    >>> m = random_bistochastic(jax.random.key(0), 8)
-    >>> bool(jnp.abs(m.sum(0) - 1).max() < 1e-5)
+    >>> logits = jnp.zeros((3, 3))
+    >>> m = gumbel_sinkhorn(logits, 0.1, key=jax.random.key(0))
+    >>> bool(jnp.allclose(m, gumbel_sinkhorn(logits, 0.1, key=jax.random.key(0))))
     True
-    >>> int((random_bistochastic(jax.random.key(0), 8, candidates=2) > 0).sum(1).max())
-    2
+    >>> bool(jnp.allclose(m, gumbel_sinkhorn(logits, 0.1, key=jax.random.key(1))))
+    False
+
+    Source: Mena, Belanger, Linderman and Snoek, Learning Latent Permutations with Gumbel-Sinkhorn Networks, 2018.
     """
-    if candidates is not None and candidates < 1:
-        raise ValueError(f"candidates is {candidates}: give 1 or more, or None for all")
-    entry_key, support_key = jax.random.split(key)
-    matrix = jax.random.uniform(entry_key, (channels, channels))
-    if candidates is not None:
-        keys = jax.random.split(support_key, candidates)
-        drawn = jax.vmap(lambda k: to_matrix(random(k, channels)))(keys)
-        matrix = matrix * drawn.max(0)
-    return clamp_normalize(matrix, passes)
+    check_matrix(logits)
+    logits = at_least_float32(logits)
+    gumbel = jax.random.gumbel(key, logits.shape, logits.dtype)
+    return sinkhorn(logits + jnp.asarray(noise, logits.dtype) * gumbel, temperature, iterations)
 
 
-def _divide_by_sum(matrix: Matrix, axis: int) -> Matrix:
-    total = matrix.sum(axis, keepdims=True)
-    return matrix / jnp.where(total > 0, total, 1)
+def soft_sort(
+    scores: Float[Array, "*batch c"], temperature: float | Float[Array, ""] = 1.0, descending: bool = False
+) -> Matrix:
+    """Row-stochastic matrices that sort: ``M_ij = softmax_j(-|sort(s)_i - s_j| / T)``.
+
+    With ``p = argsort(s)``, ``M x`` approximates ``x[p]``, and ``M s`` the sorted scores. Every row is largest at
+    ``j = p[i]`` whatever T is, and as ``T -> 0`` it tends to that one-hot row. The columns are free. Equal scores share
+    their rows equally, so that row-argmax is no permutation there and :func:`~shuffle_jax.ops.rounding.assignment` is.
+    With c parameters in place of ``c^2`` every permutation can be reached. Cost O(c^2).
+
+    Args:
+        scores: s, ``(..., c)`` finite real vectors.
+        temperature: T > 0, in the units of the scores.
+        descending: the largest score first, as in ``jnp.argsort``.
+
+    Returns:
+        ``(..., c, c)`` matrices with rows summing to 1, in float32 at least.
+
+    Raises:
+        ValueError: the scores are a scalar, or not of floating point.
+
+    >>> soft_sort(jnp.array([3.0, 1.0, 2.0]), temperature=0.01).round(2).tolist()
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+
+    Source: Prillo and Eisenschlos, SoftSort, 2020, who sort in descending order.
+    """
+    if scores.ndim < 1:
+        raise ValueError("soft_sort sorts vectors and not a scalar: give (..., c)")
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        raise ValueError(f"scores of {scores.dtype} are not of floating point: convert them to float32")
+    scores = at_least_float32(scores)
+    ordered = jnp.sort(scores, axis=-1, descending=descending)
+    return softmax_rows(-jnp.abs(ordered[..., :, None] - scores[..., None, :]), temperature)
+
+
+# Not inside of sinkhorn, which outside of jit would compile a function of its own at every call.
+def _one_pass(log_matrix: Matrix, _: None) -> tuple[Matrix, None]:
+    log_matrix = jax.nn.log_softmax(log_matrix, axis=-2)
+    return jax.nn.log_softmax(log_matrix, axis=-1), None

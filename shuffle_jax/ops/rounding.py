@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.ops.linear_assignment import finite, minimize
+from shuffle_jax.ops.order import last, to_integers
 from shuffle_jax.ops.penalty import l1_minus_l2
-from shuffle_jax.ops.permutation import is_permutation, to_matrix
+from shuffle_jax.ops.permutation import to_matrix
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Bool, Float, Int, Matrix, Permutation
 
@@ -35,34 +37,75 @@ def assignment(matrix: Matrix) -> Permutation:
     """The permutation nearest to a matrix: ``argmax_p sum_i M[i, p[i]]``, a linear assignment.
 
     For a doubly stochastic M this is the vertex of the Birkhoff polytope with the least Frobenius distance. The
-    result is always a permutation: row-argmax where that is one, for no other sum is larger; else by the Hungarian
-    algorithm, O(c^3). Leading axes are solved in turn.
+    result is always a permutation: row-argmax where that is one, for no other sum is larger; else an optimal one, by
+    :func:`~shuffle_jax.ops.linear_assignment.minimize`, which says how exactly. O(c^3). No gradient passes.
 
     Args:
-        matrix: ``(..., c, c)`` matrices of finite numbers.
+        matrix: ``(..., c, c)`` matrices of finite numbers. Under ``jit``, where that cannot be checked, the least
+            finite entry of a matrix is taken for what is not finite.
 
     Returns:
         ``(..., c)`` int32 permutations.
 
+    Raises:
+        ValueError: the matrices are not square, not of a floating-point type, or seen to hold what is not finite.
+
     >>> assignment(jnp.array([[0.9, 0.1], [0.6, 0.4]])).tolist()
     [0, 1]
-
-    Source: Kuhn, 1955; the implementation is ``optax.assignment.hungarian_algorithm``.
     """
-    # Imported here: optax takes longer to import than the rest of this package.
-    from optax.assignment import hungarian_algorithm
+    return minimize(-matrix)
 
-    def one(matrix: Float[Array, "c c"]) -> Int[Array, " c"]:
-        peaks = argmax(matrix)
-        return jax.lax.cond(is_permutation(peaks), lambda _: peaks, hungarian, matrix)
 
-    def hungarian(matrix: Float[Array, "c c"]) -> Int[Array, " c"]:
-        rows, columns = hungarian_algorithm(-matrix)
-        return jnp.zeros(matrix.shape[-1], jnp.int32).at[rows].set(columns.astype(jnp.int32))
+def greedy(matrix: Matrix) -> Permutation:
+    """The permutation of the largest entry, then of the largest in the other rows and columns, and so on.
 
-    # Batches run one after the other: under vmap every matrix would wait for the slowest at every inner step.
-    flat = jax.lax.stop_gradient(matrix).reshape(-1, *matrix.shape[-2:])
-    return jax.lax.map(one, flat).reshape(matrix.shape[:-1])
+    ::
+
+        (i_k, j_k) = argmax M[i, j] over i not in i_1 .. i_{k-1} and j not in j_1 .. j_{k-1},    p[i_k] = j_k
+
+    Always a permutation, and row-argmax where that is one. For nonnegative matrices its sum is at least half of that
+    of :func:`assignment`: an entry of the optimum shares its row or column with an entry that was chosen before it
+    and is no smaller, and each chosen entry stands so for two at most. For matrices with negative entries nothing of
+    the kind holds. Among equal entries the first comes first, row by row.
+
+    All entries that are largest in both their row and their column are taken at once, which gives the same: O(c^2)
+    for each of at most c rounds, few of them where entries are random. No gradient passes.
+
+    Args:
+        matrix: ``(..., c, c)`` matrices of finite numbers. Under ``jit``, where that cannot be checked, the least
+            finite entry of a matrix is taken for what is not finite.
+
+    Returns:
+        ``(..., c)`` int32 permutations.
+
+    Raises:
+        ValueError: the matrices are not square, not of a floating-point type, or seen to hold what is not finite.
+
+    >>> greedy(jnp.array([[0.9, 0.8], [0.7, 0.1]])).tolist(), assignment(jnp.array([[0.9, 0.8], [0.7, 0.1]])).tolist()
+    ([0, 1], [1, 0])
+
+    Source: the bound is that of greedy matching, Avis, A survey of heuristics for the weighted matching problem, 1983;
+    the rounds are those of Preis, Linear time 1/2-approximation algorithm for maximum weighted matching, 1999.
+    """
+    return _cheapest_first(finite(-matrix))
+
+
+@jax.jit  # also where the caller does not: a loop outside of jit is compiled at each call
+def _cheapest_first(cost: Matrix) -> Permutation:
+    order = to_integers(jnp.where(cost == 0, 0, cost))  # -0 would come before 0
+    size, end = cost.shape[-1], last(cost.dtype)
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, cost.shape, cost.ndim + axis) for axis in (-2, -1))
+
+    def round_(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        chosen, order = state
+        first_column = jnp.where(order == order.min(-1, keepdims=True), column, size).min(-1, keepdims=True)
+        first_row = jnp.where(order == order.min(-2, keepdims=True), row, size).min(-2, keepdims=True)
+        taken = (column == first_column) & (row == first_row) & (order != end)
+        rows, columns = taken.any(-1, keepdims=True), taken.any(-2, keepdims=True)
+        return jnp.where(rows, first_column, chosen), jnp.where(rows | columns, end, order)
+
+    none = jnp.full((*cost.shape[:-1], 1), -1, jnp.int32)
+    return jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), round_, (none, order))[0][..., 0]
 
 
 def straight_through(matrix: Matrix, permutation: Permutation) -> Matrix:
@@ -83,6 +126,28 @@ def straight_through(matrix: Matrix, permutation: Permutation) -> Matrix:
     hard = jax.lax.stop_gradient(to_matrix(permutation, matrix.dtype))
     # In this order the forward value is exact: M - M is zero, while M + (P - M) would miss P by a rounding error.
     return hard + (matrix - jax.lax.stop_gradient(matrix))
+
+
+def round_straight_through(matrix: Matrix) -> Matrix:
+    """The nearest permutation in the forward pass, relaxed in the backward pass.
+
+    ``straight_through(M, assignment(M))``: the value is the matrix of a permutation, the gradient that of M itself.
+
+    Args:
+        matrix: ``(..., c, c)`` relaxed matrices, which receive the gradient.
+
+    Returns:
+        ``(..., c, c)`` permutation matrices of the same type.
+
+    Raises:
+        ValueError: as :func:`assignment`.
+
+    >>> round_straight_through(jnp.array([[0.9, 0.1], [0.6, 0.4]])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+
+    Source: as :func:`straight_through`.
+    """
+    return straight_through(matrix, assignment(matrix))
 
 
 class Certificate(NamedTuple):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, the optimiser chain, and the constraint on relaxed permutations."""
+"""Learning-rate schedules and the optimiser chain, with the constraint on relaxed permutations at its end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from shuffle_jax.constraint import keep_bistochastic
 from shuffle_jax.nn.auto_shuffle import RELAXED
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
 from shuffle_jax.typing import Matrix, PyTree
@@ -120,33 +121,6 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic(constrain))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(optax.masked(clip, is_not_relaxed), descent, optax.masked(relaxed, is_relaxed))
-
-
-def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -> optax.GradientTransformationExtraArgs:
-    """Replaces an update ``u`` of M by ``N(M + u) - M``, N a normalisation such as one clamp-column-row pass.
-
-    Put it last in a chain, so that the parameters after ``optax.apply_updates`` are nonnegative, with rows that sum to
-    1 and columns that nearly do. It applies to every leaf: ``(..., c, c)`` matrices; select leaves by ``optax.masked``.
-
-    Args:
-        constrain: N; :func:`shuffle_jax.ops.relaxation.clamp_normalize` with one pass, as the method's public
-            re-implementations do, or :func:`shuffle_jax.ops.relaxation.balance`.
-
-    Returns:
-        A stateless optax transformation that needs the parameters.
-
-    Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
-    """
-
-    def constrained(update: Matrix, parameter: Matrix) -> Matrix:
-        return constrain(parameter + update).astype(parameter.dtype) - parameter
-
-    def update(updates: PyTree, params: PyTree | None) -> PyTree:
-        if params is None:
-            raise ValueError("keep_bistochastic constrains parameters: pass them to optimizer.update(..., params)")
-        return jax.tree.map(constrained, updates, params)
-
-    return optax.with_extra_args_support(optax.stateless(update))
 
 
 def decays(params: PyTree) -> PyTree:

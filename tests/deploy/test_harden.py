@@ -28,7 +28,7 @@ def variables(few_units, draw):
             return leaf
         p = permutation.random(jax.random.key(next(place)), len(leaf))
         noise = rng.uniform(0, 2 / len(leaf), leaf.shape).astype(np.float32)
-        return clamp_normalize(permutation.to_matrix(p) + 0.2 * noise, 20)
+        return clamp_normalize(permutation.to_matrix(p) + 0.2 * noise, passes=20)
 
     return {**found, "params": jax.tree.map_with_path(sharpen, found["params"])}
 

@@ -135,7 +135,9 @@ def test_batched_under_jit_and_vmap():
 @pytest.mark.parametrize("size", [16, 116])
 def test_radial_gradients_vanish_through_the_normalisation_without_the_l1_term(size):
     # The reason why |.|_1 is not replaced by the 1 that it equals on the constraint set.
-    matrix = relaxation.clamp_normalize(np.random.default_rng(0).uniform(0, 1, (size, size)).astype(np.float32), 20)
+    matrix = relaxation.clamp_normalize(
+        np.random.default_rng(0).uniform(0, 1, (size, size)).astype(np.float32), passes=20
+    )
 
     def without_l1(m):
         return -penalty.safe_norm(m, -1).sum() - penalty.safe_norm(m, -2).sum()
@@ -222,3 +224,27 @@ def test_orthogonality_and_entropy_of_batches_eagerly_under_vmap_and_in_half_pre
     for result in (op(half), jax.jit(op)(half), jax.jit(jax.vmap(op))(half)):
         assert result.dtype == jnp.float32
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_normalized_orthogonality_is_a_sum_over_singular_values_from_0_to_1(size):
+    matrices = birkhoff(7, size, 50)
+    values = in_float64(jax.jit(penalty.normalized_orthogonality), matrices)
+    singular = np.linalg.svd(matrices, compute_uv=False)
+    np.testing.assert_allclose(values, np.square(1 - singular**2).sum(-1) / max(size - 1, 1), rtol=1e-9, atol=1e-12)
+    assert np.all((values >= 0) & (values <= 1 + 1e-12))
+    hard = in_float64(penalty.normalized_orthogonality, permutations(8, size, 6))
+    np.testing.assert_array_equal(hard, np.zeros(6))
+    centre = in_float64(penalty.normalized_orthogonality, np.full((size, size), 1 / size))
+    np.testing.assert_allclose(centre, float(size > 1), rtol=1e-12)
+    if size > 2:  # where the centre is no midpoint of permutations, all others lie strictly between
+        assert np.all(values < 1)
+    with pytest.raises(ValueError, match=r"a matrix of shape \(2, 3\) is not square"):
+        penalty.normalized_orthogonality(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_row_entropy_of_doubly_stochastic_matrices_is_the_entropy_of_their_columns(size):
+    matrices = birkhoff(9, size, 50)
+    rows, columns = (in_float64(spread, m) for m in (matrices, np.swapaxes(matrices, -1, -2)))
+    np.testing.assert_allclose(rows, columns, rtol=1e-12)

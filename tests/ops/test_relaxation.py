@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.ops import relaxation
+from shuffle_jax.ops.permutation import is_permutation, to_matrix
 
 SIZES = [1, 2, 7]
 softmax_rows = jax.jit(relaxation.softmax_rows)
 sinkhorn = jax.jit(relaxation.sinkhorn, static_argnames="iterations")
 clamp_normalize = jax.jit(relaxation.clamp_normalize, static_argnames="passes")
+gumbel_sinkhorn = jax.jit(relaxation.gumbel_sinkhorn, static_argnames="iterations")
+soft_sort = jax.jit(relaxation.soft_sort, static_argnames="descending")
 random_bistochastic = jax.jit(relaxation.random_bistochastic, static_argnames=("channels", "candidates", "passes"))
 
 
@@ -36,8 +41,8 @@ def sinkhorn_oracle(scores, temperature=1.0, iterations=20):
     return matrix
 
 
-def clamp_normalize_oracle(matrix, passes=1):
-    matrix = np.maximum(np.asarray(matrix, np.float64), 0)
+def clamp_normalize_oracle(matrix, temperature=1.0, passes=1):
+    matrix = np.maximum(np.asarray(matrix, np.float64), 0) ** (1 / temperature)
     for _ in range(passes):
         for axis in (-2, -1):
             total = matrix.sum(axis, keepdims=True)
@@ -45,10 +50,27 @@ def clamp_normalize_oracle(matrix, passes=1):
     return matrix
 
 
+def soft_sort_oracle(scores, temperature=1.0, descending=False):
+    scores = np.asarray(scores, np.float64)
+    ordered = np.sort(scores)[..., ::-1] if descending else np.sort(scores)
+    powers = np.exp(-np.abs(ordered[..., :, None] - scores[..., None, :]) / temperature)
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def sharpen(matrix):
+    return relaxation.clamp_normalize(matrix, 0.5, passes=2)
+
+
+def converge(scores):
+    return relaxation.converged_sinkhorn(scores, tolerance=1e-12)
+
+
 ORACLES = {
     relaxation.softmax_rows: softmax_rows_oracle,
     relaxation.sinkhorn: sinkhorn_oracle,
     relaxation.clamp_normalize: clamp_normalize_oracle,
+    sharpen: partial(clamp_normalize_oracle, temperature=0.5, passes=2),
+    converge: partial(sinkhorn_oracle, iterations=500),
 }
 
 
@@ -63,7 +85,7 @@ def test_clamp_normalize_equals_four_lines_of_numpy(size):
     matrices = logits(0, 50, size, size)
     matrices[:10] *= 1e-20
     for passes in (1, 3):
-        expected = clamp_normalize_oracle(matrices, passes)
+        expected = clamp_normalize_oracle(matrices, passes=passes)
         np.testing.assert_allclose(clamp_normalize(matrices, passes=passes), expected, rtol=1e-5)
 
 
@@ -99,7 +121,7 @@ def test_the_start_is_doubly_stochastic_and_not_uniform(channels):
 def test_the_start_is_drawn_from_its_key_and_normalised_as_often_as_asked():
     once = np.asarray(random_bistochastic(jax.random.key(2), 5, passes=1))
     np.testing.assert_allclose(
-        random_bistochastic(jax.random.key(2), 5, passes=3), clamp_normalize_oracle(once, 2), rtol=1e-5
+        random_bistochastic(jax.random.key(2), 5, passes=3), clamp_normalize_oracle(once, passes=2), rtol=1e-5
     )
     other = np.asarray(random_bistochastic(jax.random.key(3), 5, passes=1))
     assert np.abs(once - other).min() > 1e-4
@@ -199,3 +221,123 @@ def test_sinkhorn_needs_an_iteration():
         relaxation.sinkhorn(jnp.ones((2, 2)), iterations=0)
     scores = logits(9, 2, 2)
     np.testing.assert_allclose(sinkhorn(scores, iterations=1), sinkhorn_oracle(scores, 1, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_clamp_normalize_of_powers_equals_numpy_and_its_own_path_at_temperature_1(size):
+    matrices = logits(10, 50, size, size)
+    for temperature in (0.3, 1.0, 2.0):
+        expected = clamp_normalize_oracle(matrices, temperature, passes=2)
+        traced = np.float32(temperature)  # 1 is taken for a power, too, if it is not known before tracing
+        np.testing.assert_allclose(clamp_normalize(matrices, traced, passes=2), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_clamp_normalize_keeps_its_rows_at_tiny_temperatures():
+    # 0.1^1000 is far below the smallest float: the power itself would leave rows and columns of zeros.
+    matrix = 0.1 * np.random.default_rng(11).uniform(0.1, 1, (3, 6, 6)).astype(np.float32)
+    sharp = np.asarray(clamp_normalize(matrix, np.float32(1e-3), passes=3000))
+    np.testing.assert_allclose(sharp.sum(-1), 1, atol=1e-5)
+    nearest = np.stack([np.eye(6)[linear_sum_assignment(np.log(one), maximize=True)[1]] for one in matrix])
+    np.testing.assert_allclose(sharp, nearest, atol=1e-2)
+
+
+def test_clamp_normalize_of_powers_leaves_zeros_with_finite_gradients():
+    matrix = jnp.array([[0.0, -1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 1.0, 3.0]])
+    result = clamp_normalize(matrix, np.float32(0.1))
+    assert result[0].tolist() == [0.0, 0.0, 0.0] and result[:, 0].tolist() == [0.0, 0.0, 0.0]
+    np.testing.assert_allclose(result.sum(-1), [0, 1, 1], rtol=1e-6)
+    np.testing.assert_array_equal(clamp_normalize(np.zeros((2, 2), np.float32), np.float32(0.1)), np.zeros((2, 2)))
+    slopes = jax.jit(jax.grad(lambda m, t: jnp.sin(relaxation.clamp_normalize(m, t)).sum(), argnums=(0, 1)))
+    for slope in slopes(matrix, np.float32(0.1)):
+        assert bool(np.all(np.isfinite(slope)))
+
+
+def test_gumbel_sinkhorn_is_sinkhorn_of_noisy_logits_and_its_limit_their_assignment():
+    scores, key = logits(12, 4, 5, 5), jax.random.key(0)
+    gumbel = np.asarray(jax.random.gumbel(key, scores.shape))
+    for noise in (0.0, 0.5):
+        expected = sinkhorn(scores + np.float32(noise) * gumbel, 0.7)
+        np.testing.assert_allclose(gumbel_sinkhorn(scores, 0.7, noise=noise, key=key), expected, rtol=1e-5)
+    hard = np.asarray(gumbel_sinkhorn(scores, 5e-3, iterations=2000, key=key))
+    nearest = np.stack([np.eye(5)[linear_sum_assignment(one, maximize=True)[1]] for one in scores + gumbel])
+    np.testing.assert_allclose(hard, nearest, atol=1e-2)
+    assert np.abs(hard - gumbel_sinkhorn(scores, 5e-3, iterations=2000, key=jax.random.key(1))).max() > 0.9
+
+
+def test_gumbel_sinkhorn_in_half_precision_and_its_gradient_through_the_noise():
+    scores, key = logits(13, 5, 5), jax.random.key(2)
+    rounded = jnp.asarray(scores, jnp.bfloat16)
+    result = gumbel_sinkhorn(rounded, key=key)
+    assert result.dtype == jnp.float32
+    np.testing.assert_allclose(result, gumbel_sinkhorn(rounded.astype(jnp.float32), key=key), rtol=1e-6)
+    weights = jnp.asarray(logits(14, 5, 5))
+    noisy = scores + np.asarray(jax.random.gumbel(key, scores.shape))
+    np.testing.assert_allclose(
+        jax.jit(jax.grad(lambda s: (weights * relaxation.gumbel_sinkhorn(s, key=key)).sum()))(scores),
+        jax.jit(jax.grad(lambda s: (weights * relaxation.sinkhorn(s)).sum()))(noisy),
+        atol=1e-6,
+    )
+
+
+@given(size=st.sampled_from([1, 2, 3, 9]), seed=st.integers(0, 999), descending=st.booleans())
+def test_soft_sort_equals_its_equation_and_its_row_argmax_is_argsort_at_any_temperature(size, seed, descending):
+    scores = np.random.default_rng(seed).permutation(3 * size)[:size].astype(np.float32)  # no ties
+    order = np.argsort(-scores if descending else scores)
+    for temperature in (0.5, 20.0):
+        matrix = np.asarray(soft_sort(scores, temperature, descending=descending))
+        np.testing.assert_allclose(matrix, soft_sort_oracle(scores, temperature, descending), rtol=1e-5)
+        np.testing.assert_array_equal(matrix.argmax(-1), order)
+    np.testing.assert_allclose(soft_sort(scores, 0.01, descending=descending), to_matrix(order), atol=1e-6)
+    np.testing.assert_array_equal(order, jnp.argsort(scores, descending=descending))
+    hard = np.asarray(to_matrix(order))
+    np.testing.assert_array_equal(hard @ scores, scores[order])
+
+
+def test_soft_sort_shares_rows_among_equal_scores():
+    matrix = np.asarray(soft_sort(np.float32([2, 1, 2, 0]), 0.01))
+    np.testing.assert_allclose(matrix, [[0, 0, 0, 1], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0.5, 0, 0.5, 0]], atol=1e-6)
+    assert not bool(is_permutation(jnp.argmax(matrix, axis=-1)))
+    np.testing.assert_allclose(soft_sort(np.zeros(3, np.float32)), np.full((3, 3), 1 / 3), rtol=1e-6)
+    slope = jax.grad(lambda s: jnp.sin(relaxation.soft_sort(s, 0.01)).sum())(jnp.array([2.0, 1.0, 2.0, 0.0]))
+    assert bool(np.all(np.isfinite(slope)))
+
+
+def test_soft_sort_of_batches_in_half_precision_with_its_gradient():
+    scores = 4 * logits(15, 2, 3, 5)
+    expected = soft_sort_oracle(scores)
+    for result in (relaxation.soft_sort(jnp.asarray(scores)), jax.jit(jax.vmap(relaxation.soft_sort))(scores)):
+        np.testing.assert_allclose(result, expected, rtol=1e-4)
+    half = jnp.asarray(scores, jnp.bfloat16)
+    assert soft_sort(half).dtype == jnp.float32
+    np.testing.assert_allclose(soft_sort(half), soft_sort_oracle(np.asarray(half, np.float32)), rtol=1e-4)
+    one, weights, step = scores[0, 0].astype(np.float64), logits(16, 5, 5).astype(np.float64), 1e-5 * np.eye(5)
+    with jax.enable_x64(True):
+        slope = np.asarray(jax.jit(jax.grad(lambda s: (weights * relaxation.soft_sort(s)).sum()))(one))
+    after, before = ((weights * soft_sort_oracle(one + sign * step)).sum((-1, -2)) for sign in (1, -1))
+    np.testing.assert_allclose(slope, (after - before) / 2e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "relax",
+    [
+        relaxation.sinkhorn,
+        relaxation.converged_sinkhorn,
+        partial(relaxation.gumbel_sinkhorn, key=jax.random.key(0)),
+        relaxation.clamp_normalize,
+        relaxation.balance,
+        relaxation.orthostochastic,
+    ],
+)
+def test_matrices_that_are_not_square_or_not_of_floating_point_are_named(relax):
+    for shape in ((2, 3), (4,), (0, 0)):
+        with pytest.raises(ValueError, match=r"a matrix of shape .* is not square: give \(\.\.\., c, c\)"):
+            relax(jnp.ones(shape))
+    with pytest.raises(ValueError, match="a matrix of int32 is not of floating point: convert it to float32"):
+        relax(jnp.ones((2, 2), jnp.int32))
+
+
+def test_scores_that_are_no_vectors_of_floating_point_are_named():
+    with pytest.raises(ValueError, match="scores of int32 are not of floating point"):
+        relaxation.soft_sort(jnp.arange(3))
+    with pytest.raises(ValueError, match="soft_sort sorts vectors and not a scalar"):
+        relaxation.soft_sort(jnp.float32(1))

@@ -1,0 +1,284 @@
+"""Permutations that match two matrices: `python -m experiments.graph_matching`.
+
+Without files it relabels Moebius ladders, Erdos-Renyi graphs and Gaussian matrices, made by seed, and counts from how
+many random starts each relaxation, with and without a penalty, recovers the permutation. With --qaplib it solves
+quadratic assignment problems within --seconds each, beside scipy's Frank-Wolfe (FAQ) in the same time on the same
+cores. Minimised is |A M - M B|^2 for graphs and <A, P B P^T> for assignments, where (P B P^T)[i, k] = B[p[i], p[k]].
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import tyro
+
+from experiments.cli import main, parse, quiet_libraries
+from experiments.matching_methods import Outcome, Settings, check
+from experiments.matching_methods import run as run_method
+from experiments.table import print_table
+from shuffle_jax.problems.descent import DescentConfig
+from shuffle_jax.problems.solver import SolverConfig
+
+if TYPE_CHECKING:
+    from shuffle_jax.problems.instance import Instance
+
+Row = tuple[str | int, ...]
+Results = dict[str, dict[str, Outcome]]
+"""By instance and method."""
+
+EMBEDDED = ("moebius-16", "moebius-32", "erdos-renyi-16", "erdos-renyi-32", "gaussian-32")
+
+ON_GRAPHS = (
+    "clamp",
+    "clamp+l1_minus_l2",
+    "sinkhorn",
+    "sinkhorn+l1_minus_l2",
+    "orthogonal",
+    "orthogonal+l1_minus_l2",
+    "softmax+l1_minus_l2",
+    "gumbel",
+    "soft_sort",
+    "faq",
+    "solver",
+)
+ON_ASSIGNMENTS = ("solver", "faq", "faq+2opt")
+
+MATCHING: tuple[str, ...] = ("instance", "n", "method", "recovered", "starts", "by_argmax", "best_value", "seconds")
+SUMMARY: tuple[str, ...] = ("method", "instances", "solved", "mean_gap_percent", "largest_gap_percent")
+ASSIGNMENT: tuple[str, ...] = ("instance", "n", "method", "value", "best_known", "gap_percent", "starts", "seconds")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to match, how, and where to put the results."""
+
+    qaplib: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="PATH")] = ()
+    """Quadratic assignment problems: .dat files of QAPLIB, or folders of them, each with its .sln beside it if any."""
+
+    graphs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE")] = ()
+    """Two files of one graph each, to be matched: edge lists (`i j [weight]`), or matrices as .npy."""
+
+    embedded: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = EMBEDDED
+    """Made by seed where no file is given: moebius-N, erdos-renyi-N, gaussian-N."""
+
+    relabellings: int = 2
+    """How many relabellings of each embedded one."""
+
+    methods: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME")] = None
+    """solver, scipy's faq and faq+2opt, and relaxations such as sinkhorn or clamp+l1_minus_l2; a choice by default."""
+
+    starts: int = 32
+    """Random starts of each relaxation, all in one compiled loop, and of faq on graphs."""
+
+    seconds: float = 3.0
+    """For the solver, and for faq and faq+2opt on assignments, after compilation."""
+
+    seed: int = 0
+    """Of everything random."""
+
+    descent: DescentConfig = field(default_factory=DescentConfig)
+    """Of the relaxations; each method sets its own relaxation and penalty."""
+
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    """Of the solver."""
+
+    csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print comma-separated values with a header, for programs, and not a table."""
+
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Also write results.csv and figures into this folder."""
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parses the command line, runs every method on every instance and prints."""
+    options = parse(Arguments, arguments, prog="python -m experiments.graph_matching", description=__doc__)
+    if options.starts < 1 or options.relabellings < 1:
+        raise ValueError(f"{options.starts} starts and {options.relabellings} relabellings: give 1 or more of both")
+    if not options.seconds > 0:
+        raise ValueError(f"seconds is {options.seconds}: give more than 0")
+    quiet_libraries()
+    instances = load(options)
+    goal = instances[0].goal
+    methods = options.methods or (ON_ASSIGNMENTS if goal == "assignment" else ON_GRAPHS)
+    for method in methods:
+        check(method)
+    for instance in instances:
+        for note in instance.notes:
+            print(f"{instance.name}: {note}", file=sys.stderr)
+    results: Results = {}
+    try:
+        compare(instances, methods, options, results)
+    finally:  # Ctrl-C too: what is there is shown
+        if results:
+            show(options, results, {instance.name: instance for instance in instances})
+
+
+def load(options: Arguments) -> list[Instance]:
+    """The instances that the options ask for.
+
+    Raises:
+        ValueError: both kinds of files are given, there are none in a folder, or a name or file is no instance.
+    """
+    from shuffle_jax.problems.files import read_graphs, read_qaplib
+
+    if options.qaplib and options.graphs:
+        raise ValueError("--qaplib and --graphs are different problems: give one of them")
+    if options.qaplib:
+        return [read_qaplib(path) for path in instance_files(options.qaplib)]
+    if options.graphs:
+        if len(options.graphs) != 2:
+            raise ValueError(f"--graphs takes two files, one for each graph, not {len(options.graphs)}")
+        return [read_graphs(*options.graphs)]
+    return [embedded(name, seed) for name in options.embedded for seed in range(options.relabellings)]
+
+
+def instance_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and the .dat files of folders."""
+    files: list[Path] = []
+    for path in paths:
+        inside = sorted(path.glob("*.dat")) if path.is_dir() else [path]
+        if not inside:
+            raise ValueError(f"{path} holds no .dat file: name a folder of QAPLIB's instances, or the files")
+        files += inside
+    return files
+
+
+def embedded(name: str, seed: int) -> Instance:
+    """A matrix by its name, and one of its relabellings; both from the seed.
+
+    Raises:
+        ValueError: there is no such kind of matrix, or none of this size.
+    """
+    from shuffle_jax.problems import generators
+
+    kind, _, size = name.rpartition("-")
+    if not size.isdecimal():
+        raise ValueError(f"{name!r} names no matrix: write a kind and a size, such as moebius-16")
+    match kind:
+        case "moebius":
+            matrix = generators.moebius_ladder(int(size))
+        case "erdos-renyi":
+            matrix = generators.erdos_renyi(int(size), seed=seed)
+        case "gaussian":
+            matrix = generators.gaussian(int(size), seed=seed)
+        case _:
+            raise ValueError(f"there is no kind of matrix {kind!r}: choose moebius, erdos-renyi or gaussian")
+    return generators.relabelled(matrix, seed=seed + 1000, name=f"{name} ({seed})")
+
+
+def compare(instances: Sequence[Instance], methods: Sequence[str], options: Arguments, results: Results) -> None:
+    """Runs every method on every instance, one after the other, into ``results``."""
+    from experiments.matching_baselines import workers
+
+    processes = options.solver.threads or len(os.sched_getaffinity(0))
+    needed = processes if any(method.startswith("faq") for method in methods) else 0
+    with workers(needed) as pool:
+        settings = Settings(
+            options.seed, options.starts, options.seconds, options.descent, options.solver, pool, processes
+        )
+        for instance in instances:
+            for method in methods:
+                if sys.stderr.isatty():
+                    print(f"\r\033[K{instance.name}: {method}", end="", file=sys.stderr, flush=True)
+                results.setdefault(instance.name, {})[method] = run_method(method, instance, settings)
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+
+
+def show(options: Arguments, results: Results, instances: dict[str, Instance]) -> None:
+    """Prints the table, and writes it and the figures if a folder is given."""
+    goal = next(iter(instances.values())).goal
+    columns = ASSIGNMENT if goal == "assignment" else MATCHING
+    rows = [row(instances[name], method, one) for name, found in results.items() for method, one in found.items()]
+    if options.csv:
+        write_csv(sys.stdout, columns, rows)
+    else:
+        print_table(columns, rows)
+        if goal == "assignment" and len(results) > 1:
+            print()
+            print_table(SUMMARY, summary(results, instances))
+    sys.stdout.flush()
+    if options.out is not None:
+        save(options.out, columns, rows, results, goal)
+
+
+def row(instance: Instance, method: str, outcome: Outcome) -> Row:
+    """One line of the table of an instance and a method."""
+    name, seconds = (instance.name, instance.size, method), f"{outcome.seconds:.2f}"
+    if instance.goal == "matching":
+        hits = ("-" if count is None else str(count) for count in (outcome.recovered, outcome.argmax))
+        recovered, argmax = hits
+        if outcome.recovered is None:
+            recovered = "yes" if instance.recovered(outcome.permutation) else "no"
+        return *name, recovered, outcome.starts, argmax, f"{outcome.value:g}", seconds
+    best = "-" if instance.best is None else f"{instance.best:.15g}"
+    gap = gap_percent(instance, outcome)
+    shown = "-" if gap is None else f"{gap:.3f}"
+    return *name, f"{outcome.value:.15g}", best, shown, outcome.starts, seconds
+
+
+def gap_percent(instance: Instance, outcome: Outcome) -> float | None:
+    """How far above the best value known, in per cent of it; None if none is known, or if it is 0 and not reached."""
+    if instance.best is None:
+        return None
+    if outcome.value == instance.best:
+        return 0.0
+    return 100 * (outcome.value - instance.best) / abs(instance.best) if instance.best else None
+
+
+def summary(results: Results, instances: dict[str, Instance]) -> list[Row]:
+    """For each method, over the instances of which the best value is known and all methods have been run."""
+    methods = list(dict.fromkeys(method for found in results.values() for method in found))
+    rows: list[Row] = []
+    for method in methods:
+        gaps = [
+            gap
+            for name, found in results.items()
+            if len(found) == len(methods) and (gap := gap_percent(instances[name], found[method])) is not None
+        ]
+        if gaps:
+            solved = sum(bool(gap <= 0) for gap in gaps)
+            rows.append((method, len(gaps), solved, f"{sum(gaps) / len(gaps):.3f}", f"{max(gaps):.3f}"))
+    return rows
+
+
+def write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    """Comma-separated values with a header."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+
+
+def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Results, goal: str) -> None:
+    """Writes results.csv and the figures, each whole or not at all."""
+    from shuffle_jax.analysis.matching_figures import descent_figure, recovery_figure
+    from shuffle_jax.files import replacing
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "results.csv") as temporary, temporary.open("w", newline="") as file:
+        write_csv(file, columns, rows)
+    figures = {}
+    for name, found in results.items():
+        curves = {method: one.curves for method, one in found.items() if one.curves is not None}
+        if curves:
+            safe = name.replace(" ", "-").replace("(", "").replace(")", "")
+            figures[f"descent-{safe}.png"] = descent_figure(curves, name)
+    counts = {
+        name: {method: (one.recovered, one.starts) for method, one in found.items() if one.recovered is not None}
+        for name, found in results.items()
+    }
+    if goal == "matching" and all(counts.values()):
+        figures["recovery.png"] = recovery_figure(counts)
+    for name, figure in figures.items():
+        with replacing(folder / name) as temporary:
+            figure.savefig(temporary, format="png")
+
+
+if __name__ == "__main__":
+    main(run)

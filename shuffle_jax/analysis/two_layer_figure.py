@@ -1,0 +1,99 @@
+"""The figure of the two-layer network: how often its permutation is recovered, by width and method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shuffle_jax.analysis.drawing import blank, dress
+from shuffle_jax.analysis.reach_figure import STYLES
+from shuffle_jax.typing import Bool
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def two_layer_figure(recovered: Mapping[str, Mapping[int, Bool[np.ndarray, "teachers starts"]]]) -> Figure:
+    """What is recovered against the width of the network, one line a method, in two panels.
+
+    On the left are the single starts: the mean share over the teachers, with bars from the teacher of whom the fewest
+    starts recover the permutation to the one of whom the most do. On the right are the teachers of whom at least one
+    start does, with Wilson's intervals of 95 %. Methods stand beside each other at a width, so that bars can be seen.
+
+    Args:
+        recovered: by method and width, whether each start of each teacher found its permutation; at most as many
+            methods as :data:`~shuffle_jax.analysis.reach_figure.STYLES`.
+
+    Returns:
+        A figure with the panels side by side.
+
+    Raises:
+        ValueError: there is nothing to draw, or there are too many methods.
+    """
+    if not recovered or not all(some and all(np.size(found) for found in some.values()) for some in recovered.values()):
+        raise ValueError("no recovery to draw: give each method at least one width with one teacher and one start")
+    if len(recovered) > len(STYLES):
+        raise ValueError(f"{len(recovered)} methods are more than can be told apart: draw at most {len(STYLES)}")
+    figure = blank(10, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, (name, found) in enumerate(recovered.items()):
+        widths = sorted(found)
+        apart = 2 ** (0.09 * (place - (len(recovered) - 1) / 2))
+        shares = [np.asarray(found[width]).mean(1) for width in widths]
+        reached = [np.asarray(found[width]).any(1) for width in widths]
+        x = [width * apart for width in widths]
+        _line(left, place, name, x, [(share.mean(), share.min(), share.max()) for share in shares])
+        _line(right, place, name, x, [(hit.mean(), *binomial_interval(int(hit.sum()), hit.size)) for hit in reached])
+    ticks = sorted({width for found in recovered.values() for width in found})
+    dress(left, "single starts, least to most over the networks", "hidden units", "permutation recovered (%)")
+    dress(right, "best start of each network, 95 % intervals", "hidden units", "")
+    for axes in (left, right):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, labels=list(map(str, ticks)))
+        axes.minorticks_off()
+        axes.set_ylim(-3, 103)
+    handles, labels = left.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, frameon=False, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3.2
+    )
+    return figure
+
+
+def binomial_interval(successes: int, trials: int, deviations: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval for a probability of which some trials succeeded; inside [0, 1], also at no or all successes.
+
+    ``(p + z^2/2n -+ z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)``, p the share, n the trials
+
+    Args:
+        successes: from 0 to ``trials``.
+        trials: n, at least 1.
+        deviations: z; 1.96 for 95 %.
+
+    Returns:
+        The lower and the upper end.
+
+    >>> [round(end, 3) for end in binomial_interval(8, 8)]
+    [0.676, 1.0]
+
+    Source: Wilson, 1927.
+    """
+    share, square = successes / trials, deviations**2 / trials
+    middle = share + square / 2
+    half = deviations * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
+    # Rounding must not put the share outside of its own interval.
+    return min(share, (middle - half) / (1 + square)), max(share, (middle + half) / (1 + square))
+
+
+def _line(axes: Axes, place: int, name: str, x: list[float], points: list[tuple[float, float, float]]) -> None:
+    """Per cent with bars from the second to the third number of each point."""
+    colour, marker, dashes, size = STYLES[place]
+    middle, low, high = 100 * np.array(points).T
+    line = axes.errorbar(x, middle, [middle - low, high - middle], label=name, zorder=3, clip_on=False)
+    data, _, bars = line.lines
+    data.set(color=colour, linestyle=dashes, marker=marker, markersize=size, linewidth=1.6)
+    data.set(markerfacecolor="white", markeredgewidth=1.4)
+    bars[0].set(color=colour, linewidth=1.0, alpha=0.6)

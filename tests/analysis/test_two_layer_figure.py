@@ -1,0 +1,108 @@
+"""The figure of the two-layer network: what it draws, and that nothing overlaps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
+from scipy.stats import binomtest
+
+from shuffle_jax.analysis.reach_figure import STYLES
+from shuffle_jax.analysis.two_layer_figure import binomial_interval, two_layer_figure
+
+
+def found(*counts: int, starts: int = 4) -> np.ndarray:
+    """Teachers of whom so many starts recover the permutation."""
+    return np.arange(starts) < np.array(counts)[:, None]
+
+
+RECOVERED = {
+    "penalty": {16: found(4, 4, 4, 4), 2: found(0, 1, 0, 3)},
+    "no penalty": {2: found(0, 0, 0, 0), 16: found(4, 4, 2, 2)},
+}
+
+
+def points(axes) -> dict[str, tuple[list[float], list[list[float]]]]:
+    """By method, the middles and the ends of the bars."""
+    return {
+        box.get_label(): (
+            [round(y, 6) for y in box.lines[0].get_ydata()],
+            [[round(y, 6) for y in bar[:, 1]] for bar in box.lines[2][0].get_segments()],
+        )
+        for box in axes.containers
+    }
+
+
+def test_means_over_teachers_with_their_range_and_teachers_with_any_start() -> None:
+    left, right = two_layer_figure(RECOVERED).axes
+    assert points(left) == {
+        "penalty": ([25, 100], [[0, 75], [100, 100]]),
+        "no penalty": ([0, 75], [[0, 0], [50, 100]]),
+    }
+    half, all_four, none = ([round(100 * end, 6) for end in binomial_interval(hits, 4)] for hits in (2, 4, 0))
+    assert points(right) == {"penalty": ([50, 100], [half, all_four]), "no penalty": ([0, 100], [none, all_four])}
+    assert left.get_ylim() == right.get_ylim()
+    for axes in (left, right):
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["2", "16"]
+        first, second = (box.lines[0].get_xdata() for box in axes.containers)
+        for width, near in zip((2, 16), zip(first, second, strict=True), strict=True):
+            assert near[0] < width < near[1]
+            assert near[1] / near[0] < 1.5
+
+
+def test_a_method_looks_the_same_in_both_panels_and_like_no_other() -> None:
+    looks = [
+        [(to_hex(box.lines[0].get_color()), box.lines[0].get_marker()) for box in axes.containers]
+        for axes in two_layer_figure(RECOVERED).axes
+    ]
+    assert looks[0] == looks[1]
+    assert len(set(looks[0])) == 2
+
+
+@pytest.mark.parametrize("count", [1, len(STYLES)])
+def test_nothing_overlaps_or_is_cut_off(count: int) -> None:
+    names = [f"relaxation {i}, penalty" for i in range(count)]
+    figure = two_layer_figure({name: {width: found(1, 4) for width in (1, 2, 4, 8, 16, 32, 64)} for name in names})
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox(renderer, call_axes_locator=False) for axes in figure.axes]
+    boxes.append(figure.legends[0].get_window_extent(renderer))
+    width, height = figure.bbox.size
+    assert all(min(b.x0, b.y0, width - b.x1, height - b.y1) >= 0 for b in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_the_interval_is_wilsons_and_holds_the_share() -> None:
+    for trials in (1, 2, 8, 1000):
+        for successes in {0, 1, trials // 2, trials}:
+            low, high = binomial_interval(successes, trials)
+            exact = binomtest(successes, trials).proportion_ci(0.95, "wilson")
+            np.testing.assert_allclose((low, high), (exact.low, exact.high), atol=1e-4)
+            assert 0 <= low <= successes / trials <= high <= 1
+
+
+def test_what_cannot_be_drawn_is_said() -> None:
+    for nothing in ({}, {"a": {}}, {"a": {2: found(1)}, "b": {2: np.zeros((0, 3), bool)}}):
+        with pytest.raises(ValueError, match="no recovery to draw"):
+            two_layer_figure(nothing)
+    with pytest.raises(ValueError, match="7 methods are more than can be told apart: draw at most 6"):
+        two_layer_figure({str(i): {2: found(1)} for i in range(len(STYLES) + 1)})
+
+
+def test_no_global_state_and_no_import_before_use() -> None:
+    program = """
+import sys
+import numpy as np
+from shuffle_jax.analysis.two_layer_figure import two_layer_figure
+assert "matplotlib" not in sys.modules
+import matplotlib
+before = dict(matplotlib.rcParams)
+two_layer_figure({"a": {2: np.ones((1, 1), bool)}}).savefig("/dev/null", format="png")
+assert "matplotlib.pyplot" not in sys.modules and dict(matplotlib.rcParams) == before
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -1,0 +1,119 @@
+"""The command of the two-layer network: what it finds, prints and draws, and what it says to mistakes."""
+
+from __future__ import annotations
+
+import csv
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import two_layer_network as command
+from experiments.cli import main
+
+METHODS = ["clamp, no penalty", "clamp, penalty", "Sinkhorn, no penalty", "Sinkhorn, penalty"]
+SMALL = ["--channels", "3", "--widths", "5", "--teachers", "3", "--starts", "4", "--steps", "300"]
+
+
+@pytest.fixture
+def one_method(monkeypatch):
+    """The paper's method alone: each one costs a compilation."""
+    every = command.methods
+    monkeypatch.setattr(command, "methods", lambda steps: {"clamp, penalty": every(steps)["clamp, penalty"]})
+
+
+def table(capsys):
+    header, *body = csv.reader(capsys.readouterr().out.splitlines())
+    return [dict(zip(header, row, strict=True)) for row in body]
+
+
+def test_the_table_and_the_figure_of_one_method(one_method, capsys, tmp_path):
+    path = tmp_path / "new" / "two_layer.png"
+    command.run([*SMALL, "--csv", "--figure", str(path)])
+    (row,) = table(capsys)
+    assert tuple(row) == command.COLUMNS
+    assert (row["width"], row["method"], row["teachers"]) == ("5", "clamp, penalty", "3")
+    # Three inputs behind five units: the penalty cannot but find the six permutations apart.
+    assert row["recovered"] == "3"
+    assert float(row["loss"]) < 0.05
+    assert os.listdir(path.parent) == ["two_layer.png"]
+    assert np.asarray(Image.open(path).convert("RGB")).min() < 255
+    command.run(SMALL)
+    heading, line = capsys.readouterr().out.splitlines()
+    assert heading.split() == list(command.COLUMNS)
+    assert line.split()[:2] == ["5", "clamp,"]
+
+
+def test_recovered_are_those_whose_rounded_loss_is_zero_and_a_seed_repeats_itself(one_method):
+    options = command.Arguments(widths=(5,), channels=3, teachers=3, starts=4, steps=1)
+    ((width, method, found),) = command.train(options)
+    ((_, _, again),) = command.train(options)
+    ((_, _, other),) = command.train(command.Arguments(widths=(5,), channels=3, teachers=3, starts=4, steps=1, seed=1))
+    assert (width, method, found.recovered.shape) == (5, "clamp, penalty", (3, 4))
+    assert np.array_equal(found.recovered, found.rounded < 1e-6)
+    assert not found.recovered.all()  # after a single step
+    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert not np.isin(found.loss, other.loss).any()
+
+
+def test_a_teacher_has_loss_zero_at_its_permutation_alone():
+    teacher = command.draw_teacher(jax.random.key(0), 2, 4)
+    eye = np.eye(4, dtype=np.float32)
+    swapped = np.asarray(teacher.permutation)[[1, 0, 2, 3]]
+    matrices = jnp.asarray(np.stack([eye[np.asarray(teacher.permutation)], eye[swapped]]))
+    losses = command.loss(matrices, teacher)
+    assert abs(losses[0]) < 1e-6 < losses[1]
+    others = command.draw_teacher(jax.random.key(1), 2, 4)
+    assert not np.isin(teacher.weights, others.weights).any()
+
+
+def test_the_best_start_is_the_one_of_least_loss_after_rounding():
+    outcome = command.Outcome(
+        loss=np.array([[0.5, 0.1, 0.3], [0.2, 0.2, 0.2]]),
+        rounded=np.array([[0.5, 0.4, 0.0], [0.3, 0.2, 0.1]]),
+        recovered=np.array([[False, False, True], [True, False, False]]),
+    )
+    assert command.row(4, "some", outcome) == (4, "some", 2, 1, "33.3", "0.25", "0.25")
+
+
+def test_methods_differ_in_what_they_say_and_share_their_steps():
+    found = command.methods(70)
+    assert list(found) == METHODS
+    assert {config.steps for config in found.values()} == {70}
+    for name, config in found.items():
+        assert (config.relaxation == "sinkhorn") == name.startswith("Sinkhorn")
+        assert (config.penalty == "none") == name.endswith("no penalty")
+
+
+def test_mistakes_are_one_line_and_code_2(capsys):
+    for arguments, message in (
+        (["--teachers", "0"], "teachers is 0: give 1 or more"),
+        (["--starts", "-1"], "starts is -1: give 1 or more"),
+        (["--steps", "0"], "steps is 0: give 1 or more"),
+        (["--channels", "1"], "1 channels have one order only: give 2 or more"),
+        (["--widths", "4", "0"], "the widths are 4 0: give some, each 1 or more, once"),
+        (["--widths", "4", "4"], "the widths are 4 4: give some, each 1 or more, once"),
+        (["--widths"], "the widths are none: give some, each 1 or more, once"),
+        (["--seed", "-1"], "the seed is -1: give one from 0 to 4294967295"),
+        (["--figure", "a.jpg"], "a figure cannot be written as 'a.jpg': name it .png, .pdf, .svg"),
+        (["--width", "4"], "there is no option --width; near: --widths, "),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(lambda arguments=arguments: command.run(arguments))
+        assert stop.value.code == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert printed.err.startswith(message)
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.run(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    options = ("--widths", "--channels", "--teachers", "--starts", "--steps", "--seed", "--csv", "--figure FILE")
+    for part in ("python -m experiments.two_layer_network", *options):
+        assert part in text

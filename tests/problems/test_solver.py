@@ -1,0 +1,122 @@
+"""The solver finds known optima, keeps to its time and its seed, and judges exactly."""
+
+from __future__ import annotations
+
+import time
+from itertools import permutations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shuffle_jax.ops import quadratic_assignment as qap
+from shuffle_jax.problems.generators import moebius_ladder, relabelled
+from shuffle_jax.problems.instance import Instance
+from shuffle_jax.problems.solver import SolverConfig, scaled_pair, solve
+
+FAST = {"searches": 4, "threads": 1}
+CONFIGS = {
+    "default": SolverConfig(**FAST),
+    "random": SolverConfig(start="random", **FAST),
+    "exchange": SolverConfig(start="random", search="exchange", **FAST),
+    "starts": SolverConfig(search="none", **FAST),
+    "penalty": SolverConfig(start="penalty", search="exchange", **FAST),
+}
+
+
+def instance_of(seed, size, scale=1.0):
+    a, b = scale * np.random.default_rng(seed).integers(0, 30, (2, size, size))
+    return Instance(f"random-{size}", a, b, "assignment")
+
+
+def optimum(instance):
+    return min(instance.value(np.array(p)) for p in permutations(range(instance.size)))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_every_way_of_searching_finds_the_optimum_of_a_small_problem(config):
+    instance = instance_of(0, 6)
+    least = optimum(instance)
+    found = solve(instance, seconds=60, config=config, enough=least)
+    assert found.value == least == instance.value(found.permutation)
+    assert found.history[-1].value == least
+    values = [improvement.value for improvement in found.history]
+    assert values == sorted(values, reverse=True) and len(set(values)) == len(values)
+
+
+def test_recovers_a_relabelled_graph_with_many_symmetries():
+    instance = relabelled(moebius_ladder(12), seed=1, name="ladder")
+    found = solve(instance, seconds=60, config=CONFIGS["default"], enough=0.0)
+    assert found.value == 0
+    assert instance.recovered(found.permutation)
+
+
+def test_the_same_seed_and_rounds_give_the_same_answer(monkeypatch):
+    from shuffle_jax.problems import solver
+
+    monkeypatch.setattr(solver, "_blocks_a_round", lambda pair, config: 2)  # measured, else
+    instance = instance_of(1, 8)
+    first, again, other = (solve(instance, seed=seed, config=CONFIGS["random"], rounds=1) for seed in (5, 5, 6))
+    assert (first.rounds, first.steps) == (1, 4 * 2 * 8)
+    np.testing.assert_array_equal(first.permutation, again.permutation)
+    assert [i.value for i in first.history] == [i.value for i in again.history]
+    assert [i.value for i in first.history] != [i.value for i in other.history]
+
+
+def test_keeps_to_its_time():
+    instance = instance_of(2, 8)
+    solve(instance, seconds=0.1, config=CONFIGS["default"])  # compiles
+    begun = time.perf_counter()
+    found = solve(instance, seconds=1.0, config=CONFIGS["default"])
+    assert found.rounds >= 1
+    # Another round must fit, so that only a slow machine can make it longer than was said.
+    assert found.seconds < 2.0
+    assert found.seconds <= time.perf_counter() - begun
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scales_beyond_float32_are_judged_in_float64(scale):
+    instance = instance_of(3, 5, scale)
+    found = solve(instance, seconds=60, config=CONFIGS["exchange"], enough=optimum(instance))
+    assert found.value == optimum(instance)
+
+
+def test_the_pair_is_scaled_by_powers_of_two_alone():
+    instance = Instance("pair", np.array([[0, 3], [5, 1]]), np.array([[0, 1000], [7, 0]]), "assignment")
+    a, b = scaled_pair(instance)
+    assert a.dtype == b.dtype == jnp.float32
+    np.testing.assert_array_equal(8 * np.asarray(a), instance.a)
+    np.testing.assert_array_equal(1024 * np.asarray(b), instance.b)
+    matching = Instance("graphs", instance.a, instance.b, "matching")
+    np.testing.assert_array_equal(scaled_pair(matching)[0], -np.asarray(a))
+    p = np.array([1, 0])
+    assert float(qap.value(p, (a, b))) * 8 * 1024 == instance.value(p)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_the_smallest_problems_and_nothing_to_gain(size):
+    for instance in (instance_of(4, size), instance_of(4, size, scale=0.0)):
+        found = solve(instance, config=CONFIGS["default"], rounds=1)
+        assert found.value == optimum(instance)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"searches": 0}, "searches is 0: give 1 or more"),
+        ({"patience": ()}, "patience is empty"),
+        ({"patience": (1, 0)}, "patience is 0: give 1 or more"),
+        ({"threads": 0}, "threads is 0: give 1 or more, or None"),
+        ({"forgive": 1.5}, "forgive is 1.5: give a share from 0 to 1"),
+        ({"iterations": -1}, "iterations is -1: give 0 or more"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SolverConfig(**options)
+
+
+def test_time_must_be_given():
+    for options in ({"seconds": 0.0}, {"rounds": 0}, {"seconds": float("nan")}):
+        with pytest.raises(ValueError, match="give seconds above 0, and 1 round or more"):
+            solve(instance_of(5, 3), **options)

@@ -1,0 +1,180 @@
+"""The last link of a chain turns any optimiser's step into the normalisation of that step, on the leaves given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shuffle_jax.constraint import keep_bistochastic
+from shuffle_jax.ops import relaxation
+
+ONE = relaxation.random_bistochastic(jax.random.key(1), 5)
+TREE = {
+    "one": ONE,
+    "layers": ({"batch": jnp.stack([ONE, ONE[::-1]])}, [ONE.astype(jnp.bfloat16)]),
+    "absent": None,
+}
+"""Matrices as a user's tree may hold them: nested, batched, in half precision, and a place that is empty."""
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """Optax's Adam takes powers of a float to an integer, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def definition(matrix):
+    """One clamp-column-row pass in float64."""
+    matrix = np.maximum(np.asarray(matrix, np.float64), 0)
+    for axis in (-2, -1):
+        total = matrix.sum(axis, keepdims=True)
+        matrix = matrix / np.where(total > 0, total, 1)
+    return matrix
+
+
+def gradient(tree, seed):
+    return jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(seed), leaf.shape).astype(leaf.dtype), tree)
+
+
+def assert_normalized(found, free):
+    """Leaf by leaf: what was reached is the normalisation of where the optimiser alone would have gone."""
+    assert jax.tree.structure(found) == jax.tree.structure(free)
+    for reached, aim in zip(jax.tree.leaves(found), jax.tree.leaves(free), strict=True):
+        # Half precision rounds the aim here, the sum inside the link, and the result.
+        atol = 2e-6 if reached.dtype == jnp.float32 else 3e-2
+        assert float(reached.min()) >= 0
+        np.testing.assert_allclose(reached.astype(jnp.float32), definition(aim.astype(jnp.float32)), atol=atol)
+
+
+OPTIMIZERS = {
+    "sgd": lambda *end: optax.chain(optax.sgd(0.1, momentum=0.9), *end),
+    "adam": lambda *end: optax.chain(optax.adam(0.1), *end),
+    "inject_hyperparams": lambda *end: optax.inject_hyperparams(
+        lambda learning_rate: optax.chain(optax.adam(learning_rate), *end)
+    )(learning_rate=optax.linear_schedule(0.1, 0.2, 3)),
+    "multi_steps": lambda *end: optax.MultiSteps(optax.chain(optax.sgd(0.1), *end), every_k_schedule=2),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_step_is_the_normalisation_of_the_optimisers_own(name):
+    free, kept = OPTIMIZERS[name](), OPTIMIZERS[name](keep_bistochastic())
+    params, state, free_state = TREE, kept.init(TREE), free.init(TREE)
+    update, free_update = jax.jit(kept.update), jax.jit(free.update)
+    for seed in range(3):
+        step, state = update(gradient(TREE, seed), state, params)
+        aim, free_state = free_update(gradient(TREE, seed), free_state, params)
+        before, params = params, optax.apply_updates(params, step)
+        if name == "multi_steps" and seed % 2 == 0:  # gradients are being gathered: nothing may move
+            jax.tree.map(np.testing.assert_array_equal, params, before)
+        else:
+            assert_normalized(params, optax.apply_updates(before, aim))
+
+
+MATRIX_AND_KERNEL = {"mixer": ONE, "conv": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
+IS_MATRIX = {"mixer": True, "conv": {"kernel": False, "bias": False}}
+LABELS = {"mixer": "relaxed", "conv": "other"}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.sgd(0.1), optax.masked(keep_bistochastic(), IS_MATRIX)),
+        optax.multi_transform(
+            {"relaxed": optax.chain(optax.sgd(0.1), keep_bistochastic()), "other": optax.sgd(0.1)}, LABELS
+        ),
+    ],
+    ids=["masked", "multi_transform"],
+)
+def test_only_the_selected_leaves_are_constrained(optimizer):
+    slope = gradient(MATRIX_AND_KERNEL, 0)
+    step, _ = jax.jit(optimizer.update)(slope, optimizer.init(MATRIX_AND_KERNEL), MATRIX_AND_KERNEL)
+    moved = optax.apply_updates(MATRIX_AND_KERNEL, step)
+    assert_normalized(moved["mixer"], ONE - 0.1 * slope["mixer"])
+    for name in ("kernel", "bias"):
+        np.testing.assert_allclose(moved["conv"][name], 1 - 0.1 * slope["conv"][name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("constrain", [relaxation.clamp_normalize, relaxation.balance])
+def test_rows_sum_to_one_and_columns_as_the_normalisation_says(constrain):
+    optimizer = optax.chain(optax.adam(0.1), keep_bistochastic(constrain))
+    params, state, update = ONE, optimizer.init(ONE), jax.jit(optimizer.update)
+    worst = 0.0
+    for seed in range(5):
+        step, state = update(gradient(ONE, seed), state, params)
+        params = optax.apply_updates(params, step)
+        np.testing.assert_allclose(params.sum(-1), 1, atol=1e-5)
+        worst = max(worst, float(jnp.abs(params.sum(0) - 1).max()))
+    assert (worst <= 1.01e-2) == (constrain is relaxation.balance)  # one pass leaves the columns loose
+
+
+def test_vmap_equals_one_after_the_other():
+    batch = TREE["layers"][0]["batch"]
+    link = keep_bistochastic(partial(relaxation.balance, tolerance=1e-5))
+    step = jax.vmap(lambda u, m: link.update(u, link.init(m), m)[0])(gradient(batch, 0), batch)
+    for i, matrix in enumerate(batch):
+        alone, _ = link.update(gradient(batch, 0)[i], link.init(matrix), matrix)
+        np.testing.assert_allclose(step[i], alone, atol=1e-4)
+
+
+@given(st.integers(1, 6), st.sampled_from([jnp.float32, jnp.bfloat16]), st.integers(0, 99), st.floats(-3, 3))
+def test_no_step_leaves_the_nonnegative_matrices_or_makes_nan(size, dtype, seed, scale):
+    matrix = relaxation.random_bistochastic(jax.random.key(seed), size).astype(dtype)
+    step = (10.0**scale * jax.random.normal(jax.random.key(seed + 1), matrix.shape)).astype(dtype)
+    link = keep_bistochastic()
+    moved = optax.apply_updates(matrix, link.update(step, link.init(matrix), matrix)[0])
+    assert moved.dtype == dtype and float(moved.min()) >= 0
+    sums = np.asarray(moved.astype(jnp.float32).sum(-1))
+    alive = sums > 0  # a row whose every entry was clamped stays at zero
+    np.testing.assert_allclose(sums[alive], 1, atol=size * float(jnp.finfo(dtype).eps))
+
+
+def test_half_precision_is_normalised_in_float32():
+    matrix = jnp.full((300, 300), 1 / 300, jnp.bfloat16)  # a sum of 300 such terms in bfloat16 would be off
+    seen = []
+
+    def spy(matrix):
+        seen.append(matrix.dtype)
+        return relaxation.clamp_normalize(matrix)
+
+    link = keep_bistochastic(spy)
+    step, _ = link.update(jnp.zeros((300, 300)), link.init(matrix), matrix)  # the update may have another type
+    assert seen == [jnp.float32] and step.dtype == jnp.bfloat16
+    np.testing.assert_allclose((matrix + step).astype(jnp.float32), 1 / 300, rtol=2**-8)
+
+
+def test_what_is_not_square_is_named():
+    link = keep_bistochastic()
+    for leaf, name, shape in [
+        ({"conv": ({"kernel": jnp.ones((3, 5))},)}, "conv/0/kernel", r"\(3, 5\)"),
+        ({"bias": jnp.ones(5)}, "bias", r"\(5,\)"),
+        (jnp.ones(()), "the parameter", r"\(\)"),
+        ({"index": jnp.ones((4, 4), jnp.int32)}, "index", r"\(4, 4\) and type int32"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^{name} of shape {shape}.*by optax.masked$"):
+            link.update(leaf, link.init(leaf), leaf)
+
+
+def test_the_parameters_are_needed():
+    link = keep_bistochastic()
+    with pytest.raises(ValueError, match=r"pass them to optimizer.update\(..., params\)"):
+        link.update(TREE, link.init(TREE))
+
+
+def test_it_costs_no_network_library():
+    program = """
+import sys
+import shuffle_jax.constraint
+assert not {"flax", "orbax", "matplotlib"} & set(sys.modules), "imported"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
