@@ -40,7 +40,7 @@ PROBLEMS = {
     **{f"{size}": Problem(size, 1, RANDOM) for size in SIZES},
     **{f"{size}-batch": Problem(size, 16, RANDOM) for size in SIZES},  # as many as a network has mixers
     **{f"{size}-near": Problem(size, 16, NEAR) for size in SIZES},
-    **{f"{size}-integers": Problem(size, 16, INTEGERS) for size in SIZES},
+    **{f"{size}-integers": Problem(size, 16, INTEGERS) for size in SIZES[:3]},  # of larger ones optax takes minutes
 }
 
 OPTAX = "optax, in a loop"

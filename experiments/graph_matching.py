@@ -92,7 +92,7 @@ class Arguments:
     """Print comma-separated values with a header, for programs, and not a table."""
 
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Also write results.csv and figures into this folder."""
+    """Also write results.csv and figures into this folder: what was recovered, and the first six descents."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -257,6 +257,7 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None
 
 def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Results, goal: str) -> None:
     """Writes results.csv and the figures, each whole or not at all."""
+    from shuffle_jax.analysis.drawing import STYLES
     from shuffle_jax.analysis.matching_figures import descent_figure, recovery_figure
     from shuffle_jax.files import replacing
 
@@ -265,7 +266,8 @@ def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Res
         write_csv(file, columns, rows)
     figures = {}
     for name, found in results.items():
-        curves = {method: one.curves for method, one in found.items() if one.curves is not None}
+        drawn = [method for method, one in found.items() if one.curves is not None][: len(STYLES)]
+        curves = {method: one for method in drawn if (one := found[method].curves) is not None}
         if curves:
             safe = name.replace(" ", "-").replace("(", "").replace(")", "")
             figures[f"descent-{safe}.png"] = descent_figure(curves, name)

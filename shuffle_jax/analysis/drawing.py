@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#6b6b6b"
 """Two colours told apart by every kind of colour vision, and one for what is secondary."""
 
+GREEN, PURPLE, BLACK = "#009e73", "#cc79a7", "#000000"
+"""Three more that can be told apart from those."""
+
+STYLES = (
+    (BLUE, "o", "-", 9.0),
+    (PURPLE, "D", "-.", 6.5),
+    (GREEN, "s", "--", 4.5),
+    (ORANGE, "^", "-", 6.0),
+    (GREY, "v", ":", 6.0),
+    (BLACK, "x", "-", 5.0),
+)
+"""Colour, marker, dashes and size of lines in their order: where lines meet, those behind can be seen."""
+
 
 def blank(width: float, height: float) -> Figure:
     """An empty figure on white, its parts laid out so that nothing overlaps; sizes in inches."""

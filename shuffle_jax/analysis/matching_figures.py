@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from shuffle_jax.analysis.drawing import BLUE, GREY, blank, dress
-from shuffle_jax.analysis.reach_figure import STYLES
+from shuffle_jax.analysis.drawing import BLUE, GREY, STYLES, blank, dress
 from shuffle_jax.typing import ArrayLike
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def descent_figure(methods: Mapping[str, Curves], title: str = "") -> Figure:
     largest value, so that 0 can be seen.
 
     Args:
-        methods: what each recorded, by its name; at most as many as :data:`~shuffle_jax.analysis.reach_figure.STYLES`.
+        methods: what each recorded, by its name; at most as many as :data:`~shuffle_jax.analysis.drawing.STYLES`.
         title: of the problem.
 
     Returns:

@@ -6,23 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shuffle_jax.analysis.channel_reach import Reach, units_to_full
-from shuffle_jax.analysis.drawing import BLUE, GREY, ORANGE, blank, dress
+from shuffle_jax.analysis.drawing import STYLES, blank, dress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-GREEN, PURPLE, BLACK = "#009e73", "#cc79a7", "#000000"
-"""Three more colours that are told apart from those of the other figures."""
-
-STYLES = (
-    (BLUE, "o", "-", 9.0),
-    (PURPLE, "D", "-.", 6.5),
-    (GREEN, "s", "--", 4.5),
-    (ORANGE, "^", "-", 6.0),
-    (GREY, "v", ":", 6.0),
-    (BLACK, "x", "-", 5.0),
-)
-"""Colour, marker, dashes and size of the mixers in their order: where lines meet, those behind can be seen."""
 
 
 def reach_figure(panels: Mapping[str, Mapping[str, Sequence[Reach]]]) -> Figure:
@@ -32,7 +19,7 @@ def reach_figure(panels: Mapping[str, Mapping[str, Sequence[Reach]]]) -> Figure:
 
     Args:
         panels: by the title of a panel and the name of a mixer, what :func:`~shuffle_jax.analysis.channel_reach.reach`
-            returns; at most as many mixers as :data:`STYLES`.
+            returns; at most as many mixers as :data:`~shuffle_jax.analysis.drawing.STYLES`.
 
     Returns:
         A figure with the panels side by side.

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shuffle_jax.analysis.drawing import blank, dress
-from shuffle_jax.analysis.reach_figure import STYLES
+from shuffle_jax.analysis.drawing import STYLES, blank, dress
 from shuffle_jax.typing import Bool
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def two_layer_figure(recovered: Mapping[str, Mapping[int, Bool[np.ndarray, "teac
 
     Args:
         recovered: by method and width, whether each start of each teacher found its permutation; at most as many
-            methods as :data:`~shuffle_jax.analysis.reach_figure.STYLES`.
+            methods as :data:`~shuffle_jax.analysis.drawing.STYLES`.
 
     Returns:
         A figure with the panels side by side.

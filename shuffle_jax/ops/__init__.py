@@ -1,6 +1,7 @@
 """The mathematics of channel mixing: pure functions, arrays in, arrays out."""
 
 from shuffle_jax.ops import (
+    bistochastic,
     convolution,
     dynamic_conv,
     frank_wolfe,
@@ -10,6 +11,7 @@ from shuffle_jax.ops import (
     linear_assignment,
     local_search,
     mixing,
+    orthogonal,
     penalty,
     per_sample,
     permutation,
@@ -23,6 +25,7 @@ from shuffle_jax.ops import (
 )
 
 __all__ = [
+    "bistochastic",
     "convolution",
     "dynamic_conv",
     "frank_wolfe",
@@ -32,6 +35,7 @@ __all__ = [
     "linear_assignment",
     "local_search",
     "mixing",
+    "orthogonal",
     "penalty",
     "per_sample",
     "permutation",

@@ -280,7 +280,7 @@ def _penalize(kind: PenaltyKind, matrix: Float[Array, "c c"]) -> Float[Array, ""
         case "orthogonality":
             share = penalty.normalized_orthogonality(matrix)
         case "entropy":
-            share = (penalty.row_entropy(matrix) + penalty.row_entropy(matrix.T)) / 2
+            share = penalty.row_entropy(matrix)
         case _:
             return penalty.l1_minus_l2(matrix)
     return penalty.max_l1_minus_l2(matrix.shape[-1]) * share

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from shuffle_jax.analysis.drawing import STYLES
 from shuffle_jax.analysis.matching_figures import Curves, descent_figure, recovery_figure
-from shuffle_jax.analysis.reach_figure import STYLES
 
 STEPS = np.array([0, 50, 100])
 CURVES = {

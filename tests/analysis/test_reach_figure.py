@@ -10,7 +10,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from shuffle_jax.analysis.channel_reach import Reach
-from shuffle_jax.analysis.reach_figure import STYLES, reach_figure
+from shuffle_jax.analysis.drawing import STYLES
+from shuffle_jax.analysis.reach_figure import reach_figure
 
 
 def reaches(*shares: float, channels: int = 40) -> list[Reach]:

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from scipy.stats import binomtest
 
-from shuffle_jax.analysis.reach_figure import STYLES
+from shuffle_jax.analysis.drawing import STYLES
 from shuffle_jax.analysis.two_layer_figure import binomial_interval, two_layer_figure
 
 
