@@ -166,7 +166,7 @@ def exchange(table: Table, u: Int[Array, ""], v: Int[Array, ""], pair: qap.Pair)
     c_rows, c_columns = b[p[both]][:, p], b.T[p[both]][:, p]
     x, y = a_rows[0] - a_rows[1], c_rows[1] - c_rows[0]
     xt, yt = a_columns[0] - a_columns[1], c_columns[1] - c_columns[0]
-    deltas = table.deltas + _differences(x) * _differences(y).T + _differences(xt) * _differences(yt).T
+    deltas = table.deltas - _differences(x) * _differences(y) - _differences(xt) * _differences(yt)
     diagonal = table.diagonal + x * y + xt * yt
 
     p = jnp.where(at_u, pv, jnp.where(at_v, pu, p))
