@@ -138,7 +138,8 @@ def check(options: Arguments) -> None:
 def methods(steps: int) -> dict[str, DescentConfig]:
     """What is compared. Rates and weights were chosen on other networks than those of any seed.
 
-    "clamp" is the method's own way to keep a matrix bistochastic, without and with its penalty.
+    "clamp" is the method's own way to keep a matrix bistochastic, without and with its penalty; "tangent" is the same
+    along the constraint set, with the rate and the weight of "clamp".
     """
     from shuffle_jax.problems.descent import DescentConfig
 
@@ -147,6 +148,8 @@ def methods(steps: int) -> dict[str, DescentConfig]:
     return {
         "clamp, no penalty": clamp,
         "clamp, penalty": replace(clamp, penalty="l1_minus_l2", weight=0.006),
+        "tangent, no penalty": replace(clamp, relaxation="tangent"),
+        "tangent, penalty": replace(clamp, relaxation="tangent", penalty="l1_minus_l2", weight=0.006),
         "Sinkhorn, no penalty": sinkhorn,
         "Sinkhorn, penalty": replace(sinkhorn, penalty="l1_minus_l2", weight=0.0006),
     }

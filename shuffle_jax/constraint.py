@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import optax
 
 from shuffle_jax.ops.precision import at_least_float32
-from shuffle_jax.ops.relaxation import clamp_normalize
+from shuffle_jax.ops.relaxation import clamp_normalize, tangent
 from shuffle_jax.typing import Matrix, PyTree
 
 
-def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -> optax.GradientTransformationExtraArgs:
+def keep_bistochastic(
+    constrain: Callable[[Matrix], Matrix] = clamp_normalize, along: bool = False
+) -> optax.GradientTransformationExtraArgs:
     """Replaces an update ``u`` of M by ``N(M + u) - M``, N a normalisation such as one clamp-column-row pass.
 
     Put it last in a chain, so that the parameters after ``optax.apply_updates`` are nonnegative, with rows that sum to
@@ -24,6 +26,9 @@ def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -
     Args:
         constrain: N; :func:`shuffle_jax.ops.relaxation.clamp_normalize` with one pass, as the method's public
             re-implementations do, or :func:`shuffle_jax.ops.relaxation.balance`.
+        along: take from u what would change sums of rows and columns, :func:`shuffle_jax.ops.relaxation.tangent`,
+            before N: ``N(M + tangent(u)) - M``. N then has little to do, and a descent ends at stationary points of the
+            loss alone, not also at those of the normalisation. It is this project's.
 
     Returns:
         A stateless optax transformation that needs the parameters.
@@ -46,7 +51,8 @@ def keep_bistochastic(constrain: Callable[[Matrix], Matrix] = clamp_normalize) -
             return None
         _check(path, parameter)
         wide = at_least_float32(parameter)
-        return constrain(wide + update.astype(wide.dtype)).astype(parameter.dtype) - parameter
+        step = update.astype(wide.dtype)
+        return constrain(wide + (tangent(step) if along else step)).astype(parameter.dtype) - parameter
 
     def update(updates: PyTree, params: PyTree | None) -> PyTree:
         if params is None:

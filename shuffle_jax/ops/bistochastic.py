@@ -57,6 +57,32 @@ def clamp_normalize(matrix: Matrix, temperature: float | Float[Array, ""] = 1.0,
     return jax.lax.scan(one_pass, matrix, length=passes)[0]
 
 
+def tangent(direction: Matrix) -> Matrix:
+    """The part of a direction along the doubly stochastic matrices: that which changes no row sum and no column sum.
+
+    ``D_ij - mean_k D_ik - mean_k D_kj + mean_kl D_kl``, the orthogonal projection onto matrices whose rows and columns
+    sum to 0. A step along it has nothing left to normalise but what the clamp at 0 cuts off. Without it a normalisation
+    undoes the other part by scaling rows and columns, and a descent may stand still where it should not: at
+    ``D_ij = M_ij (a_i + b_j)``, while the minima of a function with the slope D have ``D_ij = a_i + b_j``. O(c^2).
+
+    Args:
+        direction: ``(..., c, c)`` real matrices, such as gradients.
+
+    Returns:
+        ``(..., c, c)`` matrices, in float32 at least.
+
+    Raises:
+        ValueError: the matrices are not square, or not of floating point.
+
+    >>> tangent(jnp.array([[3.0, 1.0], [0.0, 0.0]])).tolist()
+    [[0.5, -0.5], [-0.5, 0.5]]
+    """
+    check_matrix(direction)
+    direction = at_least_float32(direction)
+    direction = direction - direction.mean(-1, keepdims=True)
+    return direction - direction.mean(-2, keepdims=True)
+
+
 def balance(matrix: Matrix, floor: float = 1e-6, tolerance: float = 1e-2, max_passes: int = 100) -> Matrix:
     """Clamps at a positive floor and divides by column and row sums until the columns sum to 1 as well.
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic
+from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic, tangent
 from shuffle_jax.ops.converged_sinkhorn import converged_sinkhorn
 from shuffle_jax.ops.orthogonal import orthostochastic
 from shuffle_jax.ops.precision import at_least_float32
@@ -39,6 +39,7 @@ __all__ = [
     "sinkhorn",
     "soft_sort",
     "softmax_rows",
+    "tangent",
 ]
 
 

@@ -17,7 +17,7 @@ from shuffle_jax.ops import penalty, relaxation
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Int, Key, PyTree
 
-RelaxationKind = Literal["clamp", "balance", "softmax", "sinkhorn", "gumbel", "soft_sort", "orthogonal"]
+RelaxationKind = Literal["tangent", "clamp", "balance", "softmax", "sinkhorn", "gumbel", "soft_sort", "orthogonal"]
 PenaltyKind = Literal["none", "l1_minus_l2", "orthogonality", "entropy"]
 
 Objective = Callable[[Float[Array, "c c"], PyTree], Float[Array, ""]]
@@ -31,9 +31,10 @@ PASSES = 20
 class DescentConfig:
     """How a function is minimised over relaxed permutations."""
 
-    relaxation: RelaxationKind = "clamp"
-    """What stands for a permutation. "clamp" and "balance" move the matrix itself and normalise it after every step, by
-    one clamp-column-row pass or until the columns sum to 1 as well; the others are functions of free parameters."""
+    relaxation: RelaxationKind = "tangent"
+    """What stands for a permutation. "clamp" moves the matrix itself and normalises it after every step by one
+    clamp-column-row pass, as AutoShuffleNet does; "tangent" first takes from the step what changes sums of rows and
+    columns; "balance" normalises until the columns sum to 1 as well. The others are functions of free parameters."""
 
     penalty: PenaltyKind = "l1_minus_l2"
     """What draws the matrix to a permutation, "entropy" that of rows and columns. All are brought to the range of
@@ -47,7 +48,7 @@ class DescentConfig:
     """Steps of each descent."""
 
     learning_rate: float = 0.125
-    """Of "clamp" and "balance", over the scale of the problem."""
+    """Of "tangent", "clamp" and "balance", over the scale of the problem."""
 
     adam_learning_rate: float = 0.05
     """Of the free parameters of the other relaxations, by Adam, which knows no scale."""
@@ -116,10 +117,11 @@ def descend(
 ) -> Descent:
     """Minimises ``f(M) + w(k) P(M)`` over relaxed permutations M, from random starts, k the step.
 
-    "clamp" and "balance" descend by ``M <- N(M - r/s (f'(M) + w(k) P'(M)))``, r the learning rate, s the scale and N
-    the normalisation; the other relaxations are functions ``M(L)`` whose parameters L Adam moves. The weight grows
-    linearly, ``w(k) = weight s k / steps``. All starts run at once in one compiled loop. It is compiled once for an
-    objective, a relaxation, a penalty and the shapes; numbers, steps among them, and data may change.
+    "tangent", "clamp" and "balance" descend by ``M <- N(M - r/s (f'(M) + w(k) P'(M)))``, r the learning rate, s the
+    scale and N the normalisation, "tangent" by the tangent part of the slope alone; the other relaxations are functions
+    ``M(L)`` whose parameters L Adam moves. The weight grows linearly, ``w(k) = weight s k / steps``. All starts run at
+    once in one compiled loop. It is compiled once for an objective, a relaxation, a penalty and the shapes; numbers,
+    steps among them, and data may change.
 
     Round the matrices by :func:`shuffle_jax.ops.rounding.assignment`, whose answer is always a permutation.
 
@@ -165,7 +167,7 @@ def descend(
         raise ValueError(f"the objective of a ({size}, {size}) matrix returns {value}: return one real number")
     scale = jnp.asarray(scale, dtype)
     scale = jnp.where(scale > 0, scale, 1)
-    direct = config.relaxation in ("clamp", "balance")
+    direct = config.relaxation in ("tangent", "clamp", "balance")
     numbers = _Numbers(
         rate=config.learning_rate / scale if direct else jnp.asarray(config.adam_learning_rate, dtype),
         weight=config.weight * scale,
@@ -239,6 +241,8 @@ def _descents(
 
 def _optimizer(kind: RelaxationKind, rate: Float[Array, ""]) -> optax.GradientTransformation:
     match kind:
+        case "tangent":
+            return optax.chain(optax.sgd(rate), keep_bistochastic(along=True))
         case "clamp":
             return optax.chain(optax.sgd(rate), keep_bistochastic())
         case "balance":
@@ -249,10 +253,12 @@ def _optimizer(kind: RelaxationKind, rate: Float[Array, ""]) -> optax.GradientTr
 def _start(kind: RelaxationKind, key: Key, size: int) -> Float[Array, "..."]:
     """Random parameters; the matrices they stand for are spread around ``J / c`` and not at it."""
     match kind:
-        case "clamp" | "balance":
+        case "tangent" | "clamp" | "balance":
             return relaxation.random_bistochastic(key, size)
         case "soft_sort":
             return jax.random.normal(key, (size,))
+        case "orthogonal":
+            return 0.7 / size**0.5 * jax.random.normal(key, (size, size))
     return jax.random.normal(key, (size, size))
 
 

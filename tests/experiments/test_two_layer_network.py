@@ -14,7 +14,7 @@ from PIL import Image
 from experiments import two_layer_network as command
 from experiments.cli import main
 
-METHODS = ["clamp, no penalty", "clamp, penalty", "Sinkhorn, no penalty", "Sinkhorn, penalty"]
+METHODS = [f"{name}, {penalty}" for name in ("clamp", "tangent", "Sinkhorn") for penalty in ("no penalty", "penalty")]
 SMALL = ["--channels", "3", "--widths", "5", "--teachers", "3", "--starts", "4", "--steps", "300"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from itertools import permutations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,3 +121,18 @@ def test_time_must_be_given():
     for options in ({"seconds": 0.0}, {"rounds": 0}, {"seconds": float("nan")}):
         with pytest.raises(ValueError, match="give seconds above 0, and 1 round or more"):
             solve(instance_of(5, 3), **options)
+
+
+def test_memory_of_64_searches_of_100():
+    from shuffle_jax.problems import solver
+
+    config = SolverConfig(searches=64, threads=1)
+    key = jax.random.key(0)
+    pair = (jnp.zeros((100, 100)), jnp.zeros((100, 100)))
+    begin = solver._begin.lower(key, pair, config)
+    search = jax.eval_shape(lambda: solver._begin(key, pair, config))
+    advance = solver._advance.lower(search, key, jnp.int32(0), jnp.int32(1), pair, config)
+    for lowered in (begin, advance):
+        memory = lowered.compile().memory_analysis()
+        used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        assert used < 100 * 2**20
