@@ -70,7 +70,7 @@ class Arguments:
     embedded: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = EMBEDDED
     """Made by seed where no file is given: moebius-N, erdos-renyi-N, gaussian-N."""
 
-    relabellings: int = 2
+    relabellings: int = 1
     """How many relabellings of each embedded one."""
 
     methods: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME")] = None

@@ -143,6 +143,7 @@ def _problem(instance: Instance) -> tuple[Callable, tuple, float]:
     import jax.numpy as jnp
 
     from shuffle_jax.ops.quadratic_assignment import assignment_objective, matching_objective
+    from shuffle_jax.problems.search import curvature
     from shuffle_jax.problems.solver import scaled_pair
 
     if instance.goal == "matching":
@@ -151,7 +152,7 @@ def _problem(instance: Instance) -> tuple[Callable, tuple, float]:
         norm = max(np.linalg.norm(a, 2), np.linalg.norm(b, 2))
         return matching_objective, (jnp.float32(a), jnp.float32(b)), float(norm**2)
     pair = scaled_pair(instance)
-    return assignment_objective, pair, float(np.linalg.norm(pair[0], 2) * np.linalg.norm(pair[1], 2)) / 4
+    return assignment_objective, pair, float(curvature(pair))
 
 
 def _hits(instance: Instance, permutations: np.ndarray) -> int | None:

@@ -27,8 +27,9 @@ def keep_bistochastic(
         constrain: N; :func:`shuffle_jax.ops.relaxation.clamp_normalize` with one pass, as the method's public
             re-implementations do, or :func:`shuffle_jax.ops.relaxation.balance`.
         along: take from u what would change sums of rows and columns, :func:`shuffle_jax.ops.relaxation.tangent`,
-            before N: ``N(M + tangent(u)) - M``. N then has little to do, and a descent ends at stationary points of the
-            loss alone, not also at those of the normalisation. It is this project's.
+            before N: ``N(M + tangent(u)) - M``. N then only makes good what the clamp cuts off, and a descent whose
+            matrices are positive stands still at stationary points of the loss alone. Where entries are 0 the
+            normalisation may still undo a step that goes down. It is this project's.
 
     Returns:
         A stateless optax transformation that needs the parameters.

@@ -42,6 +42,13 @@ def definition(matrix):
     return matrix
 
 
+def projected(direction):
+    """What is left of a direction when it changes no sum, ``(I - J / c) D (I - J / c)``, in float64."""
+    size = direction.shape[-1]
+    centre = np.eye(size) - 1 / size
+    return centre @ np.asarray(direction, np.float64) @ centre
+
+
 def gradient(tree, seed):
     return jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(seed), leaf.shape).astype(leaf.dtype), tree)
 
@@ -79,6 +86,57 @@ def test_every_step_is_the_normalisation_of_the_optimisers_own(name):
             jax.tree.map(np.testing.assert_array_equal, params, before)
         else:
             assert_normalized(params, optax.apply_updates(before, aim))
+
+
+def test_along_takes_the_tangent_part_of_the_optimisers_step():
+    free, kept = optax.adam(0.1), optax.chain(optax.adam(0.1), keep_bistochastic(along=True))
+    params, state, free_state = TREE, kept.init(TREE), free.init(TREE)
+    update = jax.jit(kept.update)
+    for seed in range(3):
+        step, state = update(gradient(TREE, seed), state, params)
+        aim, free_state = free.update(gradient(TREE, seed), free_state, params)
+        before, params = params, optax.apply_updates(params, step)
+        wide = [jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (before, aim)]
+        assert_normalized(params, jax.tree.map(lambda m, u: (m + projected(u)).astype(jnp.float32), *wide))
+
+
+@pytest.mark.parametrize("constrain", [relaxation.clamp_normalize, relaxation.balance])
+def test_what_changes_sums_alone_moves_nothing_along(constrain):
+    rows, columns = jax.random.normal(jax.random.key(2), (2, 5))
+    step = 0.05 * (rows[:, None] + columns[None, :])
+    moved = {}
+    for along in (True, False):
+        link = keep_bistochastic(constrain, along)
+        moved[along] = float(jnp.abs(link.update(step, link.init(ONE), ONE)[0]).max())
+    assert moved[True] < 2e-5 and moved[False] > 1e-2
+
+
+def test_one_pass_stands_still_where_nothing_is_stationary_and_along_moves_on():
+    # f = sum_ij w_j M_ij^2 / 2 has the slope M_ij w_j, and a pass divides the columns of M - r M w by 1 - r w_j: every
+    # M is a fixed point of it. f has one minimum, J / c by its convexity and the symmetry of its rows.
+    weights = jnp.array([[1.0, 2.0, 3.0, 4.0, 5.0]])
+    reached = {}
+    for along in (True, False):
+        optimizer = optax.chain(optax.sgd(0.1), keep_bistochastic(along=along))
+        matrix, update = ONE, jax.jit(optimizer.update)
+        for _ in range(200):
+            step, _ = update(weights * matrix, optimizer.init(matrix), matrix)
+            matrix = optax.apply_updates(matrix, step)
+        reached[along] = matrix
+    assert float(np.abs(projected(weights * ONE)).max()) > 0.1  # a step along the constraint set goes down
+    np.testing.assert_allclose(reached[False], ONE, atol=1e-4)
+    np.testing.assert_allclose(reached[True], 0.2, atol=1e-4)
+
+
+def test_along_may_stand_still_too_where_entries_are_zero():
+    # f = tr M - |M|^2 / 2 falls towards the ends of this edge of the polytope; its slope I - M is tangent already. The
+    # clamp cuts the diagonal off, and the normalisation undoes what is left, M (1 + r).
+    matrix = jnp.array([[0.0, 0.3, 0.7], [0.7, 0.0, 0.3], [0.3, 0.7, 0.0]])
+    step = 0.1 * (matrix - jnp.eye(3))
+    np.testing.assert_allclose(projected(step), step, atol=1e-7)
+    for constrain in (relaxation.clamp_normalize, relaxation.balance):
+        link = keep_bistochastic(constrain, along=True)
+        np.testing.assert_allclose(link.update(step, link.init(matrix), matrix)[0], 0, atol=1e-5)
 
 
 MATRIX_AND_KERNEL = {"mixer": ONE, "conv": {"kernel": jnp.ones((3, 5)), "bias": jnp.ones(5)}}
@@ -127,15 +185,18 @@ def test_vmap_equals_one_after_the_other():
         np.testing.assert_allclose(step[i], alone, atol=1e-4)
 
 
-@given(st.integers(1, 6), st.sampled_from([jnp.float32, jnp.bfloat16]), st.integers(0, 99), st.floats(-3, 3))
-def test_no_step_leaves_the_nonnegative_matrices_or_makes_nan(size, dtype, seed, scale):
+@given(
+    st.integers(1, 6), st.sampled_from([jnp.float32, jnp.bfloat16]), st.integers(0, 99), st.floats(-3, 3), st.booleans()
+)
+def test_no_step_leaves_the_nonnegative_matrices_or_makes_nan(size, dtype, seed, scale, along):
     matrix = relaxation.random_bistochastic(jax.random.key(seed), size).astype(dtype)
     step = (10.0**scale * jax.random.normal(jax.random.key(seed + 1), matrix.shape)).astype(dtype)
-    link = keep_bistochastic()
+    link = keep_bistochastic(along=along)
     moved = optax.apply_updates(matrix, link.update(step, link.init(matrix), matrix)[0])
     assert moved.dtype == dtype and float(moved.min()) >= 0
     sums = np.asarray(moved.astype(jnp.float32).sum(-1))
-    alive = sums > 0  # a row whose every entry was clamped stays at zero
+    alive = sums > 0  # a row whose every entry was clamped stays at zero; along, no row loses what it sums to
+    assert not along or alive.all()
     np.testing.assert_allclose(sums[alive], 1, atol=size * float(jnp.finfo(dtype).eps))
 
 

@@ -21,6 +21,7 @@ SAYS = {
         "median 2.0",
         "penalty none: ",
         "of 32 starts recover the ladder",
+        "tangent: 32 of 32 starts recover the graph",
     ],
 }
 """What the cells print, among other things."""

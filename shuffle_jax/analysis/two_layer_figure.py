@@ -1,4 +1,4 @@
-"""The figure of the two-layer network: how often its permutation is recovered, by width and method."""
+"""The figure of the two-layer network: how often its permutation is recovered and certified, by width and method."""
 
 from __future__ import annotations
 
@@ -15,41 +15,49 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Hits = Mapping[str, Mapping[int, Bool[np.ndarray, "teachers starts"]]]
+"""By method and width, whether something is so of each start of each teacher."""
 
-def two_layer_figure(recovered: Mapping[str, Mapping[int, Bool[np.ndarray, "teachers starts"]]]) -> Figure:
-    """What is recovered against the width of the network, one line a method, in two panels.
 
-    On the left are the single starts: the mean share over the teachers, with bars from the teacher of whom the fewest
-    starts recover the permutation to the one of whom the most do. On the right are the teachers of whom at least one
-    start does, with Wilson's intervals of 95 %. Methods stand beside each other at a width, so that bars can be seen.
+def two_layer_figure(recovered: Hits, certified: Hits) -> Figure:
+    """What is found against the width of the network, one line a method, in two panels.
+
+    On the left are the teachers of whom at least one start recovers the permutation, with Wilson's intervals of 95 %:
+    whether a method finds it. On the right is the share of all starts that end at a matrix certified to be near a
+    permutation, whichever it is: whether rounding is safe. Methods stand beside each other at a width, so that none is
+    hidden.
 
     Args:
-        recovered: by method and width, whether each start of each teacher found its permutation; at most as many
-            methods as :data:`~shuffle_jax.analysis.drawing.STYLES`.
+        recovered: whether a start found the teacher's permutation; at most as many methods as
+            :data:`~shuffle_jax.analysis.drawing.STYLES`.
+        certified: whether its matrix is certified, of the same methods and widths.
 
     Returns:
         A figure with the panels side by side.
 
     Raises:
-        ValueError: there is nothing to draw, or there are too many methods.
+        ValueError: there is nothing to draw, there are too many methods, or the two are not of the same ones.
     """
     if not recovered or not all(some and all(np.size(found) for found in some.values()) for some in recovered.values()):
         raise ValueError("no recovery to draw: give each method at least one width with one teacher and one start")
     if len(recovered) > len(STYLES):
         raise ValueError(f"{len(recovered)} methods are more than can be told apart: draw at most {len(STYLES)}")
+    drawn, proved = ({name: set(found) for name, found in hits.items()} for hits in (recovered, certified))
+    if drawn != proved:
+        raise ValueError("recovered and certified are of different methods or widths: give both of each")
     figure = blank(10, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (name, found) in enumerate(recovered.items()):
         widths = sorted(found)
         apart = 2 ** (0.09 * (place - (len(recovered) - 1) / 2))
-        shares = [np.asarray(found[width]).mean(1) for width in widths]
-        reached = [np.asarray(found[width]).any(1) for width in widths]
         x = [width * apart for width in widths]
-        _line(left, place, name, x, [(share.mean(), share.min(), share.max()) for share in shares])
-        _line(right, place, name, x, [(hit.mean(), *binomial_interval(int(hit.sum()), hit.size)) for hit in reached])
+        reached = [np.asarray(found[width]).any(1) for width in widths]
+        _line(left, place, name, x, [(hit.mean(), *binomial_interval(int(hit.sum()), hit.size)) for hit in reached])
+        shares = [np.mean(certified[name][width]) for width in widths]
+        _line(right, place, name, x, [(share, share, share) for share in shares])
     ticks = sorted({width for found in recovered.values() for width in found})
-    dress(left, "single starts, least to most over the networks", "hidden units", "permutation recovered (%)")
-    dress(right, "best start of each network, 95 % intervals", "hidden units", "")
+    dress(left, "permutation recovered by the best start", "hidden units", "networks (%), 95 % intervals")
+    dress(right, "certified to be near a permutation, before rounding", "hidden units", "starts (%)")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, labels=list(map(str, ticks)))
@@ -57,7 +65,7 @@ def two_layer_figure(recovered: Mapping[str, Mapping[int, Bool[np.ndarray, "teac
         axes.set_ylim(-3, 103)
     handles, labels = left.get_legend_handles_labels()
     figure.legend(
-        handles, labels, frameon=False, loc="outside lower center", ncols=min(len(labels), 4), handlelength=3.2
+        handles, labels, frameon=False, loc="outside lower center", ncols=min(len(labels), 3), handlelength=3.2
     )
     return figure
 

@@ -63,7 +63,8 @@ def tangent(direction: Matrix) -> Matrix:
     ``D_ij - mean_k D_ik - mean_k D_kj + mean_kl D_kl``, the orthogonal projection onto matrices whose rows and columns
     sum to 0. A step along it has nothing left to normalise but what the clamp at 0 cuts off. Without it a normalisation
     undoes the other part by scaling rows and columns, and a descent may stand still where it should not: at
-    ``D_ij = M_ij (a_i + b_j)``, while the minima of a function with the slope D have ``D_ij = a_i + b_j``. O(c^2).
+    ``D_ij = M_ij (a_i + b_j)``, while the minima of a function with the slope D have ``D_ij = a_i + b_j``. Where
+    entries are 0 the division may still undo a step that goes down. O(c^2).
 
     Args:
         direction: ``(..., c, c)`` real matrices, such as gradients.
@@ -76,6 +77,8 @@ def tangent(direction: Matrix) -> Matrix:
 
     >>> tangent(jnp.array([[3.0, 1.0], [0.0, 0.0]])).tolist()
     [[0.5, -0.5], [-0.5, 0.5]]
+
+    Source: an orthogonal projection; its use before the normalisation is this project's.
     """
     check_matrix(direction)
     direction = at_least_float32(direction)

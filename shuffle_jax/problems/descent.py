@@ -33,8 +33,9 @@ class DescentConfig:
 
     relaxation: RelaxationKind = "tangent"
     """What stands for a permutation. "clamp" moves the matrix itself and normalises it after every step by one
-    clamp-column-row pass, as AutoShuffleNet does; "tangent" first takes from the step what changes sums of rows and
-    columns; "balance" normalises until the columns sum to 1 as well. The others are functions of free parameters."""
+    clamp-column-row pass, as AutoShuffleNet does; "tangent", this project's, first takes from the step what changes
+    sums of rows and columns, so that less of it is undone; "balance" normalises until the columns sum to 1 as well. The
+    others are functions of free parameters."""
 
     penalty: PenaltyKind = "l1_minus_l2"
     """What draws the matrix to a permutation, "entropy" that of rows and columns. All are brought to the range of
@@ -152,7 +153,7 @@ def descend(
     ([[3, 2, 1, 0], [3, 2, 1, 0]], True)
 
     Source: the penalty, its use in graph matching and the normalisation: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
-    The ramp and the scale are this project's.
+    The tangent step, the ramp and the scale are this project's.
     """
     for name, value in (("size", size), ("starts", starts)):
         if value < 1:

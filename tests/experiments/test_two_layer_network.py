@@ -22,7 +22,8 @@ SMALL = ["--channels", "3", "--widths", "5", "--teachers", "3", "--starts", "4",
 def one_method(monkeypatch):
     """The paper's method alone: each one costs a compilation."""
     every = command.methods
-    monkeypatch.setattr(command, "methods", lambda steps: {"clamp, penalty": every(steps)["clamp, penalty"]})
+    name = "clamp, penalty"
+    monkeypatch.setattr(command, "methods", lambda weights, steps: {name: every(weights, steps)[name]})
 
 
 def table(capsys):
@@ -39,6 +40,7 @@ def test_the_table_and_the_figure_of_one_method(one_method, capsys, tmp_path):
     # Three inputs behind five units: the penalty cannot but find the six permutations apart.
     assert row["recovered"] == "3"
     assert float(row["loss"]) < 0.05
+    assert float(row["starts_percent"]) <= float(row["certified_percent"]) <= 100
     assert os.listdir(path.parent) == ["two_layer.png"]
     assert np.asarray(Image.open(path).convert("RGB")).min() < 255
     command.run(SMALL)
@@ -55,19 +57,39 @@ def test_recovered_are_those_whose_rounded_loss_is_zero_and_a_seed_repeats_itsel
     assert (width, method, found.recovered.shape) == (5, "clamp, penalty", (3, 4))
     assert np.array_equal(found.recovered, found.rounded < 1e-6)
     assert not found.recovered.all()  # after a single step
+    assert not found.certified.any()
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
     assert not np.isin(found.loss, other.loss).any()
 
 
 def test_a_teacher_has_loss_zero_at_its_permutation_alone():
-    teacher = command.draw_teacher(jax.random.key(0), 2, 4)
+    teacher = command.draw_teacher(jax.random.key(0), "gaussian", 2, 4)
     eye = np.eye(4, dtype=np.float32)
     swapped = np.asarray(teacher.permutation)[[1, 0, 2, 3]]
     matrices = jnp.asarray(np.stack([eye[np.asarray(teacher.permutation)], eye[swapped]]))
     losses = command.loss(matrices, teacher)
     assert abs(losses[0]) < 1e-6 < losses[1]
-    others = command.draw_teacher(jax.random.key(1), 2, 4)
+    others = command.draw_teacher(jax.random.key(1), "gaussian", 2, 4)
     assert not np.isin(teacher.weights, others.weights).any()
+
+
+def test_identity_weights_are_learned_near_enough_to_be_certified(one_method, capsys):
+    command.run(["--weights", "identity", "--widths", "3", "--teachers", "3", "--starts", "4", "--csv"])
+    (row,) = table(capsys)
+    assert (row["width"], row["certified_percent"]) == ("3", "100")
+    assert float(row["loss_rounded"]) < 0.1
+
+
+def test_identity_weights_have_one_input_a_unit_and_outputs_that_all_differ():
+    teacher = command.draw_teacher(jax.random.key(0), "identity", 5, 5)
+    assert np.array_equal(teacher.weights, np.eye(5))
+    np.testing.assert_allclose(teacher.outputs, [1, 1.25, 1.5, 1.75, 2])
+    eye = np.eye(5, dtype=np.float32)
+    right = np.asarray(teacher.permutation)
+    # In W = I the output of an input alone tells it from the others: the nearer two are, the less their order matters.
+    near, far = right[[1, 0, 2, 3, 4]], right[[4, 1, 2, 3, 0]]
+    losses = command.loss(jnp.asarray(np.stack([eye[right], eye[near], eye[far]])), teacher)
+    assert abs(losses[0]) < 1e-6 < losses[1] < losses[2]
 
 
 def test_the_best_start_is_the_one_of_least_loss_after_rounding():
@@ -75,17 +97,20 @@ def test_the_best_start_is_the_one_of_least_loss_after_rounding():
         loss=np.array([[0.5, 0.1, 0.3], [0.2, 0.2, 0.2]]),
         rounded=np.array([[0.5, 0.4, 0.0], [0.3, 0.2, 0.1]]),
         recovered=np.array([[False, False, True], [True, False, False]]),
+        certified=np.array([[False, True, True], [True, True, True]]),
     )
-    assert command.row(4, "some", outcome) == (4, "some", 2, 1, "33.3", "0.25", "0.25")
+    assert command.row(4, "some", outcome) == (4, "some", 2, 1, "33.3", "83.3", "0.25", "0.25")
 
 
-def test_methods_differ_in_what_they_say_and_share_their_steps():
-    found = command.methods(70)
+@pytest.mark.parametrize("weights", ["gaussian", "identity"])
+def test_methods_differ_in_what_they_say_and_share_their_steps(weights):
+    found = command.methods(weights, 70)
     assert list(found) == METHODS
     assert {config.steps for config in found.values()} == {70}
     for name, config in found.items():
         assert (config.relaxation == "sinkhorn") == name.startswith("Sinkhorn")
         assert (config.penalty == "none") == name.endswith("no penalty")
+    assert len({config.learning_rate for name, config in found.items() if "Sinkhorn" not in name}) == 1
 
 
 def test_mistakes_are_one_line_and_code_2(capsys):
@@ -97,6 +122,11 @@ def test_mistakes_are_one_line_and_code_2(capsys):
         (["--widths", "4", "0"], "the widths are 4 0: give some, each 1 or more, once"),
         (["--widths", "4", "4"], "the widths are 4 4: give some, each 1 or more, once"),
         (["--widths"], "the widths are none: give some, each 1 or more, once"),
+        (
+            ["--weights", "identity", "--channels", "8"],
+            "8 channels do not fit identity weights, which have as many as units: give --widths alone",
+        ),
+        (["--weights", "identity", "--widths", "1", "4"], "1 channels have one order only: give 2 or more"),
         (["--seed", "-1"], "the seed is -1: give one from 0 to 4294967295"),
         (["--figure", "a.jpg"], "a figure cannot be written as 'a.jpg': name it .png, .pdf, .svg"),
         (["--width", "4"], "there is no option --width; near: --widths, "),
@@ -114,6 +144,16 @@ def test_help_names_every_option(capsys):
         command.run(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    options = ("--widths", "--channels", "--teachers", "--starts", "--steps", "--seed", "--csv", "--figure FILE")
+    options = (
+        "--weights",
+        "--widths",
+        "--channels",
+        "--teachers",
+        "--starts",
+        "--steps",
+        "--seed",
+        "--csv",
+        "--figure FILE",
+    )
     for part in ("python -m experiments.two_layer_network", *options):
         assert part in text

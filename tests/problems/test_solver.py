@@ -46,7 +46,7 @@ def test_every_way_of_searching_finds_the_optimum_of_a_small_problem(config):
 
 
 def test_recovers_a_relabelled_graph_with_many_symmetries():
-    instance = relabelled(moebius_ladder(12), seed=1, name="ladder")
+    instance = relabelled(moebius_ladder(6), seed=1, name="ladder")
     found = solve(instance, seconds=60, config=CONFIGS["default"], enough=0.0)
     assert found.value == 0
     assert instance.recovered(found.permutation)
@@ -56,16 +56,16 @@ def test_the_same_seed_and_rounds_give_the_same_answer(monkeypatch):
     from shuffle_jax.problems import solver
 
     monkeypatch.setattr(solver, "_blocks_a_round", lambda pair, config: 2)  # measured, else
-    instance = instance_of(1, 8)
+    instance = instance_of(1, 6)
     first, again, other = (solve(instance, seed=seed, config=CONFIGS["random"], rounds=1) for seed in (5, 5, 6))
-    assert (first.rounds, first.steps) == (1, 4 * 2 * 8)
+    assert (first.rounds, first.steps) == (1, 4 * 2 * 6)
     np.testing.assert_array_equal(first.permutation, again.permutation)
     assert [i.value for i in first.history] == [i.value for i in again.history]
-    assert [i.value for i in first.history] != [i.value for i in other.history]
+    assert other.history[0].value != first.history[0].value
 
 
 def test_keeps_to_its_time():
-    instance = instance_of(2, 8)
+    instance = instance_of(2, 6)
     solve(instance, seconds=0.1, config=CONFIGS["default"])  # compiles
     begun = time.perf_counter()
     found = solve(instance, seconds=1.0, config=CONFIGS["default"])
@@ -77,7 +77,7 @@ def test_keeps_to_its_time():
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_scales_beyond_float32_are_judged_in_float64(scale):
-    instance = instance_of(3, 5, scale)
+    instance = instance_of(3, 6, scale)
     found = solve(instance, seconds=60, config=CONFIGS["exchange"], enough=optimum(instance))
     assert found.value == optimum(instance)
 
@@ -124,15 +124,13 @@ def test_time_must_be_given():
 
 
 def test_memory_of_64_searches_of_100():
-    from shuffle_jax.problems import solver
+    from shuffle_jax.problems.search import advance, begin
 
     config = SolverConfig(searches=64, threads=1)
     key = jax.random.key(0)
     pair = (jnp.zeros((100, 100)), jnp.zeros((100, 100)))
-    begin = solver._begin.lower(key, pair, config)
-    search = jax.eval_shape(lambda: solver._begin(key, pair, config))
-    advance = solver._advance.lower(search, key, jnp.int32(0), jnp.int32(1), pair, config)
-    for lowered in (begin, advance):
-        memory = lowered.compile().memory_analysis()
-        used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
-        assert used < 100 * 2**20
+    search = jax.eval_shape(lambda: begin(key, pair, config))
+    compiled = advance.lower(search, key, jnp.int32(0), jnp.int32(1), pair, config).compile()
+    memory = compiled.memory_analysis()
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
+    assert used < 100 * 2**20
