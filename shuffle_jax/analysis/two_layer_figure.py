@@ -53,7 +53,7 @@ def two_layer_figure(recovered: Hits, certified: Hits) -> Figure:
         x = [width * apart for width in widths]
         reached = [np.asarray(found[width]).any(1) for width in widths]
         _line(left, place, name, x, [(hit.mean(), *binomial_interval(int(hit.sum()), hit.size)) for hit in reached])
-        shares = [np.mean(certified[name][width]) for width in widths]
+        shares = [float(np.mean(certified[name][width])) for width in widths]
         _line(right, place, name, x, [(share, share, share) for share in shares])
     ticks = sorted({width for found in recovered.values() for width in found})
     dress(left, "permutation recovered by the best start", "hidden units", "networks (%), 95 % intervals")

@@ -1,0 +1,62 @@
+"""The tables of experiments/README.md on permutations alone say what the commands wrote."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+PAGE = (EXPERIMENTS / "README.md").read_text().splitlines()
+
+
+def read(name):
+    return list(csv.DictReader((EXPERIMENTS / "comparisons" / name).read_text().splitlines()))
+
+
+def row_of(*start):
+    """The cells of the one row of the page that begins with these."""
+    (row,) = (cells for line in PAGE if (cells := [c.strip() for c in line.split("|")])[1 : 1 + len(start)] == [*start])
+    return row[1 + len(start) : -1]
+
+
+def summary(rows):
+    gaps = [100 * (float(row["value"]) / float(row["best_known"]) - 1) for row in rows]
+    solved = sum(float(row["value"]) <= float(row["best_known"]) for row in rows)
+    return [str(solved), f"{sum(gaps) / len(gaps):.3f}", f"{max(gaps):.3f}"]
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("solver", "`solver`"), ("faq", "scipy's FAQ"), ("faq+2opt", "scipy's FAQ, then its exchanges of two")],
+)
+def test_quadratic_assignment(method, name):
+    rows = [row for row in read("qaplib.csv") if row["method"] == method]
+    assert len(rows) == 42
+    assert row_of(name) == summary(rows)
+
+
+def test_variants_of_the_solver():
+    rows = read("qaplib_variants.csv")
+    options = list(dict.fromkeys(row["options"] for row in rows))
+    assert len(options) == 6
+    for option in options:
+        one = [row for row in rows if row["options"] == option]
+        (cells,) = ([c.strip() for c in line.split("|")] for line in PAGE if f"`{option}` |" in line)
+        assert cells[2:-1] == summary(one)
+
+
+def test_matchings():
+    rows = read("matching.csv")
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    instances = list(dict.fromkeys(row["instance"].rpartition(" ")[0] for row in rows))
+    for method in methods:
+        cells = []
+        for instance in instances:
+            found = [r for r in rows if r["method"] == method and r["instance"].rpartition(" ")[0] == instance]
+            assert len(found) == 2
+            cells.append(
+                ", ".join(r["recovered"] + ("" if r["by_argmax"] == "-" else f" ({r['by_argmax']})") for r in found)
+            )
+        assert row_of(f"`{method}`") == cells
