@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PANELS = 5
+"""Side by side at most."""
+
+
 class Curves(NamedTuple):
     """What one method recorded.
 
@@ -81,7 +85,7 @@ def recovery_figure(instances: Mapping[str, Mapping[str, tuple[int, int]]]) -> F
             was not run on an instance has no bar there.
 
     Returns:
-        A figure with the panels side by side.
+        A figure with the panels side by side, in rows of :data:`PANELS`.
 
     Raises:
         ValueError: there is nothing to draw, or a count is none of so many starts.
@@ -93,9 +97,13 @@ def recovery_figure(instances: Mapping[str, Mapping[str, tuple[int, int]]]) -> F
             if not 0 <= recovered <= starts or starts < 1:
                 raise ValueError(f"{method} recovered {instance} {recovered} times of {starts}: give a count of starts")
     methods = list(dict.fromkeys(method for counts in instances.values() for method in counts))
-    figure = blank(max(2.4 * len(instances) + 2.0, 5.0), 0.36 * len(methods) + 1.3)
-    row = figure.subplots(1, len(instances), sharey=True, squeeze=False)[0]
-    for axes, (instance, counts) in zip(row, instances.items(), strict=True):
+    columns = min(len(instances), PANELS)
+    rows = -(-len(instances) // PANELS)
+    figure = blank(max(2.4 * columns + 2.0, 5.0), rows * (0.36 * len(methods) + 1.3))
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(instances) :]:
+        axes.set_axis_off()
+    for axes, (instance, counts) in zip(panels, instances.items(), strict=False):
         for method, (recovered, starts) in counts.items():
             share = 100 * recovered / starts
             axes.barh(methods.index(method), share, height=0.66, color=BLUE, zorder=3)

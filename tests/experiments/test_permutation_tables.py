@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -29,7 +30,11 @@ def summary(rows):
 
 @pytest.mark.parametrize(
     ("method", "name"),
-    [("solver", "`solver`"), ("faq", "scipy's FAQ"), ("faq+2opt", "scipy's FAQ, then its exchanges of two")],
+    [
+        ("solver", "`solver`: Frank-Wolfe, tabu search"),
+        ("faq", "scipy's FAQ"),
+        ("faq+2opt", "scipy's FAQ, then its exchanges of two"),
+    ],
 )
 def test_quadratic_assignment(method, name):
     rows = [row for row in read("qaplib.csv") if row["method"] == method]
@@ -60,3 +65,34 @@ def test_matchings():
                 ", ".join(r["recovered"] + ("" if r["by_argmax"] == "-" else f" ({r['by_argmax']})") for r in found)
             )
         assert row_of(f"`{method}`") == cells
+
+
+def test_two_layer_networks():
+    rows = read("two_layer.csv")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for width in dict.fromkeys(row["width"] for row in rows):
+            one, two = (row for row in rows if row["method"] == method and row["width"] == width)
+            assert (one["seed"], two["seed"]) == ("0", "1")
+            shares = [(float(one[c]) + float(two[c])) / 2 for c in ("starts_percent", "certified_percent")]
+            cells.append((f"{one['recovered']}, {two['recovered']}", *shares))
+        shown = [cell.split("; ") for cell in first_row_of(method)]
+        assert [cell[0] for cell in shown] == [cell[0] for cell in cells]
+        for cell, (_, *shares) in zip(shown, cells, strict=True):
+            assert [float(c) for c in cell[1:]] == pytest.approx(shares, abs=0.51)
+
+
+def test_two_layer_networks_with_identity_weights():
+    rows = read("two_layer_identity.csv")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        shown = [[float(part) for part in cell.split("; ")] for cell in first_row_of(method, table=1)]
+        found = [row for row in rows if row["method"] == method]
+        keys = ("loss", "loss_rounded", "certified_percent")
+        expected = [[float(row[key]) for key in keys] for row in found][-len(shown) :]
+        np.testing.assert_allclose(shown, expected, rtol=0.01)
+
+
+def first_row_of(method, table=0):
+    """The cells of the row of a method in the first or the second of the tables that have one."""
+    rows = [cells for line in PAGE if (cells := [c.strip() for c in line.split("|")])[1:2] == [method]]
+    return rows[table][2:-1]
