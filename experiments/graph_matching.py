@@ -9,7 +9,6 @@ cores. Minimised is |A M - M B|^2 for graphs and <A, P B P^T> for assignments, w
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,6 +80,9 @@ class Arguments:
 
     seconds: float = 3.0
     """For the solver, and for faq and faq+2opt on assignments, after compilation."""
+
+    exchange: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Improve every rounded start of a relaxation by exchanges of two, until none helps."""
 
     seed: int = 0
     """Of everything random."""
@@ -178,12 +180,20 @@ def embedded(name: str, seed: int) -> Instance:
 def compare(instances: Sequence[Instance], methods: Sequence[str], options: Arguments, results: Results) -> None:
     """Runs every method on every instance, one after the other, into ``results``."""
     from experiments.matching_baselines import workers
+    from shuffle_jax.problems.solver import cores
 
-    processes = options.solver.threads or len(os.sched_getaffinity(0))
+    processes = options.solver.threads or cores()
     needed = processes if any(method.startswith("faq") for method in methods) else 0
     with workers(needed) as pool:
         settings = Settings(
-            options.seed, options.starts, options.seconds, options.descent, options.solver, pool, processes
+            seed=options.seed,
+            starts=options.starts,
+            seconds=options.seconds,
+            descent=options.descent,
+            solver=options.solver,
+            exchange=options.exchange,
+            pool=pool,
+            processes=processes,
         )
         for instance in instances:
             for method in methods:

@@ -31,6 +31,7 @@ class Settings(NamedTuple):
     seconds: float
     descent: DescentConfig
     solver: SolverConfig
+    exchange: bool
     pool: ProcessPoolExecutor | None
     processes: int
 
@@ -111,9 +112,11 @@ def _descent(method: str, instance: Instance, settings: Settings) -> Outcome:
     import jax
 
     from shuffle_jax.analysis.matching_figures import Curves
+    from shuffle_jax.ops.local_search import two_exchange
     from shuffle_jax.ops.permutation import is_permutation
     from shuffle_jax.ops.rounding import argmax, assignment
     from shuffle_jax.problems.descent import descend, recorded_steps
+    from shuffle_jax.problems.solver import scaled_pair
 
     relaxation, _, penalty = method.partition("+")
     config = replace(
@@ -124,7 +127,10 @@ def _descent(method: str, instance: Instance, settings: Settings) -> Outcome:
 
     def all_starts(config: DescentConfig) -> tuple:
         end = descend(objective, pair, instance.size, key, settings.starts, config, scale)
-        return jax.block_until_ready((end, assignment(end.matrix), argmax(end.matrix)))
+        rounded = assignment(end.matrix)
+        if settings.exchange:
+            rounded = two_exchange(rounded, scaled_pair(instance))
+        return jax.block_until_ready((end, rounded, argmax(end.matrix)))
 
     all_starts(replace(config, steps=config.records))  # compiles
     begun = time.perf_counter()

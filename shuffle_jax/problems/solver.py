@@ -19,7 +19,7 @@ from shuffle_jax.problems.instance import Instance
 from shuffle_jax.problems.search import Place, Search, SolverConfig, advance, begin
 from shuffle_jax.typing import Array, Key
 
-__all__ = ["Improvement", "Solution", "SolverConfig", "scaled_pair", "solve"]
+__all__ = ["Improvement", "Solution", "SolverConfig", "cores", "scaled_pair", "solve"]
 
 ROUND_SECONDS = 0.1
 """About how long the search goes on before it looks at the clock."""
@@ -91,7 +91,7 @@ def solve(
         raise ValueError(f"{seconds} seconds and {rounds} rounds: give seconds above 0, and 1 round or more")
     before = time.perf_counter()
     pair = scaled_pair(instance)
-    threads = config.threads or _cores()
+    threads = config.threads or (cores() if jax.default_backend() == "cpu" else 1)
     keys = [jax.random.fold_in(jax.random.key(seed), thread) for thread in range(threads)]
     blocks = _blocks_a_round(pair, config)
 
@@ -169,8 +169,6 @@ def _go_on(problem: tuple[qap.Pair, SolverConfig], number: int, blocks: int, sea
     return jax.block_until_ready(advance(search, key, jnp.int32(number), jnp.int32(blocks), pair, config))
 
 
-def _cores() -> int:
-    """Of this process on a CPU; elsewhere one thread is enough."""
-    if jax.default_backend() != "cpu":
-        return 1
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -66,10 +66,13 @@ def test_assignments_are_solved_and_compared_in_the_same_table(qaplib, tmp_path,
     assert solver == ["solver", "2", "2", "0.000", "0.000"]
 
 
-def test_relaxations_on_assignments_have_a_gap(qaplib, capsys):
-    found = rows(capsys, "--qaplib", str(qaplib / "one.dat"), "--methods", "clamp", "clamp+l1_minus_l2", *FAST, *SHORT)
+def test_relaxations_on_assignments_have_a_gap_which_exchanges_lower(qaplib, capsys):
+    arguments = ["--qaplib", str(qaplib / "one.dat"), "--methods", "clamp", "clamp+l1_minus_l2", *FAST, *SHORT]
+    found = rows(capsys, *arguments)
     assert [row["method"] for row in found] == ["clamp", "clamp+l1_minus_l2"]
     assert all(float(row["gap_percent"]) >= 0 and row["starts"] == "4" for row in found)
+    lower = rows(capsys, *arguments, "--exchange")
+    assert all(float(one["value"]) <= float(other["value"]) for one, other in zip(lower, found, strict=True))
 
 
 def test_without_files_relabelled_matrices_are_recovered(tmp_path, capsys):
