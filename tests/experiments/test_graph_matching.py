@@ -76,7 +76,7 @@ def test_relaxations_on_assignments_have_a_gap_which_exchanges_lower(qaplib, cap
 
 
 def test_without_files_relabelled_matrices_are_recovered(tmp_path, capsys):
-    methods = ("clamp", "clamp+l1_minus_l2", "faq", "solver")
+    methods = ("tangent", "tangent+l1_minus_l2", "faq", "solver")
     out = tmp_path / "new" / "out"
     names = ["--embedded", "gaussian-6", "moebius-6", "--relabellings", "1", "--methods", *methods]
     found = rows(capsys, *names, "--out", str(out), *FAST, "--descent.steps", "300")
@@ -85,7 +85,7 @@ def test_without_files_relabelled_matrices_are_recovered(tmp_path, capsys):
     }
     by_name = {(row["instance"], row["method"]): row for row in found}
     # A Gaussian matrix is recovered by the relaxation alone; the solver recovers both.
-    assert by_name["gaussian-6 (0)", "clamp"]["recovered"] == "4"
+    assert by_name["gaussian-6 (0)", "tangent"]["recovered"] == "4"
     assert all(by_name[name, "solver"]["recovered"] == "yes" for name in ("gaussian-6 (0)", "moebius-6 (0)"))
     assert all(int(row["by_argmax"]) <= int(row["recovered"]) for row in found if row["by_argmax"] != "-")
     written = {path.name for path in out.iterdir()}
