@@ -213,9 +213,9 @@ def show(options: Arguments, results: Results, instances: dict[str, Instance]) -
         write_csv(sys.stdout, columns, rows)
     else:
         print_table(columns, rows)
-        if goal == "assignment" and len(results) > 1:
+        if goal == "assignment" and (totals := summary(results, instances)):
             print()
-            print_table(SUMMARY, summary(results, instances))
+            print_table(SUMMARY, totals)
     sys.stdout.flush()
     if options.out is not None:
         save(options.out, columns, rows, results, goal)

@@ -128,6 +128,14 @@ def test_gaps_where_the_best_is_zero_or_unknown():
     assert graph_matching.gap_percent(negative, better) == pytest.approx(-10)
 
 
+def test_where_no_best_value_is_known_there_is_no_gap_and_no_summary(tmp_path, capsys):
+    for name in "ab":
+        write_qaplib(tmp_path, name, *np.random.default_rng(3).integers(0, 9, (2, 6, 6)))
+    graph_matching.run(["--qaplib", str(tmp_path), "--methods", "solver", *FAST])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] + line.split()[4:6] for line in lines] == [[n, "6", "solver", "-", "-"] for n in "ab"]
+
+
 def test_ctrl_c_shows_what_is_there(qaplib, capsys, monkeypatch):
     run_method = graph_matching.run_method
 
