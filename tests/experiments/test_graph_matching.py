@@ -132,7 +132,7 @@ def test_where_no_best_value_is_known_there_is_no_gap_and_no_summary(tmp_path, c
     for name in "ab":
         write_qaplib(tmp_path, name, *np.random.default_rng(3).integers(0, 9, (2, 6, 6)))
     graph_matching.run(["--qaplib", str(tmp_path), "--methods", "solver", *FAST])
-    head, *lines = capsys.readouterr().out.splitlines()
+    _, *lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] + line.split()[4:6] for line in lines] == [[n, "6", "solver", "-", "-"] for n in "ab"]
 
 
