@@ -64,6 +64,18 @@ def test_the_same_seed_and_rounds_give_the_same_answer(monkeypatch):
     assert other.history[0].value != first.history[0].value
 
 
+def test_starts_that_take_too_long_are_random_instead(monkeypatch):
+    from shuffle_jax.problems import solver
+
+    instance = instance_of(7, 6)
+    random = solve(instance, seed=1, config=CONFIGS["random"], rounds=1).history[0].value
+    relaxed = solve(instance, seed=1, config=CONFIGS["default"], rounds=1).history[0].value
+    assert random != relaxed
+    for share, expected in ((1e9, relaxed), (0.0, random)):
+        monkeypatch.setattr(solver, "START_SHARE", share)
+        assert solve(instance, seconds=0.2, seed=1, config=CONFIGS["default"]).history[0].value == expected
+
+
 def test_keeps_to_its_time():
     instance = instance_of(2, 6)
     solve(instance, seconds=0.1, config=CONFIGS["default"])  # compiles
