@@ -24,11 +24,12 @@ import jax
 import jax.numpy as jnp
 
 from experiments import benchmark_cases as cases
-from experiments.benchmark_cases import Dtype, Workload, cores
+from experiments.benchmark_cases import Dtype, Workload
 from experiments.benchmark_tables import tables
 from experiments.cli import main, nearest, parse, quiet_libraries
 from experiments.measuring import Table, in_columns
 from experiments.table import print_table
+from shuffle_jax.sharding import cores
 
 BUSY = 0.5
 """Load average above which the machine counts as busy."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -229,8 +228,3 @@ def squared_gradient(form: Callable[..., Array]) -> Callable[..., object]:
 def normal(work: Workload, *shape: int, dtype: Dtype | None = None) -> Array:
     """Normally distributed numbers, the same at each call, by default in the type of the computation."""
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.dtype(dtype or work.dtype))
-
-
-def cores() -> int:
-    """How many cores this process may use; JAX takes all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

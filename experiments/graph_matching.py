@@ -180,7 +180,7 @@ def embedded(name: str, seed: int) -> Instance:
 def compare(instances: Sequence[Instance], methods: Sequence[str], options: Arguments, results: Results) -> None:
     """Runs every method on every instance, one after the other, into ``results``."""
     from experiments.matching_baselines import workers
-    from shuffle_jax.problems.solver import cores
+    from shuffle_jax.sharding import cores
 
     processes = options.solver.threads or cores()
     needed = processes if any(method.startswith("faq") for method in methods) else 0

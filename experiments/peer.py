@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.benchmark_cases import CLASSES, Dtype, cores
+from experiments.benchmark_cases import CLASSES, Dtype
 from shuffle_jax.models.shufflenet_v2 import STEM, UNITS, WIDTHS
+from shuffle_jax.sharding import cores
 from shuffle_jax.typing import Array, PyTree
 
 

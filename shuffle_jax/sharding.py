@@ -1,7 +1,8 @@
-"""The device mesh and the two ways arrays lie on it: split along the batch, or copied to every device."""
+"""The device mesh, the two ways arrays lie on it (split along the batch, or on every device), and the host's cores."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import jax
@@ -31,3 +32,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device of ``mesh``."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def cores() -> int:
+    """How many cores of the host this process may use; JAX on a CPU takes all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,10 @@ import numpy as np
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.problems.instance import Instance
 from shuffle_jax.problems.search import Place, Search, SolverConfig, advance, begin
+from shuffle_jax.sharding import cores
 from shuffle_jax.typing import Array, Key
 
-__all__ = ["Improvement", "Solution", "SolverConfig", "cores", "scaled_pair", "solve"]
+__all__ = ["Improvement", "Solution", "SolverConfig", "scaled_pair", "solve"]
 
 ROUND_SECONDS = 0.1
 """About how long the search goes on before it looks at the clock."""
@@ -186,8 +186,3 @@ def _go_on(problem: tuple[qap.Pair, SolverConfig], number: int, blocks: int, sea
     """In the one form of call that is compiled, awaited."""
     pair, config = problem
     return jax.block_until_ready(advance(search, key, jnp.int32(number), jnp.int32(blocks), pair, config))
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -193,15 +193,15 @@ def test_numbers_and_data_do_not_compile_again():
     assert descent._descents._cache_size() == compiled
 
 
-@pytest.mark.parametrize("kind", ["tangent", "sinkhorn"])
-def test_64_starts_of_100_points_fit_in_a_gigabyte(kind):
+@pytest.mark.parametrize(("kind", "mebibytes"), [("tangent", 32), ("sinkhorn", 256)])
+def test_64_starts_of_100_points_fit_in_far_less_than_a_gigabyte(kind, mebibytes):
     config = DescentConfig(relaxation=kind)
     graphs = (jax.ShapeDtypeStruct((100, 100), jnp.float32),) * 2
     program = jax.jit(lambda graphs, key: descend(mismatch, graphs, 100, key, 64, config)).lower(
         graphs, jax.eval_shape(jax.random.key, 0)
     )
     memory = program.compile().memory_analysis()
-    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2**30
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < mebibytes * 2**20
 
 
 def test_half_precision_is_widened_and_double_kept():
