@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.dataset import Dataset, Split
+from shuffle_jax.data.dataset import Dataset, Examples, Split
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.typing import Array, Float, Int, UInt8
 
@@ -104,7 +104,9 @@ class ResidentBatches:
 class _Resident:
     """A split on the devices, and the gather of one batch from it."""
 
-    def __init__(self, split: Split, batch_size: int, mesh: Mesh) -> None:
+    def __init__(self, split: Examples, batch_size: int, mesh: Mesh) -> None:
+        if not isinstance(split, Split):
+            raise ValueError("only images in memory can be kept on the devices: use Dataset.in_memory()")
         self.examples = len(split)
         self._arrays = jax.device_put((split.images, split.labels), replicated(mesh))
         self._gather = jax.jit(_gather, static_argnames="size", out_shardings=batch_sharding(mesh))

@@ -1,11 +1,16 @@
-"""What a data set is: two splits of 8-bit images with integer labels, and the names of the classes."""
+"""What a data set is: two splits of 8-bit images with integer labels, and the names of the classes.
+
+A split is an array in memory (:class:`Split`), or it reads and decodes images when they are asked for (``Encoded`` in
+:mod:`shuffle_jax.data.encoded`); both are :class:`Examples`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex
 
 import numpy as np
 
@@ -13,6 +18,23 @@ from shuffle_jax.typing import Float, Int, UInt8
 
 _PIXELS_PER_CHUNK = 1 << 22
 """``np.bincount`` widens its input to 8 bytes a value; counting in chunks bounds that copy to 32 MiB."""
+
+_SAMPLE = 4096
+"""Training images whose pixels give mean and deviation where the split is not in memory."""
+
+
+class Examples(Protocol):
+    """Labelled images that are read by position."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def take(self, positions: Int[np.ndarray, "m"]) -> tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, "m"]]:
+        """The images at some positions, prepared as for evaluation, and their labels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +70,16 @@ class Split:
     def __getitem__(self, index: SupportsIndex) -> tuple[UInt8[np.ndarray, "h w c"], np.int32]:
         return self.images[index], self.labels[index]
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every image."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def take(self, positions: Int[np.ndarray, "m"]) -> tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, "m"]]:
+        """The images at some positions, and their labels."""
+        return self.images[positions], self.labels[positions]
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -56,7 +88,7 @@ class Dataset:
     Args:
         name: a short name for reports.
         classes: the class names; label ``k`` means ``classes[k]``.
-        train: the images to train on.
+        train: the images to train on, in memory or not.
         test: the images to measure on, of the same shape.
 
     Raises:
@@ -65,31 +97,41 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    train: Split
-    test: Split
+    train: Examples
+    test: Examples
 
     def __post_init__(self) -> None:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         if repeated:
             raise ValueError(f"class names must differ, got {repeated[0]!r} more than once")
-        largest = int(max(self.train.labels.max(), self.test.labels.max()))
+        largest = max((int(s.labels.max()) for s in (self.train, self.test) if isinstance(s, Split)), default=0)
         if largest >= len(self.classes):
             raise ValueError(f"label {largest} has no name among {len(self.classes)} classes; name every label")
-        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+        if self.train.image_shape != self.test.image_shape:
             raise ValueError(
-                f"both splits need one image shape, got train {self.train.images.shape[1:]} "
-                f"and test {self.test.images.shape[1:]}"
+                f"both splits need one image shape, got train {self.train.image_shape} and test {self.test.image_shape}"
             )
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every image."""
-        _, height, width, channels = self.train.images.shape
-        return height, width, channels
+        return self.train.image_shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images of both splits, as 8-bit pixels."""
+        return (len(self.train) + len(self.test)) * math.prod(self.image_shape)
+
+    def in_memory(self) -> Dataset:
+        """The same with every image of both splits read and decoded; itself if they are."""
+        return replace(self, train=_decoded(self.train), test=_decoded(self.test))
 
     @property
     def mean(self) -> Float[np.ndarray, "c"]:
-        """Mean of the training pixels of each channel, float32 in [0, 1]."""
+        """Mean of the training pixels of each channel, float32 in [0, 1].
+
+        Of a split that is not in memory a sample of 4,096 images, evenly spread, gives mean and deviation.
+        """
         return self._moments[0]
 
     @property
@@ -102,12 +144,25 @@ class Dataset:
 
     @cached_property
     def _moments(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
-        counts = _histograms(self.train.images).astype(np.float64)
+        if isinstance(self.train, Split):
+            images = self.train.images
+        else:
+            images, _ = self.train.take(spread(len(self.train), _SAMPLE))
+        counts = _histograms(images).astype(np.float64)
         levels = np.arange(256.0) / 255
         total = counts.sum(axis=1)
         mean = counts @ levels / total
         variance = (counts * (levels[None, :] - mean[:, None]) ** 2).sum(axis=1) / total
         return mean.astype(np.float32), np.maximum(np.sqrt(variance), 1 / 255).astype(np.float32)
+
+
+def spread(examples: int, most: int) -> Int[np.ndarray, "m"]:
+    """At most so many positions, evenly spread over all: data sets lie class by class.
+
+    >>> spread(10, 4)
+    array([0, 3, 6, 9])
+    """
+    return np.unique(np.linspace(0, examples - 1, most).round().astype(np.int64))
 
 
 def stratified_holdout(
@@ -157,6 +212,10 @@ def check_holdout(name: str, fraction: float, seed: int) -> None:
         raise ValueError(f"{name} must be between 0 and 1, both excluded, got {fraction}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+
+
+def _decoded(split: Examples) -> Split:
+    return split if isinstance(split, Split) else Split(*split.take(np.arange(len(split))))
 
 
 def _histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, "c 256"]:

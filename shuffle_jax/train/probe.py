@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from shuffle_jax.data import normalize
+from shuffle_jax.data.dataset import spread
 from shuffle_jax.deploy.freeze import layer_name
 from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS
 from shuffle_jax.ops.rounding import argmax
@@ -51,8 +52,8 @@ class Probe:
     @cached_property
     def _sample(self) -> tuple[Array, np.ndarray]:
         test = self.experiment.dataset.test
-        chosen = np.unique(np.linspace(0, len(test) - 1, SAMPLE).round().astype(int))
-        return jnp.asarray(test.images[chosen]), test.labels[chosen]
+        images, labels = test.take(spread(len(test), SAMPLE))
+        return jnp.asarray(images), labels
 
     def _look(self, variables: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
         return self._step(variables, self._sample[0])
