@@ -62,7 +62,7 @@ notebook: $(DEV) ## execute the notebooks in place
 constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		--extra cuda --extra tfds --extra convert --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
+		--extra cuda --extra prepare --extra convert --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
 
 licenses: $(CREATED) ## renew the licences of all dependencies in THIRD_PARTY.md
 	$(PIP) 'pip>=25.1' packaging

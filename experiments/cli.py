@@ -29,7 +29,7 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
-def main(run: Callable[[], None]) -> None:
+def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> None:
     """Runs a command and ends the process with an exit code.
 
     Mistakes in the input and files that cannot be read or written end with one line on standard error and code 2, a
@@ -38,12 +38,13 @@ def main(run: Callable[[], None]) -> None:
 
     Args:
         run: the command; reads ``sys.argv``.
+        leave: what ends the process with the code, also with 0; by default Python does.
     """
     before = sys.unraisablehook
     sys.unraisablehook = partial(_only_named, before)
     code = _code(run)
-    if code:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
-        sys.exit(code)
+    if code or leave:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
+        (leave or sys.exit)(code)
     sys.unraisablehook = before
 
 

@@ -118,7 +118,8 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
     import jax
 
     from shuffle_jax.train.interrupt import Stopped
-    from shuffle_jax.train.loop import NonFiniteLoss, train
+    from shuffle_jax.train.loop import train
+    from shuffle_jax.train.meter import NonFiniteLoss
     from shuffle_jax.train.run import Run
 
     out.mkdir(parents=True, exist_ok=True)

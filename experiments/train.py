@@ -1,21 +1,26 @@
 """Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`.
 
-A preset is a complete configuration; every field of it can be overridden by name. The run goes to --run, by default
-runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers, checkpoints, permutations and figures.
-Ctrl-C saves and stops; --resume goes on from there as if nothing had happened.
+A preset is a complete configuration; every field of it can be overridden by name. With --data.root ROOT any of them
+reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the options of the one named
+before it. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers,
+checkpoints, permutations and figures. Ctrl-C saves and stops; --resume goes on from there as if nothing had happened.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from experiments.cli import main, parse_preset, quiet_libraries
+from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
 from experiments.presets import PRESETS
+from experiments.presets.source import source
+from shuffle_jax.data.pipelines import InputConfig
+from shuffle_jax.distributed import DistributedConfig, connect, is_lead, leave
 from shuffle_jax.train.config import TrainConfig
 
 
@@ -36,17 +41,33 @@ class Arguments:
     devices: int | None = None
     """How many local devices to use; all by default."""
 
+    input: InputConfig = field(default_factory=InputConfig)
+    """The way of the images to the devices."""
+
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """The processes of a run on several hosts, or with one process a device. Every one is started with the same words,
+    but for its index."""
+
+    profile: tuple[int, int] | None = None
+    """The first and the last step of which a trace is written, to the folder profile of the run."""
+
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
-    """A preset, overridden from the command line."""
+    """A preset, overridden from the command line, with data of the kind that it names."""
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
-    return parse_preset(presets, arguments, prog="python -m experiments.train", description=__doc__)
+    if words and words[0] in presets:
+        summary, options = presets[words[0]]
+        data = source(options.config.data, words)
+        presets[words[0]] = summary, replace(options, config=replace(options.config, data=data))
+    return parse_preset(presets, words, prog="python -m experiments.train", description=__doc__)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and trains."""
     options = parse(arguments)
     quiet_libraries()
+    connect(options.distributed)
     from shuffle_jax.train.loop import train
     from shuffle_jax.train.run import newest, next_free
 
@@ -56,8 +77,16 @@ def run(arguments: Sequence[str] | None = None) -> None:
         folder = newest(default) if options.resume else next_free(default)
         if folder is None:
             raise ValueError(f"there is no run to resume in {default}: name one with --run, or leave out --resume")
-    print(f"{'Resuming' if options.resume else 'Training'} {options.preset} in {folder}", flush=True)
-    train(options.config, folder, resume=options.resume, devices=options.devices)
+    if is_lead():
+        print(f"{'Resuming' if options.resume else 'Training'} {options.preset} in {folder}", flush=True)
+    train(
+        options.config,
+        folder,
+        resume=options.resume,
+        devices=options.devices,
+        input=options.input,
+        profile=options.profile,
+    )
 
 
 def _summary(preset: object) -> str:
@@ -65,4 +94,4 @@ def _summary(preset: object) -> str:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, leave)

@@ -6,7 +6,10 @@ import os
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from shuffle_jax.typing import PyTree
 
 BATCH_AXIS = "batch"
 
@@ -24,6 +27,18 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (BATCH_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def first_devices(number: int | None = None) -> list[jax.Device]:
+    """The first devices of every process.
+
+    Args:
+        number: how many of each; all by default.
+    """
+    chosen: list[jax.Device] = []
+    for process in range(jax.process_count()):
+        chosen += [device for device in jax.devices() if device.process_index == process][:number]
+    return chosen
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis split over all devices of ``mesh``."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
@@ -32,6 +47,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device of ``mesh``."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Puts arrays whole on every device of a mesh.
+
+    Args:
+        tree: arrays of the host, the same in every process.
+        mesh: the devices, of all processes.
+    """
+    everywhere = replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(everywhere, np.asarray(leaf), np.shape(leaf)), tree
+    )
 
 
 def cores() -> int:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import tyro
 
+from experiments.presets.networks import ADDRESSNET, AUTO, MOBILENET, RESNET, SHIFT_RESNET
 from shuffle_jax.data import AugmentConfig, FolderConfig
-from shuffle_jax.models import NetworkConfig
 from shuffle_jax.train.config import PenaltyConfig, TrainConfig
 from shuffle_jax.train.optimizer import OptimizerConfig
 
@@ -27,7 +27,7 @@ def folder() -> TrainConfig:
     """
     return TrainConfig(
         data=FolderConfig(root=tyro.MISSING, image_size=64),
-        network=NetworkConfig(family="shufflenet_v2", width=1.0, stem="imagenet", mixer="auto", auto_candidates=4),
+        network=replace(AUTO, stem="imagenet"),
         augment=AugmentConfig(crop_padding=4, flip=True),
         optimizer=OptimizerConfig(
             learning_rate=0.1,
@@ -59,3 +59,75 @@ def folder_dynamic() -> TrainConfig:
     """
     config = folder()
     return replace(config, network=replace(config.network, mixer="dynamic"))
+
+
+def folder_mobilenet() -> TrainConfig:
+    """MobileNetV2 0.5x on a folder of images, one subfolder a class.
+
+    Convolutions: as :func:`digits_mobilenet`.
+
+    Data: ``--data.root ROOT`` as in the preset ``folder``, at 64 x 64 pixels; below 48 choose
+    ``--network.stem small``.
+
+    Expected: depends on the pictures. No result is claimed for this preset.
+
+    Cost: not measured.
+
+    Command: ``python -m experiments.train folder-mobilenet --data.root ROOT``
+    """
+    return TrainConfig(
+        data=FolderConfig(root=tyro.MISSING, image_size=64),
+        network=replace(MOBILENET, width=0.5, stem="imagenet"),
+        augment=AugmentConfig(crop_padding=4, flip=True),
+        optimizer=OptimizerConfig(learning_rate=0.1, warmup_epochs=2, weight_decay=1e-4, clip_norm=1.0),
+        epochs=60,
+        batch_size=64,
+        label_smoothing=0.1,
+    )
+
+
+def folder_resnet() -> TrainConfig:
+    """ResNet-18 on a folder of images, one subfolder a class.
+
+    Convolutions: as :func:`digits_resnet`.
+
+    Data: as :func:`folder_mobilenet`.
+
+    Expected: depends on the pictures. No result is claimed for this preset.
+
+    Cost: not measured.
+
+    Command: ``python -m experiments.train folder-resnet --data.root ROOT``
+    """
+    return replace(folder_mobilenet(), network=replace(RESNET, stem="imagenet"))
+
+
+def folder_addressnet() -> TrainConfig:
+    """AddressNet, the network of the table for ImageNet, on a folder of images, one subfolder a class.
+
+    Mixers: as :func:`digits_addressnet`.
+
+    Data: ``--data.root ROOT`` as in the preset ``folder``, at 64 x 64 pixels; below 48 choose
+    ``--network.stem small``.
+
+    Expected: depends on the pictures. No result is claimed for this preset.
+
+    Cost: not measured.
+
+    Command: ``python -m experiments.train folder-addressnet --data.root ROOT``
+    """
+    return replace(folder_mobilenet(), network=replace(ADDRESSNET, stem="imagenet"))
+
+
+def folder_shift_resnet() -> TrainConfig:
+    """ShiftResNet-20, expansion 3, on a folder of images, one subfolder a class.
+
+    Data: ``--data.root ROOT`` as in the preset ``folder``, at 32 x 32 pixels.
+
+    Expected: depends on the pictures. No result is claimed for this preset.
+
+    Cost: not measured.
+
+    Command: ``python -m experiments.train folder-shift-resnet --data.root ROOT``
+    """
+    return replace(folder_addressnet(), data=FolderConfig(root=tyro.MISSING, image_size=32), network=SHIFT_RESNET)

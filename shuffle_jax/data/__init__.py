@@ -19,9 +19,11 @@ from shuffle_jax.data.augment import (
 from shuffle_jax.data.batches import Batch, Batches, ResidentBatches
 from shuffle_jax.data.dataset import Dataset, Split
 from shuffle_jax.data.digits import DigitsConfig, load_digits
+from shuffle_jax.data.encoded import Encoded, Record, Records, Window, read_image
 from shuffle_jax.data.folder import FolderConfig, load_folder
 from shuffle_jax.data.preprocessing import Preprocessing
 from shuffle_jax.data.resized_crop import random_resized_crop
+from shuffle_jax.data.tfds import TfdsConfig, load_tfds
 
 __all__ = [
     "AugmentConfig",
@@ -30,23 +32,30 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "DigitsConfig",
+    "Encoded",
     "FolderConfig",
     "Preprocessing",
+    "Record",
+    "Records",
     "ResidentBatches",
     "Split",
+    "TfdsConfig",
+    "Window",
     "augment",
     "cutout",
     "load",
     "load_digits",
     "load_folder",
+    "load_tfds",
     "mixup",
     "normalize",
     "random_crop",
     "random_flip",
     "random_resized_crop",
+    "read_image",
 ]
 
-DataConfig = DigitsConfig | FolderConfig
+DataConfig = DigitsConfig | FolderConfig | TfdsConfig
 """The configuration of any data set."""
 
 
@@ -59,7 +68,8 @@ def load(config: DataConfig, classes: Sequence[str] | None = None) -> Dataset:
             data set's own order.
 
     Returns:
-        The data set, its ``classes`` equal to ``classes`` where given.
+        The data set, its ``classes`` equal to ``classes`` where given. Images of files are read and decoded when they
+        are asked for; :meth:`Dataset.in_memory` reads them all.
 
     Raises:
         ValueError: the data cannot be read, or has other classes.
@@ -69,6 +79,8 @@ def load(config: DataConfig, classes: Sequence[str] | None = None) -> Dataset:
             dataset = load_digits(config)
         case FolderConfig():
             dataset = load_folder(config, classes)
+        case TfdsConfig():
+            dataset = load_tfds(config)
     if classes is not None and dataset.classes != tuple(classes):
         raise ValueError(f"{dataset.name} has the classes {dataset.classes}, not {tuple(classes)}; use its own")
     return dataset

@@ -1,8 +1,8 @@
 """Augmentation: pure functions of a key and a batch, to be called under ``jax.jit``.
 
-Every sample draws its own crop, flip and square from the one key of the batch. On a batch split over devices
-these three, and the normalisation, run without communication; ``mixup`` passes one image between neighbouring
-devices.
+Every sample draws its own crop, flip, operations, colours, square and rectangle from the one key of the batch. On a
+batch split over devices these, and the normalisation, run without communication; mixup and cutmix pass one image
+between neighbouring devices.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shuffle_jax.data.color import jitter
+from shuffle_jax.data.erase import cutout, erase
+from shuffle_jax.data.mix import cutmix, mixup, mixup_or_cutmix
+from shuffle_jax.data.random_augment import STRONGEST, random_augment
 from shuffle_jax.data.resized_crop import random_resized_crop
 from shuffle_jax.typing import Array, Float, Images, Key, Num, UInt8
 
@@ -31,6 +35,13 @@ class AugmentConfig:
             the start.
         resized_crop: smallest share of the area that a crop of random size and shape keeps, at most 1; 0.08 is
             usual for ImageNet.
+        jitter: largest change of brightness, contrast and saturation, as a share, at most 1; 0.4 is usual for
+            ImageNet.
+        random_operations: operations of RandAugment on every image; 2 is usual for ImageNet.
+        random_magnitude: their strength, from 0 to 30; 9 is usual for ImageNet.
+        erasing: share of the images of which a rectangle is blanked, at most 1.
+        cutmix: alpha of the Beta(alpha, alpha) that the rectangle is drawn by which pairs of images share; 1 is the
+            paper's. With mixup, each batch has one of the two, by chance.
 
     Raises:
         ValueError: a number is out of its range, or both crops are asked for.
@@ -42,6 +53,11 @@ class AugmentConfig:
     mixup: float = 0.0
     mixup_epochs: float = 0.0
     resized_crop: float = 0.0
+    jitter: float = 0.0
+    random_operations: int = 0
+    random_magnitude: float = 9.0
+    erasing: float = 0.0
+    cutmix: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -50,11 +66,22 @@ class AugmentConfig:
             ("mixup", self.mixup),
             ("mixup_epochs", self.mixup_epochs),
             ("resized_crop", self.resized_crop),
+            ("jitter", self.jitter),
+            ("random_operations", self.random_operations),
+            ("random_magnitude", self.random_magnitude),
+            ("erasing", self.erasing),
+            ("cutmix", self.cutmix),
         ):
-            if value < 0:
+            if not value >= 0:  # nor is NaN
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if self.resized_crop > 1:
             raise ValueError(f"resized_crop is a share of the area, at most 1, got {self.resized_crop}")
+        if self.jitter > 1:
+            raise ValueError(f"jitter is a share of brightness, contrast and saturation, at most 1, got {self.jitter}")
+        if self.random_magnitude > STRONGEST:
+            raise ValueError(f"random_magnitude must be at most {STRONGEST}, got {self.random_magnitude}")
+        if self.erasing > 1:
+            raise ValueError(f"erasing is a share of the images, at most 1, got {self.erasing}")
         if self.resized_crop and self.crop_padding:
             raise ValueError(
                 f"resized_crop {self.resized_crop} and crop_padding {self.crop_padding} are two crops: set one to 0"
@@ -70,10 +97,10 @@ def augment(
     std: Sequence[float] | Float[np.ndarray, "c"],
     epoch: float | Float[Array, ""] | None = None,
 ) -> tuple[Images, Float[Array, "n k"]]:
-    """Crops, flips, normalises, cuts out and mixes, in this order, what ``config`` asks for.
+    """Crops, flips, does random operations, jitters, normalises, cuts out, erases and mixes, in this order.
 
-    The crop pads with level 0 (black) before the normalisation, or resizes, whose levels are not rounded; the cutout
-    blanks with 0 after it (the mean).
+    Each where ``config`` asks for it. The crop pads with level 0 (black) before the normalisation, or resizes, whose
+    levels are rounded for random operations only; cutout and erasing blank with 0 after it (the mean).
 
     Args:
         key: the key of this step. Each augmentation has its own part of it, so switching one on or off leaves
@@ -89,19 +116,33 @@ def augment(
         float32 images (n, h, w, c) and targets (n, k).
 
     Raises:
-        ValueError: alpha of mixup rises, and there is no epoch.
+        ValueError: alpha of mixup rises, and there is no epoch; or colours are to change where there are neither 1
+            nor 3 channels.
     """
     crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
+    # Not a wider split, whose first four are these only in one of JAX's two ways to split; its keys beyond are these.
+    random_key, jitter_key, erase_key, cutmix_key, choice_key = (jax.random.fold_in(key, i) for i in range(4, 9))
     if config.crop_padding:
         images = random_crop(crop_key, images, config.crop_padding)
     if config.resized_crop:
         images = random_resized_crop(crop_key, images, config.resized_crop)
     if config.flip:
         images = random_flip(flip_key, images)
+    if config.random_operations:
+        images = random_augment(random_key, to_levels(images), config.random_operations, config.random_magnitude)
+    if config.jitter:
+        images = jitter(jitter_key, images, config.jitter)
     values = normalize(images, mean, std)
     if config.cutout:
         values = cutout(cutout_key, values, config.cutout)
-    if config.mixup:
+    if config.erasing:
+        values = erase(erase_key, values, config.erasing)
+    if config.mixup and config.cutmix:
+        keys = mixup_key, cutmix_key, choice_key
+        values, targets = mixup_or_cutmix(keys, values, targets, mixup_alpha(config, epoch), config.cutmix)
+    elif config.cutmix:
+        values, targets = cutmix(cutmix_key, values, targets, config.cutmix)
+    elif config.mixup:
         values, targets = mixup(mixup_key, values, targets, mixup_alpha(config, epoch))
     return values, targets
 
@@ -127,6 +168,11 @@ def normalize(
     shift = jnp.asarray(mean, jnp.float32).reshape(1, 1, 1, -1)
     scale = jnp.asarray(std, jnp.float32).reshape(1, 1, 1, -1)
     return (images.astype(jnp.float32) / 255 - shift) / scale
+
+
+def to_levels(images: Num[Array, "n h w c"]) -> UInt8[Array, "n h w c"]:
+    """Rounds levels in [0, 255] to 8 bits; those of 8 bits stay as they are."""
+    return images if images.dtype == jnp.uint8 else jnp.round(images).astype(jnp.uint8)
 
 
 def random_crop(key: Key, images: Num[Array, "n h w c"], padding: int) -> Num[Array, "n h w c"]:
@@ -171,36 +217,6 @@ def random_flip(key: Key, images: Num[Array, "n h w c"]) -> Num[Array, "n h w c"
     return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-def cutout(key: Key, images: Num[Array, "n h w c"], size: int) -> Num[Array, "n h w c"]:
-    """Blanks a square of every image.
-
-    ``y[i, r, s] = 0`` where ``0 <= r - (cy[i] - size // 2) < size`` and the same for s and cx, x elsewhere,
-    with the centre (cy, cx) uniform over the pixels. The part of the square outside the image is lost.
-
-    Args:
-        key: the random key.
-        images: (n, h, w, c) of any dtype; normalised images are blanked with their mean.
-        size: side of the square, at least 0.
-
-    Returns:
-        The images, same shape and dtype.
-
-    Source: T. DeVries, G. W. Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout",
-    arXiv:1708.04552, 2017.
-    """
-    n, h, w, _ = images.shape
-    row_key, column_key = jax.random.split(key)
-    inside_rows = _inside(jax.random.randint(row_key, (n, 1), 0, h), h, size)
-    inside_columns = _inside(jax.random.randint(column_key, (n, 1), 0, w), w, size)
-    blank = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
-    return jnp.where(blank, jnp.zeros((), images.dtype), images)
-
-
-def _inside(centre: Num[Array, "n 1"], length: int, size: int) -> Num[Array, "n length"]:
-    distance = jnp.arange(length)[None, :] - (centre - size // 2)
-    return (distance >= 0) & (distance < size)
-
-
 def mixup_alpha(config: AugmentConfig, epoch: float | Float[Array, ""] | None) -> float | Float[Array, ""]:
     """Alpha of mixup, ``mixup min(1, epoch / mixup_epochs)``.
 
@@ -224,46 +240,3 @@ def mixup_alpha(config: AugmentConfig, epoch: float | Float[Array, ""] | None) -
             f"mixup rises over {config.mixup_epochs} epochs and needs the epoch: give it, or set mixup_epochs to 0"
         )
     return config.mixup * jnp.clip(epoch / config.mixup_epochs, 0, 1)
-
-
-def mixup(
-    key: Key, images: Images, targets: Float[Array, "n k"], alpha: float | Float[Array, ""]
-) -> tuple[Images, Float[Array, "n k"]]:
-    """Mixes every image, and its target, with the one before it in the batch.
-
-    ``x~[i] = t x[i] + (1 - t) x[i - 1]`` and the same for the targets, with the index taken round the batch
-    and one t ~ Beta(alpha, alpha) for the whole batch, as in the authors' code. They pair by a random
-    permutation; in a batch drawn in random order the neighbour is as random, its pairs are n different ones,
-    and over devices it moves one image per device where a permutation gathers the batch. A batch of one is
-    left as it is.
-
-    Args:
-        key: the random key.
-        images: float32 (n, h, w, c).
-        targets: float32 (n, k), each row a distribution over the classes.
-        alpha: positive; small keeps t near 0 and 1, 1 is uniform. An array may be 0 as well, and then mixes nothing.
-
-    Returns:
-        The mixed images and targets.
-
-    Raises:
-        ValueError: alpha is not positive.
-
-    Source: H. Zhang, M. Cisse, Y. N. Dauphin, D. Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR
-    2018.
-    """
-    if isinstance(alpha, jax.Array):
-        mixes = alpha > 0
-        shape = jnp.where(mixes, alpha, 1)
-        t = jnp.where(mixes, jax.random.beta(key, shape, shape, dtype=jnp.float32), 1)
-    elif alpha <= 0:
-        raise ValueError(f"alpha must be positive, got {alpha}; leave mixup out to mix nothing")
-    else:
-        t = jax.random.beta(key, alpha, alpha, dtype=jnp.float32)
-    return _mix(t, images), _mix(t, targets)
-
-
-def _mix(t: Float[Array, ""], values: Float[Array, "n *rest"]) -> Float[Array, "n *rest"]:
-    # Written as x + (1 - t) (x' - x) so that mixing an image with itself changes no bit of it.
-    rest = (1 - t).astype(values.dtype)
-    return values + rest * (jnp.roll(values, 1, axis=0) - values)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from shuffle_jax.data.dataset import Dataset, Split, check_holdout, stratified_holdout
-from shuffle_jax.typing import Int, UInt8
+from shuffle_jax.data.dataset import Dataset, check_holdout, stratified_holdout
+from shuffle_jax.data.encoded import Encoded, Record, bombs_are_errors, check_crop, in_threads, read_image
+from shuffle_jax.typing import Int
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+SUFFIXES = (".jpg", ".jpeg", ".png")
 _TEST_FOLDERS = ("val", "validation", "test")
 _NAMED = 3
 """How many broken images a warning names."""
-
-_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,8 @@ class FolderConfig:
             what is drawn is opened. So with broken = "skip" a class has fewer images by those of the drawn ones that
             are broken, and a part is held out of all files, broken ones among them.
         test_per_class: at most this many test images of each class, drawn in the same way; None for all.
+        crop: the share of a test picture's shorter side that is kept, in (0, 1]: 0.875 is ImageNet's centre of 224
+            pixels of 256. Training pictures that are kept in memory keep the whole of it.
     """
 
     root: Path
@@ -53,11 +53,13 @@ class FolderConfig:
     broken: Literal["stop", "skip"] = "stop"
     per_class: int | None = None
     test_per_class: int | None = None
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         check_holdout("holdout", self.holdout, self.seed)
+        check_crop(self.crop)
         for name, number in (("per_class", self.per_class), ("test_per_class", self.test_per_class)):
             if number is not None and number < 1:
                 raise ValueError(f"{name} must be at least 1, or None for all images, got {number}")
@@ -69,7 +71,7 @@ class FolderConfig:
 
 
 def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> Dataset:
-    """Reads the JPEG and PNG files of the class folders, all or those drawn, into memory in the order of their names.
+    """Finds the JPEG and PNG files of the class folders, all or those drawn, in the order of their names.
 
     Hidden files and folders, and files of other types, are ignored. Links are followed inside of the root only; the
     root itself may be one.
@@ -80,21 +82,13 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
             sorted names of the folders in ``root/train``.
 
     Returns:
-        The data set, images uint8 (n, image_size, image_size, 3).
+        The data set, images uint8 (n, image_size, image_size, 3), which are read and decoded when they are asked
+        for. A file that is no readable image is then a ValueError, unless ``broken`` is "skip".
 
     Raises:
-        ValueError: a folder is missing or empty, a class is in one place and not in the other, a file is not a
-            readable image, or a link leads out of the root.
+        ValueError: a folder is missing or empty, a class is in one place and not in the other, or a link leads out of
+            the root.
     """
-    from PIL import Image
-
-    # Set here and not where an image is opened: the filters are those of all threads.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _load(config, classes)
-
-
-def _load(config: FolderConfig, classes: Sequence[str] | None) -> Dataset:
     root = Path(config.root)
     if not root.is_dir():
         raise ValueError(f"no folder {root}; set root to the folder that holds 'train'")
@@ -113,76 +107,50 @@ def _load(config: FolderConfig, classes: Sequence[str] | None) -> Dataset:
         splits = [_drawn(files, number, config.seed) for files, number in zip(splits, numbers, strict=True)]
     if config.broken == "skip":
         splits = _whole(splits, names, config)
-    train, test = (
-        Split(_read_images(files.paths, config.image_size), files.labels) for files in _both(splits, names, config)
+    train, test = (Files(*files) for files in _both(splits, names, config))
+    return Dataset(
+        name=root.resolve().name,
+        classes=names,
+        train=Encoded(train, config.image_size),
+        test=Encoded(test, config.image_size, crop=config.crop),
     )
-    return Dataset(name=root.resolve().name, classes=names, train=train, test=test)
 
 
-def read_image(path: Path, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Reads an image file as a square RGB image.
+class Files:
+    """Image files of a split as records.
 
-    The image is turned upright by its EXIF orientation, its shorter side is resized to ``size`` (bicubic,
-    with antialiasing) and the centre is kept. Grey levels are repeated over the channels, of 16 bits the
-    upper 8 are kept, and transparency is dropped.
+    Their names are kept as one text: a million paths would take half a gigabyte, and seconds to send to a process.
 
     Args:
-        path: a file in any format and mode that Pillow reads.
-        size: side of the result in pixels, at least 1.
-
-    Returns:
-        uint8 (size, size, 3).
-
-    Raises:
-        ValueError: the file is not a complete, readable image.
+        folder: what holds the folders of the classes.
+        names: of the files, ``<class>/<file>``.
+        labels: their labels, int32 (n,).
     """
-    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as file:
-            if Image.MAX_IMAGE_PIXELS is not None and file.width * file.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS}")
-            # A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size, twice `size` at least.
-            file.draft("RGB", (2 * size, 2 * size))
-            image = ImageOps.exif_transpose(file)
-    except Exception as error:  # OSError, SyntaxError, struct.error and whatever else a decoder raises
-        raise ValueError(f"cannot read image {path}: {error}; repair or remove the file") from error
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    def __init__(self, folder: Path, names: Sequence[str], labels: Int[np.ndarray, "n"]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._folder, self._names, self._labels = folder, b"".join(encoded), labels
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
 
+    def __len__(self) -> int:
+        return len(self._labels)
 
-def _read_images(paths: Sequence[Path], size: int) -> UInt8[np.ndarray, "n size size 3"]:
-    images = np.empty((len(paths), size, size, 3), np.uint8)
-
-    def read(index: int) -> None:
-        images[index] = read_image(paths[index], size)
-
-    _in_threads(read, range(len(paths)))
-    return images
-
-
-def _in_threads(function: Callable[..., _Result], values: Sequence[object]) -> list[_Result]:
-    # Pillow decodes and resizes without the interpreter's lock, so threads use every core.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            return list(pool.map(function, values))
-        except BaseException:  # Ctrl-C or a broken image: do not read all the others first.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    def __getitem__(self, position: SupportsIndex) -> Record:
+        index = operator.index(position)
+        start = self._ends[index - 1] if index else 0
+        path = self._folder / os.fsdecode(self._names[start : self._ends[index]])
+        return Record(str(path), path, int(self._labels[index]))
 
 
 class _Files(NamedTuple):
     """Image files of a split, and their labels."""
 
     folder: Path
-    paths: list[Path]
+    names: list[str]
     labels: Int[np.ndarray, "n"]
 
     def take(self, positions: Int[np.ndarray, "m"]) -> _Files:
-        return _Files(self.folder, [self.paths[i] for i in positions], self.labels[positions])
+        return _Files(self.folder, [self.names[i] for i in positions.tolist()], self.labels[positions])
 
 
 def _both(splits: list[_Files], classes: Sequence[str], config: FolderConfig) -> list[_Files]:
@@ -213,14 +181,15 @@ def _whole(splits: list[_Files], classes: Sequence[str], config: FolderConfig) -
             return False
         return True
 
-    files = [path for split in splits for path in split.paths]
-    whole = np.array(_in_threads(is_whole, files), bool)
+    files = [split.folder / name for split in splits for name in split.names]
+    with bombs_are_errors():
+        whole = np.array(in_threads(is_whole, files), bool)
     broken = [str(file) for file, good in zip(files, whole, strict=True) if not good]
     if broken:
         more = ", ..." if len(broken) > _NAMED else ""
         first = ", ".join(broken[:_NAMED]) + more
         print(f"warning: {len(broken)} of {len(files)} images are broken and left out: {first}", file=sys.stderr)
-    parts = np.split(whole, np.cumsum([len(split.paths) for split in splits])[:-1])
+    parts = np.split(whole, np.cumsum([len(split.names) for split in splits])[:-1])
     kept = [split.take(np.flatnonzero(part)) for split, part in zip(splits, parts, strict=True)]
     for before, after in zip(splits, kept, strict=True):
         for label in sorted(set(before.labels.tolist()) - set(after.labels.tolist())):
@@ -232,7 +201,7 @@ def _whole(splits: list[_Files], classes: Sequence[str], config: FolderConfig) -
 
 def _scan(folder: Path, classes: Sequence[str], root: Path) -> _Files:
     """The image files of ``folder/<class>/`` and their labels."""
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
     for name in _class_names(folder, root):
         if name not in classes:
@@ -240,14 +209,14 @@ def _scan(folder: Path, classes: Sequence[str], root: Path) -> _Files:
                 f"{folder / name} is not among the {len(classes)} known classes; "
                 f"remove the folder, or add the class to training"
             )
-        candidates = [file for file in _visible(folder / name, root) if file.suffix.lower() in SUFFIXES]
+        candidates = [file for file in _visible(folder / name, root) if file.name.lower().endswith(SUFFIXES)]
         # A link to nowhere is a broken image, and no reason to look away.
-        files = sorted(file for file in candidates if file.is_file() or not file.exists())
+        files = sorted(file.name for file in candidates if file.is_file() or not os.path.exists(file))
         if not files:
             raise ValueError(f"no .jpg, .jpeg or .png image in {folder / name}; add images, or remove the folder")
-        paths += files
+        names += [f"{name}/{file}" for file in files]
         labels += [classes.index(name)] * len(files)
-    return _Files(folder, paths, np.array(labels, np.int32))
+    return _Files(folder, names, np.array(labels, np.int32))
 
 
 def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
@@ -258,11 +227,12 @@ def _class_names(folder: Path, root: Path) -> tuple[str, ...]:
     return names
 
 
-def _visible(folder: Path, root: Path) -> list[Path]:
-    """What is in a folder and not hidden."""
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+def _visible(folder: Path, root: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden. A folder tells what its entries are; a million paths would be asked."""
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
-        _check_inside(entry, root)
+        if entry.is_symlink():
+            _check_inside(Path(entry), root)
     return entries
 
 

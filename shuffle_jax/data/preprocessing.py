@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from shuffle_jax.data.folder import read_image
+from shuffle_jax.data.encoded import bombs_are_errors, check_crop, read_image
 from shuffle_jax.typing import Float, UInt8
 
 
@@ -23,6 +22,7 @@ class Preprocessing:
         channels: 3 for red, green and blue, 1 for grey.
         mean: of the training pixels per channel, in units of [0, 1].
         std: their standard deviation per channel, positive.
+        crop: the share of a picture's shorter side that is kept, in (0, 1], as of the images of the test.
 
     Raises:
         ValueError: the numbers do not fit each other.
@@ -32,12 +32,14 @@ class Preprocessing:
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float = 1.0
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
         if self.size < 1 or not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
             raise ValueError(f"{self} is no preprocessing: it needs a size, and a mean and a positive std per channel")
+        check_crop(self.crop)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -45,19 +47,13 @@ class Preprocessing:
         return self.size, self.size, self.channels
 
     def read(self, path: Path) -> UInt8[np.ndarray, "h w c"]:
-        """Reads a picture, see :func:`shuffle_jax.data.folder.read_image`; one channel is its brightness.
+        """Reads a picture, see :func:`shuffle_jax.data.encoded.read_image`; one channel is its brightness.
 
         Raises:
             ValueError: the file is not a complete, readable image.
         """
-        from PIL import Image
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = read_image(path, self.size)
-        if self.channels == 3:
-            return image
-        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+        with bombs_are_errors():
+            return read_image(path, self.size, self.channels, crop=self.crop)
 
     def normalize(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
         """Brings 8-bit images to the network's input, ``(x / 255 - mean) / std``.
@@ -87,9 +83,10 @@ def preprocessing_from_json(value: Mapping[str, Any]) -> Preprocessing:
     try:
         size, channels = int(value["size"]), int(value["channels"])
         mean, std = (tuple(float(v) for v in _listed(value[name])) for name in ("mean", "std"))
+        crop = float(value.get("crop", 1.0))  # files of before know no crop
     except (KeyError, TypeError) as error:
         raise ValueError(f"the preprocessing {dict(value)} is wrong in {error}: export again") from error
-    return Preprocessing(size, channels, mean, std)
+    return Preprocessing(size, channels, mean, std, crop)
 
 
 def _listed(value: Any) -> Sequence[Any]:

@@ -1,4 +1,8 @@
-"""Random resized crops: a part of every image, brought back to its size; a pure function for ``jax.jit``."""
+"""Random resized crops: a part of every image, brought back to its size.
+
+Of prepared images by a pure function for ``jax.jit``; of whole pictures, whatever their proportions, by a window that
+their reader cuts out.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from shuffle_jax.typing import Array, Float, Images, Int, Key, Num
 
 RATIO = 4 / 3
 """The most that a crop stretches an image in one direction against the other."""
+
+TRIES = 10
+"""How often a window that does not fit into its picture is drawn, before the centre is taken."""
 
 
 def random_resized_crop(key: Key, images: Num[Array, "n h w c"], smallest: float) -> Images:
@@ -42,6 +50,44 @@ def random_resized_crop(key: Key, images: Num[Array, "n h w c"], smallest: float
     ratio = jnp.exp(jnp.minimum(math.log(RATIO), -jnp.log(area)) * (2 * tilt - 1))
     size = jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)], axis=1)
     return resize_windows(images, (1 - size) * jnp.stack([top, left], axis=1), size)
+
+
+def random_window(
+    seed: int, epoch: int, place: int, smallest: float, height: int, width: int
+) -> tuple[float, float, float, float]:
+    """The part of a picture that a random resized crop keeps, as published.
+
+    Its share a of the area is uniform on [smallest, 1], its width over its height r log-uniform on [3/4, 4/3]: it is
+    ``sqrt(a h w / r)`` high and ``sqrt(a h w r)`` wide. One that does not fit is drawn again; after ten it is the
+    largest in the centre with a ratio in [3/4, 4/3]. Its place is uniform. Sides and place lie between pixels too,
+    which is this project's choice.
+
+    The numbers come from a generator that counts (Philox), keyed by the first three arguments: the crop is a function
+    of the seed and of the place in the training alone, whoever computes it.
+
+    Args:
+        seed: of the run; its last 64 bits count.
+        epoch: at least 0.
+        place: of the image in the order of the epoch, at least 0.
+        smallest: smallest share of the area, above 0 and at most 1.
+        height: of the picture, in pixels.
+        width: of the picture, in pixels.
+
+    Returns:
+        (top, left, height, width) in pixels, inside of the picture.
+
+    Source: C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6, with smallest = 0.08; tries and
+    centre as in the code of PyTorch's torchvision.
+    """
+    bits = np.random.Philox(key=[seed % 2**64, 0], counter=[0, place, epoch, 0]).random_raw(4 * TRIES)
+    for area, tilt, top, left in ((bits >> np.uint64(11)) * 2.0**-53).reshape(TRIES, 4).tolist():
+        pixels = (smallest + (1 - smallest) * area) * height * width
+        ratio = RATIO ** (2 * tilt - 1)
+        high, wide = math.sqrt(pixels / ratio), math.sqrt(pixels * ratio)
+        if high <= height and wide <= width:
+            return top * (height - high), left * (width - wide), high, wide
+    high, wide = min(height, width * RATIO), min(width, height * RATIO)
+    return (height - high) / 2, (width - wide) / 2, high, wide
 
 
 def resize_windows(images: Num[Array, "n h w c"], start: Float[Array, "n 2"], size: Float[Array, "n 2"]) -> Images:

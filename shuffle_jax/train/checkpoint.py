@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from shuffle_jax.distributed import ProcessLost, barrier, is_lead
 from shuffle_jax.train.integrity import STATE, Content, Damaged, inspect, steps_in
 from shuffle_jax.train.run import next_free
 from shuffle_jax.train.state import TrainState
@@ -48,8 +49,12 @@ class Checkpoints:
                 self._whole[step] = inspect(self._folder / str(step))
             except Damaged as error:
                 self._damaged[step] = str(error)
+        if not read_only:
+            barrier("checkpoints are read")  # before one process moves what is damaged
         if self._damaged:
             self._pass_over(read_only)
+        if not read_only:
+            barrier("damaged checkpoints are moved")
         self._manager: ocp.CheckpointManager | None = None
         if not read_only:
             newest = policies.LatestN(keep)
@@ -143,6 +148,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, ProcessLost):  # a save would wait for the process that is gone
+            return
         # What went wrong first is what counts.
         with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
             self.close()
@@ -156,6 +163,8 @@ class Checkpoints:
                 "restore one from a copy, or start another run"
             )
         where = "left out"
+        if not is_lead():
+            return
         if not read_only:
             aside = self._folder.parent / "damaged"
             aside.mkdir(exist_ok=True)

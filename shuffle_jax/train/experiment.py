@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,22 +11,25 @@ from pathlib import Path
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from shuffle_jax.data import Batch, Dataset, Preprocessing, ResidentBatches, load, normalize
+from shuffle_jax.data import AugmentConfig, Batch, Batches, Dataset, Preprocessing, load, normalize
+from shuffle_jax.data.order import epoch_order
+from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import Frozen, freeze
 from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
 from shuffle_jax.models import build
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
-from shuffle_jax.sharding import data_mesh, replicated
+from shuffle_jax.sharding import data_mesh, first_devices, replicated
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, penalty_weight
 from shuffle_jax.train.optimizer import in_float, learning_rate, make_optimizer
 from shuffle_jax.train.run import Run
 from shuffle_jax.train.state import TrainState, init_state
 from shuffle_jax.train.step import Metrics, Pixels, make_eval_step, make_train_step
-from shuffle_jax.typing import PyTree
+from shuffle_jax.typing import Images, PyTree
 
 FREEZE_IMAGES = 1024
 """Training images over which dynamic layers are averaged when they are frozen."""
@@ -49,7 +51,7 @@ class Experiment:
     config: TrainConfig
     dataset: Dataset
     mesh: Mesh
-    batches: ResidentBatches
+    batches: Batches
     network: nn.Module
     kept: Pixels | None = None
 
@@ -69,7 +71,7 @@ class Experiment:
     def preprocessing(self) -> Preprocessing:
         """What a picture goes through before the network sees it."""
         height, _, channels = self.dataset.image_shape
-        return Preprocessing(height, channels, *self.pixels)
+        return Preprocessing(height, channels, *self.pixels, crop=getattr(self.config.data, "crop", 1.0))
 
     @cached_property
     def learning_rate(self) -> optax.Schedule:
@@ -106,7 +108,7 @@ class Experiment:
             self.mesh,
             classes=len(self.dataset.classes),
             pixels=self.pixels,
-            augmentation=self.config.augment,
+            augmentation=self._augmentation,
             label_smoothing=self.config.label_smoothing,
             accumulate=self.config.accumulate,
             average_decay=self.config.average_decay,
@@ -119,14 +121,28 @@ class Experiment:
         hard = harden(variables)
         if not self.config.recalibrate or not hard.permutations:
             return hard
-        batches = itertools.islice(self.batches.train(0), self.config.recalibrate)
-        images = (normalize(batch.images, *self.pixels) for batch in batches)
-        return hard._replace(variables=recalibrate(self.network, hard.variables, images))
+        return hard._replace(
+            variables=recalibrate(self.network, hard.variables, self._first_images(self.config.recalibrate))
+        )
 
     def freeze(self, variables: dict[str, PyTree]) -> Frozen:
         """Freezes dynamic layers to the mean over ``FREEZE_IMAGES`` training images, see shuffle_jax.deploy.freeze."""
-        batches = itertools.islice(self.batches.train(0), -(-FREEZE_IMAGES // self.config.batch_size))
-        return freeze(self.network, variables, (normalize(batch.images, *self.pixels) for batch in batches))
+        return freeze(self.network, variables, self._first_images(-(-FREEZE_IMAGES // self.config.batch_size)))
+
+    def _first_images(self, batches: int) -> Iterator[Images]:
+        """Normalised training images of the first batches, not cropped at random, whole on this process alone."""
+        size, per_epoch = self.config.batch_size, self.batches.steps_per_epoch
+        for step in range(batches):
+            epoch, index = divmod(step, per_epoch)
+            rows = epoch_order(self.config.seed, epoch, len(self.dataset.train))[index * size : (index + 1) * size]
+            images, _ = self.dataset.train.take(np.asarray(rows))
+            yield normalize(jnp.asarray(images), *self.pixels)
+
+    @property
+    def _augmentation(self) -> AugmentConfig:
+        """What is left to do to the training images on the devices."""
+        config = self.config.augment
+        return dataclasses.replace(config, resized_crop=0.0) if self.batches.crops else config
 
     def with_evaluation(self, evaluation: Evaluation) -> Experiment:
         """The same with dynamic layers that evaluate otherwise: "hard", "soft" or "repaired"."""
@@ -140,13 +156,19 @@ class Experiment:
         return make_eval_step(self.network, self.mesh, pixels=self.pixels)
 
 
-def prepare(config: TrainConfig, devices: int | None = None, classes: Sequence[str] | None = None) -> Experiment:
-    """Loads the data onto the devices and builds the network.
+def prepare(
+    config: TrainConfig,
+    devices: int | None = None,
+    classes: Sequence[str] | None = None,
+    input: InputConfig | None = None,
+) -> Experiment:
+    """Makes the way from the data to the devices and builds the network.
 
     Args:
         config: the run.
-        devices: how many of the local devices to use; all by default.
+        devices: how many of the local devices of each process to use; all by default.
         classes: the class names in the order of their labels, as a finished run keeps them.
+        input: the way; by default as the size of the data says.
 
     Returns:
         The parts of the run.
@@ -154,17 +176,18 @@ def prepare(config: TrainConfig, devices: int | None = None, classes: Sequence[s
     Raises:
         ValueError: the data cannot be read, or a number does not fit another; the message says which.
     """
-    available = jax.devices()
-    if devices is not None and not 1 <= devices <= len(available):
-        raise ValueError(f"{devices} devices were asked for, this machine has {len(available)}: lower --devices")
-    mesh = data_mesh(available[:devices])
+    available = jax.local_device_count()
+    if devices is not None and not 1 <= devices <= available:
+        raise ValueError(f"{devices} devices were asked for, this machine has {available}: lower --devices")
+    mesh = data_mesh(first_devices(devices))
     dataset = load(config.data, classes)
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
             f"a batch of {config.batch_size} in {config.accumulate} parts cannot be split over {mesh.size} devices: "
             f"make batch_size a multiple of {config.accumulate * mesh.size}, or lower --devices"
         )
-    batches = ResidentBatches(dataset, config.batch_size, mesh, seed=config.seed)
+    crop = config.augment.resized_crop
+    batches = make_batches(dataset, config.batch_size, mesh, config.seed, input or InputConfig(), crop)
     return Experiment(config, dataset, mesh, batches, build(config.network, len(dataset.classes)))
 
 

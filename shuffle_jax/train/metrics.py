@@ -6,6 +6,7 @@ the three destinations takes what it can show of it. ``Metrics`` hands every rec
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import socket
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -248,10 +249,28 @@ class Metrics:
         """Closes all three, each even when another fails; a second call does nothing."""
         self._stack.close()
 
-    def __enter__(self) -> Metrics:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class NoMetrics(Metrics):
+    """Records of a process whose numbers another one writes: nothing is kept or shown."""
+
+    def __init__(self) -> None:
+        import rich.console
+
+        self.console = Console(1, 1, console=rich.console.Console(file=io.StringIO()))
+
+    def write(self, record: Record) -> None:
+        """Forgets the record."""
+
+    def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
+        """Forgets the matrices."""
+
+    def close(self) -> None:
+        """Does nothing."""

@@ -33,7 +33,7 @@ from shuffle_jax.train.config import TrainConfig, differences, from_json, to_jso
 
 ADDED: dict[str, dict[str, Any]] = {
     "AugmentConfig": {"mixup_epochs": 0.0, "resized_crop": 0.0},
-    "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None},
+    "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None, "crop": 1.0},
     "NetworkConfig": {
         "pointwise": "plain",
         "depth": 18,
@@ -190,7 +190,7 @@ def completed(value: Any) -> Any:
     """A configuration as plain values, with the fields that the version which wrote it did not have yet.
 
     >>> completed({"type": "FolderConfig", "root": "images"})
-    {'broken': 'stop', 'per_class': None, 'test_per_class': None, 'type': 'FolderConfig', 'root': 'images'}
+    {'broken': 'stop', 'per_class': None, 'test_per_class': None, 'crop': 1.0, 'type': 'FolderConfig', 'root': 'images'}
     """
     if isinstance(value, Mapping):
         return {**ADDED.get(value.get("type", ""), {}), **{name: completed(item) for name, item in value.items()}}

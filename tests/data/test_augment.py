@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from functools import partial
 
 import jax
@@ -11,21 +12,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from shuffle_jax.data import (
-    AugmentConfig,
-    augment,
-    cutout,
-    mixup,
-    normalize,
-    random_crop,
-    random_flip,
-    random_resized_crop,
-)
-from shuffle_jax.data.augment import mixup_alpha
+from shuffle_jax.data import AugmentConfig, augment, normalize, random_crop, random_flip, random_resized_crop
+from shuffle_jax.data.augment import mixup_alpha, to_levels
+from shuffle_jax.data.color import jitter
+from shuffle_jax.data.erase import cutout, erase
+from shuffle_jax.data.mix import cutmix, mixup, mixup_or_cutmix
+from shuffle_jax.data.random_augment import random_augment
 from shuffle_jax.sharding import batch_sharding, data_mesh
 
 ALL = AugmentConfig(crop_padding=2, flip=True, cutout=3, mixup=0.4)
+EVERY = AugmentConfig(
+    crop_padding=2,
+    flip=True,
+    random_operations=1,
+    jitter=0.4,
+    cutout=3,
+    erasing=0.5,
+    mixup=0.4,
+    cutmix=1.0,
+)
 MEAN, STD = (0.3, 0.5), (0.2, 0.4)
+EARLIER = [  # what the first version to have each gave, see the test
+    (AugmentConfig(), (-11.0873450, -0.379050035)),
+    (ALL, (-5.78289812, 0.304860455)),
+    (AugmentConfig(resized_crop=0.3, flip=True, cutout=3, mixup=0.4), (11.8741553, 0.304860455)),
+]
+MEAN3, STD3 = (0.3, 0.5, 0.4), (0.2, 0.4, 0.3)
 
 
 def random_images(n: int, h: int, w: int, c: int, seed: int = 0) -> np.ndarray:
@@ -101,92 +113,7 @@ def test_half_of_the_images_are_flipped():
     assert uniform(np.bincount(flipped, minlength=2))
 
 
-# Cutout
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 20])
-@pytest.mark.parametrize("shape", [(7, 5), (1, 6)])
-def test_cutout_blanks_one_clipped_square_and_nothing_else(shape, size):
-    h, w = shape
-    images = random_images(40, h, w, 2)
-    result = np.asarray(cutout(jax.random.key(2), jnp.asarray(images), size))
-    squares = []
-    for cy in range(h):
-        for cx in range(w):
-            mask = np.zeros((h, w), bool)
-            mask[max(0, cy - size // 2) : cy - size // 2 + size, max(0, cx - size // 2) : cx - size // 2 + size] = 1
-            squares.append(mask)
-    for image, blanked in zip(images, result, strict=True):
-        zero = (blanked == 0).all(axis=-1)
-        assert any(np.array_equal(zero, mask) for mask in squares)
-        np.testing.assert_array_equal(blanked, np.where(zero[..., None], 0, image))
-
-
-def test_cutout_centres_are_uniform():
-    blanked = cutout(jax.random.key(5), jnp.ones((4000, 3, 5, 1)), 1)
-    centres = np.asarray(blanked == 0).sum(axis=0)
-    assert centres.sum() == 4000
-    assert uniform(centres)
-
-
-def test_cutout_of_size_zero_changes_nothing():
-    images = jnp.asarray(random_images(2, 3, 3, 1))
-    np.testing.assert_array_equal(cutout(jax.random.key(0), images, 0), images)
-
-
-# Mixup
-
-
-@pytest.mark.parametrize("n", [2, 5])
-def test_mixup_is_one_convex_combination_with_the_image_before(n):
-    images = random_images(n, 3, 2, 2).astype(np.float32)
-    targets = one_hot(n, n)
-    mixed, soft = mixup(jax.random.key(4), jnp.asarray(images), jnp.asarray(targets), 1.0)
-    t = float(soft[0, 0])
-    assert 0.01 < t < 0.99
-    np.testing.assert_allclose(soft, t * targets + (1 - t) * np.roll(targets, 1, axis=0), atol=1e-6)
-    np.testing.assert_allclose(mixed, t * images + (1 - t) * np.roll(images, 1, axis=0), rtol=1e-5)
-    np.testing.assert_allclose(np.asarray(soft).sum(axis=1), 1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
-def test_mixup_weights_follow_the_beta_law(alpha):
-    images, targets = jnp.zeros((2, 1, 1, 1)), jnp.eye(2)
-    keys = jax.random.split(jax.random.key(0), 2000)
-    draws = jax.jit(jax.vmap(lambda key: mixup(key, images, targets, alpha)[1][0, 0]))(keys)
-    assert stats.kstest(np.asarray(draws, np.float64), stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-
-
-def test_mixup_leaves_a_batch_of_one_as_it_is():
-    image, target = jnp.full((1, 3, 3, 1), 0.3), jnp.array([[0.1, 0.9]])
-    mixed, soft = mixup(jax.random.key(0), image, target, 1.0)
-    np.testing.assert_array_equal(mixed, image)
-    np.testing.assert_array_equal(soft, target)
-
-
-@pytest.mark.parametrize("alpha", [0.0, -1.0])
-def test_mixup_rejects_alpha(alpha):
-    with pytest.raises(ValueError, match=f"alpha must be positive, got {alpha}"):
-        mixup(jax.random.key(0), jnp.zeros((2, 1, 1, 1)), jnp.eye(2), alpha)
-
-
-def test_an_alpha_of_zero_that_is_traced_mixes_nothing():
-    images, targets = jnp.asarray(random_images(4, 3, 2, 2)) / 7, jnp.asarray(one_hot(4, 3))
-    mixed, soft = jax.jit(mixup)(jax.random.key(0), images, targets, jnp.float32(0))
-    np.testing.assert_array_equal(mixed, images)
-    np.testing.assert_array_equal(soft, targets)
-
-
-def test_a_traced_alpha_draws_what_the_number_draws():
-    images, targets = jnp.zeros((2, 1, 1, 1)), jnp.eye(2)
-    keys = jax.random.split(jax.random.key(0), 200)
-    traced = jax.jit(jax.vmap(lambda key, alpha: mixup(key, images, targets, alpha)[1][0, 0], in_axes=(0, None)))
-    static = jax.jit(jax.vmap(lambda key: mixup(key, images, targets, 0.3)[1][0, 0]))
-    np.testing.assert_allclose(traced(keys, jnp.float32(0.3)), static(keys), rtol=1e-5, atol=1e-6)
-    for alpha in (1e-3, 1e-7, 1e-30):  # as early in a ramp
-        weights = np.asarray(traced(keys, jnp.float32(alpha)))
-        assert np.isin(weights.round(3), (0, 1)).mean() > 0.95
-        assert 0.3 < weights.mean() < 0.7
+# The ramp of mixup
 
 
 def test_alpha_rises_linearly_with_the_epoch():
@@ -257,6 +184,51 @@ def test_a_resized_crop_comes_first_and_is_not_rounded():
     np.testing.assert_array_equal(result, expected)
 
 
+def test_colours_come_before_the_normalisation_and_rectangles_after_it():
+    images, targets, key = jnp.asarray(random_images(4, 7, 5, 3)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
+    crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
+    random_key, jitter_key, erase_key, *mix_keys = (jax.random.fold_in(key, i) for i in range(4, 9))
+    levels = random_flip(flip_key, random_crop(crop_key, images, 2))
+    levels = jitter(jitter_key, random_augment(random_key, levels, 1, 9.0), 0.4)
+    expected = erase(erase_key, cutout(cutout_key, normalize(levels, MEAN3, STD3), 3), 0.5)
+    mixed, soft = mixup_or_cutmix((mixup_key, *mix_keys), expected, targets, 0.4, 1.0)
+    result, result_targets = jax.jit(partial(augment, config=EVERY, mean=MEAN3, std=STD3))(key, images, targets)
+    np.testing.assert_allclose(result, mixed, atol=1e-4)
+    np.testing.assert_allclose(result_targets, soft, atol=1e-6)
+
+
+def test_cutmix_is_last():
+    images, targets, key = jnp.asarray(random_images(4, 7, 5, 2)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
+    mixed, soft = cutmix(jax.random.fold_in(key, 7), normalize(images, MEAN, STD), targets, 1.0)
+    result, result_targets = augment(key, images, targets, AugmentConfig(cutmix=1.0), MEAN, STD)
+    np.testing.assert_array_equal(result, mixed)
+    np.testing.assert_array_equal(result_targets, soft)
+
+
+def test_random_operations_round_what_a_resized_crop_leaves():
+    images, targets, key = jnp.asarray(random_images(4, 7, 5, 1)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
+    levels = random_resized_crop(jax.random.split(key, 4)[0], images, 0.3)
+    rounded = to_levels(levels)
+    assert rounded.dtype == jnp.uint8 and 0 < np.abs(np.asarray(rounded) - np.asarray(levels)).max() <= 0.5
+    expected = normalize(random_augment(jax.random.fold_in(key, 4), rounded, 1, 30.0), [0.3], [0.2])
+    config = AugmentConfig(resized_crop=0.3, random_operations=1, random_magnitude=30)
+    result, _ = augment(key, images, targets, config, [0.3], [0.2])
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_the_first_augmentations_give_the_numbers_that_they_first_gave():
+    # Sums, weighed by place so that no exchange goes unseen: a run of an earlier version resumes as it was.
+    images, targets, key = jnp.asarray(random_images(6, 5, 4, 2)), jnp.asarray(one_hot(6, 3)), jax.random.key(2024)
+    weights = np.sin(np.arange(6 * 5 * 4 * 2)).reshape(6, 5, 4, 2)
+    for config, expected in EARLIER:
+        result, soft = augment(key, images, targets, config, MEAN, STD)
+        found = (
+            np.sum(np.asarray(result, np.float64) * weights),
+            np.sum(np.asarray(soft, np.float64) * weights[:, 0, :3, 0]),
+        )
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_augment_without_augmentation_normalises():
     images, targets = jnp.asarray(random_images(2, 3, 3, 2)), jnp.asarray(one_hot(2, 2))
     result, same = augment(jax.random.key(0), images, targets, AugmentConfig(), MEAN, STD)
@@ -264,16 +236,30 @@ def test_augment_without_augmentation_normalises():
     np.testing.assert_array_equal(same, targets)
 
 
-def test_an_augmentation_keeps_its_draws_when_another_is_switched_on():
-    images, targets, key = (
-        jnp.asarray(random_images(6, 4, 4, 2)),
-        jnp.asarray(one_hot(6, 2)),
-        jax.random.key(1),
-    )
-    alone, _ = augment(key, images, targets, AugmentConfig(cutout=2), MEAN, STD)
-    both, _ = augment(key, images, targets, AugmentConfig(flip=True, cutout=2), MEAN, STD)
-    np.testing.assert_array_equal(np.asarray(alone) == 0, np.asarray(both) == 0)
+@pytest.mark.parametrize(
+    "other",
+    [{"flip": True}, {"crop_padding": 1}, {"jitter": 0.4}, {"random_operations": 1}, {"erasing": 0.3}],
+    ids=lambda other: next(iter(other)),
+)
+def test_an_augmentation_keeps_its_draws_when_another_is_switched_on(other):
+    # Cutout shows its draws whatever the levels are, and mixup in the targets.
+    images, targets, key = jnp.asarray(random_images(6, 4, 4, 3)), jnp.asarray(one_hot(6, 6)), jax.random.key(1)
+    alone, soft = augment(key, images, targets, AugmentConfig(cutout=2, mixup=0.5), MEAN3, STD3)
+    both, soft_too = augment(key, images, targets, AugmentConfig(cutout=2, mixup=0.5, **other), MEAN3, STD3)
     assert not np.array_equal(alone, both)
+    unmixed, _ = augment(key, images, targets, AugmentConfig(cutout=2), MEAN3, STD3)
+    changed, _ = augment(key, images, targets, AugmentConfig(cutout=2, **other), MEAN3, STD3)
+    assert not (np.asarray(changed)[np.asarray(unmixed) == 0]).any()
+    np.testing.assert_array_equal(soft, soft_too)
+
+
+def test_the_keys_of_later_augmentations_are_those_a_wider_split_would_give_and_leave_the_first_four():
+    key = jax.random.key(7)
+    wider = jax.random.key_data(jax.random.split(key, 9))
+    np.testing.assert_array_equal(wider[:4], jax.random.key_data(jax.random.split(key, 4)))
+    folded = jnp.stack([jax.random.key_data(jax.random.fold_in(key, i)) for i in range(4, 9)])
+    np.testing.assert_array_equal(wider[4:], folded)
+    assert len(np.unique(wider, axis=0)) == 9
 
 
 def test_jit_equals_eager():
@@ -294,35 +280,56 @@ def test_jit_equals_eager():
     np.testing.assert_allclose(result_targets, eager_targets, rtol=1e-5, atol=1e-6)
 
 
-def collectives(function, *arguments) -> list[tuple[str, str]]:
-    """The first result shape and the name of every collective in the compiled program."""
-    text = function.lower(*arguments).compile().as_text()
+def collectives(text: str) -> list[tuple[str, str]]:
+    """The first result shape and the name of every collective in a compiled program."""
     assert "num_partitions=2" in text
     names = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    return re.findall(rf"= \(?(\w+\[[\d,]*\])\S* ({names})(?:-start)?\(", text)
+    return sorted(re.findall(rf"= \(?(\w+\[[\d,]*\])\S* ({names})(?:-start)?\(", text))
 
 
-def test_two_devices_equal_one_and_only_mixup_communicates():
-    images, targets, key = random_images(8, 6, 5, 2), one_hot(8, 3), jax.random.key(3)
+def test_two_devices_equal_one_and_only_mixup_and_cutmix_communicate():
+    images, targets, key = random_images(8, 6, 5, 3), one_hot(8, 3), jax.random.key(3)
     split = jax.device_put((images, targets), batch_sharding(data_mesh(jax.devices()[:2])))
+    neighbour = [("f32[1,3]", "collective-permute"), ("f32[1,6,5,3]", "collective-permute")]
     for config, moved in (
-        (AugmentConfig(crop_padding=2, flip=True, cutout=3), set()),
-        (AugmentConfig(resized_crop=0.1, flip=True, cutout=3), set()),
-        (ALL, {("f32[1,6,5,2]", "collective-permute"), ("f32[1,3]", "collective-permute")}),
+        (AugmentConfig(resized_crop=0.1, flip=True, cutout=3), []),
+        (ALL, neighbour),
+        (EVERY, neighbour),
     ):
-        function = jax.jit(partial(augment, config=config, mean=MEAN, std=STD))
+        function = jax.jit(partial(augment, config=config, mean=MEAN3, std=STD3))
         one, one_targets = function(key, jnp.asarray(images), jnp.asarray(targets))
-        two, two_targets = function(key, *split)
+        compiled = function.lower(key, *split).compile()
+        two, two_targets = compiled(key, *split)
         assert two.sharding.is_equivalent_to(split[0].sharding, ndim=4)
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(one_targets, two_targets, rtol=1e-6)
-        assert set(collectives(function, key, *split)) == moved
+        assert collectives(compiled.as_text()) == moved
 
 
-@pytest.mark.parametrize("name", ["crop_padding", "cutout", "mixup", "mixup_epochs", "resized_crop"])
-def test_config_rejects_negative_values(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 0, got -1"):
-        AugmentConfig(**{name: -1})
+@pytest.mark.parametrize("name", [field.name for field in fields(AugmentConfig) if field.name != "flip"])
+def test_config_rejects_negative_values_and_what_is_no_number(name):
+    for value in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"{name} must be at least 0, got {value}"):
+            AugmentConfig(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "limit"), [("jitter", 1), ("erasing", 1), ("random_magnitude", 30)])
+def test_config_rejects_what_is_above_its_limit(name, limit):
+    with pytest.raises(ValueError, match=f"{name} .* at most {limit}, got {limit + 1}"):
+        AugmentConfig(**{name: limit + 1})
+    AugmentConfig(**{name: limit})
+
+
+def test_grey_images_and_a_batch_of_one_pixel_take_every_augmentation():
+    for shape in ((1, 1, 1, 1), (3, 1, 1, 3)):
+        images, targets = jnp.asarray(random_images(*shape)), jnp.asarray(one_hot(shape[0], 2))
+        c = shape[-1]
+        result, soft = jax.jit(partial(augment, config=EVERY, mean=[0.0] * c, std=[1.0] * c))(
+            jax.random.key(0), images, targets
+        )
+        assert result.shape == shape and soft.shape == targets.shape
+        assert np.asarray(result).min() >= 0 and np.asarray(result).max() <= 1
+        np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-6)
 
 
 def test_config_rejects_crops_of_more_than_the_image_and_two_crops():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shuffle_jax.data import Dataset, FolderConfig, load, load_folder
-from shuffle_jax.data.folder import read_image
+from shuffle_jax.data import Dataset, Encoded, FolderConfig, load, load_folder
+from shuffle_jax.data.encoded import read_image
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 180, 40), (10, 40, 220)
 ORIENTATION = 0x0112
@@ -189,7 +190,7 @@ def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "README").write_text("no folder")
     tree(tmp_path, "val", cat=1)
-    data = load_folder(FolderConfig(tmp_path, image_size=4))
+    data = load_folder(FolderConfig(tmp_path, image_size=4)).in_memory()
     assert data.classes == ("cat",)
     np.testing.assert_allclose(data.train.images[:, 0, 0, 0], [0, 60, 120, 180], atol=2)
 
@@ -215,7 +216,7 @@ def test_the_first_test_folder_is_taken(tmp_path, present, chosen):
 def test_a_test_folder_may_lack_a_class(tmp_path):
     tree(tmp_path, "train", ant=1, bee=1, cat=1)
     tree(tmp_path, "val", cat=2)
-    data = load_folder(FolderConfig(tmp_path, image_size=2))
+    data = load_folder(FolderConfig(tmp_path, image_size=2)).in_memory()
     assert data.test.labels.tolist() == [2, 2]
 
 
@@ -243,6 +244,49 @@ def test_the_classes_of_a_finished_run_fix_the_labels(tmp_path, with_test_folder
     label = {0: 1, 1: 2, 2: 0}  # of ant, bee, cat
     for split, rows in content(plain_order).items():
         assert content(data)[split] == [(label[folder], folder, index) for _, folder, index in rows]
+
+
+def test_images_are_opened_when_they_are_asked_for_and_named_by_their_files(tmp_path):
+    tree(tmp_path, "train", ant=3, bee=2)
+    tree(tmp_path, "val", ant=2, bee=1)
+    data = load(FolderConfig(tmp_path, image_size=5))
+    for path in (tmp_path / "train" / "ant").iterdir():
+        path.write_bytes(b"no image")
+    image, label = data.train[3]  # the others may be whatever they are
+    assert (image.shape, label) == ((5, 5, 3), 1)
+    with pytest.raises(ValueError, match=f"^cannot read image {tmp_path}/train/ant/01.png: "):
+        data.train.take(np.array([3, 1]))
+
+
+@pytest.mark.parametrize("name", ["0\u00e9 \u96ea.png", "0\udcff.png"], ids=["text", "bytes"])
+def test_file_names_may_be_any(tmp_path, name):
+    tree(tmp_path, "train", ant=1, bee=2)
+    tree(tmp_path, "val", ant=1)
+    (tmp_path / "train" / "ant" / "00.png").rename(tmp_path / "train" / "ant" / name)
+    data = load(FolderConfig(tmp_path, image_size=5))
+    assert [record.content.name for record in data.train.records] == [name, "00.png", "01.png"]
+    assert content(data)["train"] == [(0, 0, 0), (1, 1, 0), (1, 1, 1)]
+
+
+def test_a_split_is_little_more_than_its_file_names_when_pickled(tmp_path):
+    tree(tmp_path, "train", ant=300, bee=300)
+    tree(tmp_path, "val", ant=1, bee=1)
+    data = load(FolderConfig(tmp_path, image_size=5))
+    pickled = pickle.dumps(data.train)
+    assert len(pickled) < 600 * (len("ant/00.png") + 12) + 2000  # a name, where it ends (8 bytes), a label (4)
+    again = pickle.loads(pickled)
+    assert [again.records[i] for i in range(600)] == [data.train.records[i] for i in range(600)]
+
+
+def test_crop_is_of_the_test_pictures_alone(tmp_path):
+    pixels = np.random.default_rng(3).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    for split in ("train", "val"):
+        save(Image.fromarray(pixels), tmp_path / split / "ant" / "0.png")
+    data = load(FolderConfig(tmp_path, image_size=14, crop=0.875))
+    assert isinstance(data.train, Encoded) and isinstance(data.test, Encoded)
+    path = tmp_path / "train" / "ant" / "0.png"
+    np.testing.assert_array_equal(data.train[0][0], read_image(path, 14))
+    np.testing.assert_array_equal(data.test[0][0], pixels[1:15, 1:15])
 
 
 def no_root(root: Path) -> FolderConfig:
@@ -324,7 +368,7 @@ def damaged(root: Path) -> FolderConfig:
 def test_what_is_wrong_with_a_folder_is_said_in_one_line(tmp_path, make, message):
     config = make(tmp_path)
     with pytest.raises(ValueError) as raised:
-        load_folder(config)
+        load_folder(config).in_memory()
     assert str(raised.value).startswith(message.format(root=tmp_path))
     assert "\n" not in str(raised.value)
 
@@ -354,6 +398,7 @@ def test_other_classes_than_those_of_a_finished_run_are_named(tmp_path, classes,
         ({"holdout": 0.0}, "holdout must be between 0 and 1, both excluded, got 0.0"),
         ({"holdout": 1.0}, "holdout must be between 0 and 1, both excluded, got 1.0"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
+        ({"crop": 0.0}, "crop must be above 0 and at most 1, the whole shorter side, got 0.0"),
     ],
 )
 def test_config_rejects(options, message):
@@ -383,9 +428,9 @@ def test_skipping_broken_images_equals_a_folder_without_them(tmp_path, capsys, w
     if not with_test_folder:
         shutil.rmtree(tmp_path / "spoilt" / "val")
     options = {"image_size": 4, "holdout": 0.4, "broken": "skip"}
-    clean = load_folder(FolderConfig(tmp_path / "clean", **options))
+    clean = load_folder(FolderConfig(tmp_path / "clean", **options)).in_memory()
     assert capsys.readouterr().err == ""
-    spoilt = load_folder(FolderConfig(tmp_path / "spoilt", **options))
+    spoilt = load_folder(FolderConfig(tmp_path / "spoilt", **options)).in_memory()
     for name in ("train", "test"):
         np.testing.assert_array_equal(getattr(spoilt, name).images, getattr(clean, name).images)
         np.testing.assert_array_equal(getattr(spoilt, name).labels, getattr(clean, name).labels)
@@ -414,7 +459,7 @@ def test_a_decompression_bomb_is_a_broken_image(tmp_path, capsys, monkeypatch):
     assert len(load_folder(FolderConfig(tmp_path, image_size=2, broken="skip")).train) == 4
     assert "warning: 2 of 7 images" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"cannot read image .*11\.png: "):
-        load_folder(FolderConfig(tmp_path, image_size=2))
+        load_folder(FolderConfig(tmp_path, image_size=2)).in_memory()
 
 
 def test_links_are_followed_inside_of_the_root_which_may_be_one(tmp_path):

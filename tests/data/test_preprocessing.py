@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shuffle_jax.data import Preprocessing, normalize
-from shuffle_jax.data.folder import read_image
+from shuffle_jax.data.encoded import read_image
 from shuffle_jax.data.preprocessing import preprocessing_from_json
 
 COLOUR = Preprocessing(8, 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -29,6 +30,19 @@ def test_a_picture_is_read_as_in_training_and_brightness_is_one_channel(picture)
     assert (grey.shape, grey.dtype) == ((8, 8, 1), np.uint8)
     weights = np.array([299, 587, 114]) / 1000  # ITU-R 601
     np.testing.assert_allclose(grey[..., 0], colour @ weights, atol=1)
+
+
+def test_a_picture_is_cropped_as_those_of_the_test(picture):
+    cropped = dataclasses.replace(COLOUR, crop=0.5)
+    np.testing.assert_array_equal(cropped.read(picture), read_image(picture, 8, crop=0.5))
+    assert preprocessing_from_json(json.loads(json.dumps(cropped.to_json()))) == cropped
+    with pytest.raises(ValueError, match="crop must be above 0"):
+        dataclasses.replace(COLOUR, crop=0.0)
+
+
+def test_a_file_that_knows_no_crop_keeps_the_whole_side():
+    written = {name: value for name, value in COLOUR.to_json().items() if name != "crop"}
+    assert preprocessing_from_json(written) == COLOUR and COLOUR.crop == 1.0
 
 
 def test_a_picture_too_large_to_decode_is_refused_without_a_warning(tmp_path):

@@ -101,9 +101,13 @@ def content(path):
             "train",
             "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, "
             "digits-addressnet, digits-shift-resnet, folder, folder-dynamic, folder-mobilenet, folder-resnet, "
-            "folder-addressnet, folder-shift-resnet, cifar10-mobilenet, cifar10-resnet, cifar10-addressnet, "
-            "cifar10-shift-resnet, tiny-imagenet-mobilenet, tiny-imagenet-resnet, tiny-imagenet-addressnet, "
-            "tiny-imagenet-shift-resnet, imagenet-mobilenet, imagenet-resnet",
+            "folder-addressnet, folder-shift-resnet, cifar10-auto, cifar10-auto-v1, cifar10-dynamic, "
+            "cifar10-static-dynamic, cifar10-mobilenet, cifar10-resnet, cifar10-addressnet, cifar10-shift-resnet, "
+            "cifar100-auto, cifar100-auto-v1, cifar100-dynamic, cifar100-static-dynamic, cifar100-mobilenet, "
+            "cifar100-resnet, cifar100-addressnet, cifar100-shift-resnet, tiny-imagenet-auto, tiny-imagenet-auto-v1, "
+            "tiny-imagenet-dynamic, tiny-imagenet-static-dynamic, tiny-imagenet-mobilenet, tiny-imagenet-resnet, "
+            "tiny-imagenet-addressnet, tiny-imagenet-shift-resnet, imagenet-auto, imagenet-auto-v1, imagenet-dynamic, "
+            "imagenet-static-dynamic, imagenet-mobilenet, imagenet-resnet, imagenet-addressnet",
         ),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
@@ -114,12 +118,18 @@ def content(path):
         ("train digits --epochs", "Missing value for argument '--epochs'"),
         ("train digits 7", "no option takes '7'"),
         ("train folder", "--data.root PATH"),
-        ("train cifar10-mobilenet", "--data.root PATH"),
-        ("train cifar10-resnet", "--data.root PATH"),
-        ("train tiny-imagenet-mobilenet", "--data.root PATH"),
+        ("train tiny-imagenet-auto", "--data.root PATH"),
         ("train tiny-imagenet-resnet", "--data.root PATH"),
-        ("train imagenet-mobilenet", "--data.root PATH"),
-        ("train imagenet-resnet", "--data.root PATH"),
+        ("train cifar10-auto --data.data-dir no", "cifar10 is not prepared in no (there is nothing): run `python -m "),
+        ("train cifar100-resnet --data.data-dir no", "`python -m experiments.prepare cifar100 --data-dir no` where"),
+        ("train imagenet-mobilenet --data.data-dir no", "run `python -m experiments.prepare imagenet2012 --data-dir "),
+        ("train digits --data.name mine --data.data-dir no", "mine is not prepared in no"),
+        ("train folder --data.name ../mine", "'../mine' names no data set: write it as cifar10, cifar10:3.0.2 or "),
+        ("train digits --data.name x --data.root=y", "--data.name a set of tensorflow-datasets: give one of them"),
+        ("train cifar10-auto --data.per-class 9", "--data.per-class goes with --data.root, a folder of images"),
+        ("train folder --data.root x --data.data-dir y", "--data.data-dir goes with --data.name, a set of tensorflow"),
+        ("train cifar10-auto --data.root", "Missing value for argument '--data.root'"),
+        ("train imagenet-resnet --data.root nowhere", "no folder nowhere; set root to the folder that holds 'train'"),
         ("train folder --data.root x --data.holdout 2", "holdout must be between 0 and 1"),
         ("train folder --data.root x --augment.resized-crop 0.3", "crop_padding 4 are two crops: set one to 0"),
         ("train folder --data.root x --data.broken keep", "--data.broken has no choice 'keep'; near: "),
@@ -201,7 +211,8 @@ def class_outside(root):
 )
 def test_wrong_pictures(tmp_path, pictures, capsys, spoil):
     message = spoil(pictures).format(root=pictures)
-    code, errors = run(capsys, "train", "folder", "--data.root", pictures, "--run", tmp_path / "run")
+    few = ["--batch-size", 4]
+    code, errors = run(capsys, "train", "folder", "--data.root", pictures, "--run", tmp_path / "run", *few)
     assert code == 2
     assert message in errors
     assert errors.count("\n") == 1

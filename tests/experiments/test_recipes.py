@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from experiments import train
-from experiments.presets import PRESETS, imagenet_mobilenet, imagenet_resnet
-from shuffle_jax.data import DigitsConfig, FolderConfig, Preprocessing
+from experiments.presets import PRESETS, cifar100_auto, imagenet_auto, imagenet_mobilenet, imagenet_resnet
+from shuffle_jax.data import DigitsConfig, Preprocessing
 from shuffle_jax.data.augment import mixup_alpha
 from shuffle_jax.models import build
 from shuffle_jax.train import experiment
@@ -65,13 +65,60 @@ def test_what_both_released_recipes_have_in_common(preset):
     assert not config.augment.cutout
     alphas = [float(mixup_alpha(config.augment, epoch)) for epoch in (0.0, 1.0, 50.0, 99.0, 100.0, 119.0)]
     np.testing.assert_allclose(alphas, [0, 0.002, 0.1, 0.198, 0.2, 0.2], rtol=1e-6)
-    assert config.data.image_size == 224
+    assert (config.data.image_size, config.data.crop) == (224, 0.875)
 
 
 def test_what_the_released_recipes_differ_in():
     mobilenet, resnet = imagenet_mobilenet(), imagenet_resnet()
     assert (mobilenet.optimizer.weight_decay, resnet.optimizer.weight_decay) == (2e-5, 1e-4)
     assert (mobilenet.network.dropout, resnet.network.dropout) == (0.2, 0.1)
+
+
+def test_the_rate_of_shufflenet_v2_falls_in_a_line_over_300_thousand_steps():
+    per_epoch, steps, rate = schedule(imagenet_auto())
+    assert (per_epoch, steps) == (1251, 300_240) and abs(steps - 300_000) < per_epoch / 2
+    for step in (0, 1, 1000, 150_120, steps - 1):
+        assert float(rate(step)) == pytest.approx(0.5 * (1 - step / steps), abs=1e-7), step
+
+
+@pytest.mark.parametrize("name", ["auto", "auto-v1", "dynamic", "static-dynamic", "addressnet"])
+def test_the_recipe_of_shufflenet_v2_is_that_of_its_authors(name):
+    config = PRESETS[f"imagenet-{name}"]()
+    optimizer = config.optimizer
+    assert (optimizer.kind, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.9, False)
+    assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.warmup_epochs) == (4e-5, 0, 0)
+    assert (config.batch_size, config.label_smoothing, config.augment.mixup) == (1024, 0.1, 0)
+    assert (config.data.image_size, config.data.crop, config.augment.resized_crop) == (224, 0.875, 0.08)
+
+
+def test_the_rate_of_the_reference_runs_falls_to_a_fifth_at_60_120_and_160_of_200_epochs():
+    per_epoch, steps, rate = schedule(cifar100_auto(), 50_000)
+    assert (per_epoch, steps) == (390, 78_000)
+    epochs = [0, 59, 60, 119, 120, 159, 160, 199]
+    first = [float(rate(epoch * per_epoch)) for epoch in epochs]
+    last = [float(rate((epoch + 1) * per_epoch - 1)) for epoch in epochs]
+    expected = [0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008, 0.0008]
+    np.testing.assert_allclose(first, expected, rtol=1e-5)
+    np.testing.assert_allclose(last, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["auto", "auto-v1", "dynamic", "static-dynamic", "mobilenet", "resnet"])
+def test_the_recipe_of_the_reference_runs(name):
+    config = PRESETS[f"cifar100-{name}"]()
+    optimizer = config.optimizer
+    assert (optimizer.kind, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.9, True)
+    assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.warmup_epochs) == (5e-4, 0, 0)
+    assert (config.batch_size, config.label_smoothing, config.augment.crop_padding) == (128, 0, 4)
+
+
+@pytest.mark.parametrize("name", ["addressnet", "shift-resnet"])
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_the_rate_of_shift_resnet_falls_at_81_and_122_of_164_epochs(data, name):
+    config = PRESETS[f"{data}-{name}"]()
+    per_epoch, _, rate = schedule(config, 50_000)
+    found = [float(rate(step)) for epoch in (81, 122) for step in (epoch * per_epoch - 1, epoch * per_epoch)]
+    np.testing.assert_allclose(found, [0.1, 0.01, 0.01, 0.001], rtol=1e-5)
+    assert (config.optimizer.weight_decay, config.batch_size, config.augment.crop_padding) == (5e-4, 128, 4)
 
 
 def parameters(config, classes):
@@ -109,29 +156,6 @@ def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
         sizes.append(parameters(config, 10))
     static, dcd, condconv, dyconv = sizes
     assert static < dcd < dyconv < condconv  # 4 and 8 kernels in place of one
-
-
-@pytest.mark.parametrize(
-    ("name", "images", "size", "steps"),
-    [
-        ("cifar10-mobilenet", 50_000, 32, 39_000),
-        ("cifar10-resnet", 50_000, 32, 39_000),
-        ("tiny-imagenet-mobilenet", 100_000, 64, 39_000),
-        ("tiny-imagenet-resnet", 100_000, 64, 39_000),
-        ("cifar10-addressnet", 50_000, 32, 63_960),
-        ("cifar10-shift-resnet", 50_000, 32, 63_960),
-        ("tiny-imagenet-addressnet", 100_000, 64, 70_290),
-        ("tiny-imagenet-shift-resnet", 100_000, 64, 70_290),
-        ("imagenet-mobilenet", IMAGENET, 224, 750_600),
-        ("imagenet-resnet", IMAGENET, 224, 600_480),
-    ],
-)
-def test_the_steps_that_a_preset_states_are_those_it_takes(name, images, size, steps):
-    config = override(name)
-    assert schedule(config, images)[1] == steps
-    assert f"{steps:,} steps of {config.batch_size} images" in PRESETS[name].__doc__
-    assert isinstance(config.data, FolderConfig) and config.data.image_size == size
-    assert f"at {size} x {size}." in PRESETS[name].__doc__.partition("\n")[0]
 
 
 def test_a_released_recipe_trains_with_its_ramp_and_its_crops(tmp_path, monkeypatch):

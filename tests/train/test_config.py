@@ -37,7 +37,7 @@ def test_a_configuration_of_another_version_is_refused():
     with pytest.raises(ValueError, match=r"OptimizerConfig differs in \['momentum'\]"):
         del value["optimizer"]["momentum"]
         from_json(TrainConfig, value)
-    with pytest.raises(ValueError, match=r"expected one of \['DigitsConfig', 'FolderConfig'\]"):
+    with pytest.raises(ValueError, match=r"expected one of \['DigitsConfig', 'FolderConfig', 'TfdsConfig'\]"):
         from_json(TrainConfig, {**to_json(digits()), "data": {"type": "MnistConfig"}})
 
 

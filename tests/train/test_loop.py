@@ -16,7 +16,8 @@ from shuffle_jax.train import experiment
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import PenaltyConfig, TrainConfig
 from shuffle_jax.train.interrupt import Stopped
-from shuffle_jax.train.loop import NonFiniteLoss, train
+from shuffle_jax.train.loop import train
+from shuffle_jax.train.meter import NonFiniteLoss
 from shuffle_jax.train.optimizer import OptimizerConfig
 
 CONFIG = TrainConfig(

@@ -1,0 +1,232 @@
+"""Several processes as one program: how they find each other, what they agree on, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from shuffle_jax.sharding import batch_sharding, replicated
+
+STARTUP = 300
+"""Seconds that processes wait for each other at the start; a cluster does not start all at once."""
+
+GRACE = 2.0
+"""Seconds that process 0, which the others talk to, waits before it ends by itself: they may have the same reason."""
+
+LOST = r"Gloo|NCCL|coordination service|Connection closed by peer|UNAVAILABLE|DEADLINE_EXCEEDED"
+"""How the collectives of each platform say that the other side is gone."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """The processes of a run, one a host or one a device."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the same for all processes; the port is any free one."""
+
+    processes: int | None = None
+    """How many processes there are."""
+
+    index: int | None = None
+    """Which of them this is, from 0."""
+
+    detect: Literal["auto", "always", "never"] = "auto"
+    """Whether the cluster is asked for the three above: "auto" in a Slurm, Open MPI, Kubernetes or TPU job of several
+    processes."""
+
+    timeout: int = 60
+    """Seconds without a sign of life after which a process counts as lost and the others end."""
+
+    def __post_init__(self) -> None:
+        given = {"coordinator": self.coordinator, "processes": self.processes, "index": self.index}
+        missing = [name for name, value in given.items() if value is None]
+        if missing and len(missing) < len(given):
+            raise ValueError(f"coordinator, processes and index go together: {' and '.join(missing)} is missing")
+        if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"coordinator is {self.coordinator!r}: give HOST:PORT, such as node0:9876")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError(f"processes is {self.processes}: give 1 or more")
+        if self.index is not None and not 0 <= self.index < (self.processes or 0):
+            raise ValueError(f"index is {self.index}: give each process its own from 0 to {(self.processes or 0) - 1}")
+        if self.timeout < 1:
+            raise ValueError(f"timeout is {self.timeout}: give 1 second or more")
+
+
+class ProcessLost(ConnectionError):
+    """Another process of the run is gone; this one cannot go on alone."""
+
+
+def connect(config: DistributedConfig) -> None:
+    """Makes this process one of several, before anything is computed; a process that is alone stays as it is.
+
+    From then on ``jax.devices()`` are the devices of all processes. A process that is lost ends the others within
+    ``config.timeout`` seconds, on CPUs at once; :func:`leave` ends one so that the others do not wait for it.
+
+    Args:
+        config: where the others are.
+
+    Raises:
+        ValueError: the others were not found, or the cluster does not say where they are.
+    """
+    if config.coordinator is None and not _detects(config.detect, os.environ):
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # pages of each lost connection; the reason is told once
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            config.coordinator,
+            config.processes,
+            config.index,
+            initialization_timeout=STARTUP,
+            heartbeat_timeout_seconds=config.timeout,
+            shutdown_timeout_seconds=config.timeout,
+        )
+    except (RuntimeError, ValueError) as error:
+        what = f"at {config.coordinator}" if config.coordinator else "by asking the cluster"
+        raise ValueError(
+            f"the other processes were not found {what} ({_first_line(error)}): start all of them within {STARTUP} s, "
+            "with one --distributed.coordinator and --distributed.processes, each with its own --distributed.index"
+        ) from error
+    if jax.process_count() > 1:
+        _last_words.leave(
+            f"process {jax.process_index()} of {jax.process_count()} was ended: another process ended or was lost, see "
+            "what it says, or this one was killed; continue with --resume"
+        )
+
+
+def is_lead() -> bool:
+    """Whether this is the process that writes what all of them know; true of a process that is alone."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here.
+
+    Raises:
+        ProcessLost: one of them ended.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        try:
+            multihost_utils.sync_global_devices(name)
+        except (RuntimeError, ValueError) as error:
+            raise lost(error) from error
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether an exception of a computation means that another process is gone."""
+    return isinstance(error, ProcessLost) or re.search(LOST, str(error)) is not None
+
+
+def lost(error: Exception) -> ProcessLost:
+    """What the failure of a collective means, with its first line."""
+    return error if isinstance(error, ProcessLost) else ProcessLost(f"another process was lost ({_first_line(error)})")
+
+
+class Agreement:
+    """A number that each process has, and the largest of them, which all of them learn.
+
+    Args:
+        mesh: over the devices of all processes.
+    """
+
+    def __init__(self, mesh: Mesh) -> None:
+        self._mesh = mesh
+        self._local = sum(device.process_index == jax.process_index() for device in mesh.devices.flat)
+        self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._pending: jax.Array | None = None
+
+    def largest(self, value: int) -> int:
+        """The largest value of all processes.
+
+        Of several processes it is that of the call before, so that none waits for another: 0 at the first call. On CPUs
+        it is that of this call.
+
+        Args:
+            value: of this process, at least 0.
+        """
+        if jax.process_count() == 1:
+            return value
+        values = np.full(self._local, value, np.int32)
+        shared = jax.make_array_from_process_local_data(batch_sharding(self._mesh), values, (self._mesh.size,))
+        before, self._pending = self._pending, self._largest(shared)
+        if jax.default_backend() == "cpu":  # queued programs can dead-lock in their collectives
+            return int(self._pending)
+        return 0 if before is None else int(before)
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code; of several, without waiting for the others if it failed by itself.
+
+    Args:
+        code: 0 and codes of signals, on which all processes agree, wait for the others.
+    """
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        if code == 0 or code > 128:
+            jax.distributed.shutdown()
+            _last_words.take_back()
+        else:
+            if is_lead():
+                time.sleep(GRACE)
+            _last_words.take_back()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # an orderly end would wait for processes that wait for this one
+    sys.exit(code)
+
+
+def _detects(detect: str, environment: Mapping[str, str]) -> bool:
+    """Whether to ask the cluster; decided by what the schedulers set for the tasks of a job."""
+    if detect != "auto":
+        return detect == "always"
+
+    def tasks(name: str) -> int:
+        value = environment.get(name, "")
+        return int(value) if value.isdigit() else 0
+
+    slurm = "SLURM_STEP_NODELIST" in environment and tasks("SLURM_NTASKS") > 1
+    mpi = tasks("OMPI_COMM_WORLD_SIZE") > 1
+    kubernetes = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    tpu = "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    return slurm or mpi or kubernetes or tpu
+
+
+class _LastWords:
+    """Has a line printed if this process ends without a word of its own.
+
+    JAX's runtime aborts a process that lost the one which coordinates them, from a thread of its own. Python does not
+    come to speak then, so another process does, which sees the pipe between them close.
+    """
+
+    script = "import sys; sys.stdin.read(1) or print(sys.argv[1], file=sys.stderr)"
+
+    def __init__(self) -> None:
+        self._speaker: subprocess.Popen[bytes] | None = None
+
+    def leave(self, text: str) -> None:
+        command = [sys.executable, "-I", "-S", "-c", self.script, text]
+        self._speaker = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+    def take_back(self) -> None:
+        if self._speaker is not None:
+            self._speaker.communicate(b".")
+            self._speaker = None
+
+
+_last_words = _LastWords()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,250 @@
+"""Two processes train like one: together, stopped, resumed by another number, and when one of them is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from shuffle_jax.analysis.records import read_records
+from shuffle_jax.train import experiment
+from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.run import Run
+
+SCRIPT = Path(__file__).with_name("one_of_several.py")
+ROOT = Path(__file__).parents[2]
+SMALL = "digits --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 1"
+PATIENCE = 240.0
+"""Seconds within which processes must do what is expected of them, on a busy machine."""
+
+TIMEOUT = 20
+"""--distributed.timeout of the tests."""
+
+EPOCHS, STEPS = 6, 24
+
+CLUSTER = ("SLURM", "OMPI", "KUBERNETES", "JOB_COMPLETION", "TPU", "MEGASCALE")
+
+
+class Processes:
+    """Processes of one run, started together."""
+
+    def __init__(self, run, count, *words, pause=0.0, environments=None, each=None):
+        self.run, self.logs = run, [run.with_name(f"{run.name}.{i}.log") for i in range(count)]
+        port = free_port()
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(CLUSTER) and k != "XLA_FLAGS"}
+        # Two processes would read entries of the cache that the other one is still writing.
+        inherited.pop("JAX_COMPILATION_CACHE_DIR", None)
+        self.processes = []
+        for index in range(count):
+            environment = inherited | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "PAUSE": str(pause)}
+            own = ["--distributed.timeout", str(TIMEOUT)]
+            if environments is not None:
+                environment |= environments[index]
+            elif count > 1:
+                own += ["--distributed.coordinator", f"localhost:{port}", "--distributed.processes", str(count)]
+                own += ["--distributed.index", str(index)]
+            command = [
+                sys.executable,
+                str(SCRIPT),
+                *SMALL.split(),
+                "--run",
+                str(run),
+                *words,
+                *own,
+                *(each[index] if each else ()),
+            ]
+            with self.logs[index].open("wb") as log:
+                self.processes.append(
+                    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=run.parent)
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+
+    def wait_for(self, event):
+        """Waits until a condition holds; all processes live until then."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            assert all(process.poll() is None for process in self.processes), self.text()
+            if event():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"waited in vain:\n{self.text()}")
+
+    def trains(self, step):
+        """Whether the run has recorded a step."""
+        path = self.run / "metrics.jsonl"
+        return path.exists() and any(r["kind"] == "train" and r["step"] >= step for r in read_records(path))
+
+    def end(self):
+        """The exit codes, when all have ended."""
+        try:
+            return [process.wait(PATIENCE) for process in self.processes]
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end:\n{self.text()}") from None
+
+    def text(self, index=None):
+        """What one process said, or all of them."""
+        chosen = self.logs if index is None else [self.logs[index]]
+        return "\n".join(log.read_text(errors="replace") for log in chosen)
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
+
+
+def trained(run, count, *words, **options):
+    with Processes(run, count, *words, **options) as processes:
+        assert processes.end() == [0] * count, processes.text()
+        return processes
+
+
+def stopped(run, count, after, *words):
+    """Trains until a step is recorded, sends SIGTERM to the last process alone, and returns the step it stopped at."""
+    with Processes(run, count, *words, pause=0.2) as processes:
+        processes.wait_for(lambda: processes.trains(after))
+        processes.processes[-1].send_signal(signal.SIGTERM)
+        assert processes.end() == [128 + signal.SIGTERM] * count, processes.text()
+        for index in range(count):
+            assert f"and saved in {run}; continue with --resume" in processes.text(index)
+    return newest(run)
+
+
+def newest(run):
+    return max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def state(run, small_network):
+    """Every array of the newest checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "build", lambda config, classes: small_network(classes))
+        shapes = experiment.prepare(Run(run).config(), devices=1).state_shapes()
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore(shapes)
+    return jax.device_get(found.replace(key=jax.random.key_data(found.key)))
+
+
+def assert_same_training(one, other):
+    """Equal but for the order of sums: the two halves of a batch are added in another order than its images.
+
+    A sum of n float32 numbers in another order differs by about 1e-7 of its size; 24 steps of training, the first of
+    them at a rising rate, let that grow, here to 1e-5 at most. Different images in one batch would give 1e-2.
+    """
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), one, other)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of one process that nothing disturbs."""
+    run = tmp_path_factory.mktemp("alone") / "whole"
+    trained(run, 1, "--epochs", str(EPOCHS))
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_and_one_of_them_writes(whole, tmp_path, small_network):
+    run = tmp_path / "two"
+    processes = trained(run, 2, "--epochs", str(EPOCHS))
+    assert_same_training(state(whole, small_network), state(run, small_network))
+
+    theirs, ours = (read_records(path / "metrics.jsonl") for path in (whole, run))
+    assert [(r["kind"], r["step"]) for r in theirs] == [(r["kind"], r["step"]) for r in ours]
+    for a, b in zip(theirs, ours, strict=True):
+        for name in ("loss", "accuracy", "top1", "penalty"):
+            if name in a:
+                np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=1e-2, err_msg=str(a))
+    assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in run.iterdir())
+    assert len(list((run / "tensorboard").iterdir())) == 1
+    assert "359" not in processes.text(1) and "top-1" not in processes.text(1)
+    assert "top-1" in processes.text(0)
+
+
+@pytest.mark.slow
+def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path, small_network):
+    run = tmp_path / "changing"
+    words = ["--epochs", str(EPOCHS)]
+    first = stopped(run, 2, 3, *words)
+    assert 3 <= first < STEPS
+    second = stopped(run, 1, first + 3, *words, "--resume")
+    assert first < second < STEPS
+    trained(run, 2, *words, "--resume")
+    assert newest(run) == STEPS
+    assert_same_training(state(whole, small_network), state(run, small_network))
+    assert [r["step"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"] == [*range(1, STEPS + 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_other_process_ends_soon_when_one_is_killed_and_the_run_goes_on(victim, tmp_path):
+    run, words = tmp_path / "killed", ["--epochs", str(EPOCHS)]
+    with Processes(run, 2, *words, pause=0.5) as processes:
+        processes.wait_for((run / "checkpoints" / "8").exists)  # whole: two epochs of 4 steps
+        processes.processes[victim].kill()
+        began = time.monotonic()
+        code = processes.end()[1 - victim]
+        # Its own timeout, the same again for the runtime to end threads that wait, and what a busy machine takes.
+        assert time.monotonic() - began < 2 * TIMEOUT + 20
+        said = processes.text(1 - victim)
+        assert code not in (0, None)
+        assert "another process" in said and "--resume" in said, said
+        if victim == 1:  # whoever coordinates lives, so Python has the last word
+            assert code == 2 and "the last checkpoint is step 8" in said.splitlines()[-1], said
+    assert newest(run) == 8
+    trained(run, 1 + victim, *words, "--resume")  # by one, and by two
+    assert newest(run) == STEPS
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_by_itself_tells_why_and_the_other_does_not_wait(tmp_path):
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "file").touch()
+    with Processes(tmp_path / "failed", 2, each=[[], ["--run", str(taken)]]) as processes:
+        began = time.monotonic()
+        codes = processes.end()
+    assert codes[1] == 2 and f"{taken} exists and is not empty" in processes.text(1)
+    assert codes[0] != 0 and "another process" in processes.text(0), processes.text(0)
+    assert time.monotonic() - began < 2 * TIMEOUT + 40  # the start included
+
+
+def slurm(count):
+    """What srun sets for the tasks of a job on this machine."""
+    job = str(int(time.time() * 7) % 4096)  # jax takes the port from it
+    return [
+        {
+            "SLURM_JOB_ID": job,
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NTASKS": str(count),
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_PROCID": str(index),
+            "SLURM_LOCALID": str(index),
+        }
+        for index in range(count)
+    ]
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other(tmp_path):
+    run = tmp_path / "slurm"
+    processes = trained(run, 2, "--epochs", "2", environments=slurm(2))
+    assert newest(run) == 8
+    assert "top-1" in processes.text(0) and "top-1" not in processes.text(1)
+    about = json.loads((run / "config.json").read_text())
+    assert "distributed" not in about["config"]  # how many processes there are is no part of a run
