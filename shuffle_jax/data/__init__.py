@@ -7,22 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shuffle_jax.data.augment import (
-    AugmentConfig,
-    augment,
-    cutout,
-    mixup,
-    normalize,
-    random_crop,
-    random_flip,
-)
+from shuffle_jax.data.augment import AugmentConfig, augment, normalize, random_crop, random_flip
 from shuffle_jax.data.batches import Batch, Batches, ResidentBatches
+from shuffle_jax.data.color import jitter
 from shuffle_jax.data.dataset import Dataset, Split
 from shuffle_jax.data.digits import DigitsConfig, load_digits
 from shuffle_jax.data.encoded import Encoded, Record, Records, Window, read_image
+from shuffle_jax.data.erase import cutout, erase
 from shuffle_jax.data.folder import FolderConfig, load_folder
+from shuffle_jax.data.host import HostBatches
+from shuffle_jax.data.mix import cutmix, mixup
+from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.data.preprocessing import Preprocessing
+from shuffle_jax.data.random_augment import random_augment
 from shuffle_jax.data.resized_crop import random_resized_crop
+from shuffle_jax.data.stream import StreamBatches
 from shuffle_jax.data.tfds import TfdsConfig, load_tfds
 
 __all__ = [
@@ -34,21 +33,29 @@ __all__ = [
     "DigitsConfig",
     "Encoded",
     "FolderConfig",
+    "HostBatches",
+    "InputConfig",
     "Preprocessing",
     "Record",
     "Records",
     "ResidentBatches",
     "Split",
+    "StreamBatches",
     "TfdsConfig",
     "Window",
     "augment",
+    "cutmix",
     "cutout",
+    "erase",
+    "jitter",
     "load",
     "load_digits",
     "load_folder",
     "load_tfds",
+    "make_batches",
     "mixup",
     "normalize",
+    "random_augment",
     "random_crop",
     "random_flip",
     "random_resized_crop",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from shuffle_jax.data.dataset import Dataset, Examples, Split
 from shuffle_jax.data.order import Schedule, epoch_order
 from shuffle_jax.sharding import batch_sharding, replicate
 from shuffle_jax.typing import Array, Float, Int, UInt8
+
+Pipeline = Literal["device", "memory", "stream"]
+"""How images reach the devices, see :class:`shuffle_jax.data.pipelines.InputConfig`."""
 
 
 class Batch(NamedTuple):
@@ -45,6 +48,14 @@ class Batches(Protocol):
         """Training batches of an epoch."""
 
     @property
+    def dataset(self) -> Dataset:
+        """The images, in memory where the pipeline keeps them there."""
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """How the images reach the devices."""
+
+    @property
     def crops(self) -> bool:
         """Whether training images have been cropped at random already, so that the step does not crop again."""
 
@@ -73,11 +84,13 @@ class ResidentBatches:
             smaller than one batch, or the images are not in memory.
     """
 
+    pipeline: Pipeline = "device"
     crops = False
 
     def __init__(
         self, dataset: Dataset, batch_size: int, mesh: Mesh, seed: int = 0, test_batch_size: int | None = None
     ) -> None:
+        self.dataset = dataset
         train, test = schedules(dataset, batch_size, mesh, seed, test_batch_size)
         self.batch_size, self.test_batch_size = train.batch_size, test.batch_size
         self.steps_per_epoch = train.steps_per_epoch

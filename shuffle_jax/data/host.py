@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.batches import Batch, on_devices, rows_here, schedules
+from shuffle_jax.data.batches import Batch, Pipeline, on_devices, rows_here, schedules
 from shuffle_jax.data.dataset import Dataset, Split
 
 _Item = TypeVar("_Item")
@@ -36,6 +36,7 @@ class HostBatches:
             smaller than one batch, or the images are not in memory.
     """
 
+    pipeline: Pipeline = "memory"
     crops = False
 
     def __init__(
@@ -52,6 +53,7 @@ class HostBatches:
             raise ValueError("only images in memory can be gathered from it: use Dataset.in_memory()")
         self.batch_size, self.test_batch_size = batch_size, self._test_schedule.batch_size
         self.steps_per_epoch = self._schedule.steps_per_epoch
+        self.dataset = dataset
         self._train, self._test, self._mesh, self._buffer = dataset.train, dataset.test, mesh, buffer
 
     def train(self, start: int = 0) -> Iterator[Batch]:

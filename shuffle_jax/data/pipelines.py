@@ -9,13 +9,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.batches import Batches, ResidentBatches, schedules
+from shuffle_jax.data.batches import Batches, Pipeline, ResidentBatches, schedules
 from shuffle_jax.data.dataset import Dataset, Split
 from shuffle_jax.data.host import HostBatches
 from shuffle_jax.data.memory import free_device_memory, free_host_memory
 from shuffle_jax.data.stream import StreamBatches
-
-Pipeline = Literal["device", "memory", "stream"]
 
 DEVICE_SHARE = 0.25
 """The most of a device's free memory that images are given: the rest is for the network and what it computes."""
@@ -83,7 +81,7 @@ def make_batches(
     """The batches of a data set, by the pipeline that is asked for, or that fits.
 
     Args:
-        dataset: the images; they are read into memory where the pipeline keeps them.
+        dataset: the images; they are read into memory where the pipeline keeps them, see ``dataset`` of the result.
         batch_size: images of a training batch, over all devices of the mesh; a multiple of their number.
         mesh: the devices, of all processes.
         seed: chooses the order, and the crops.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.batches import Batch, LocalBatch, on_devices, rows_here, schedules
+from shuffle_jax.data.batches import Batch, LocalBatch, Pipeline, on_devices, rows_here, schedules
 from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.encoded import Encoded
 from shuffle_jax.data.host import ahead
@@ -66,6 +67,8 @@ class StreamBatches:
             an image is broken.
     """
 
+    pipeline: Pipeline = "stream"
+
     def __init__(
         self,
         dataset: Dataset,
@@ -84,7 +87,7 @@ class StreamBatches:
             raise ValueError("grain, which streams images, is not installed: pip install 'shuffle_jax[tfds]' adds it")
         self.batch_size, self.test_batch_size = batch_size, self._test_schedule.batch_size
         self.steps_per_epoch = self._schedule.steps_per_epoch
-        self.crops = resized_crop > 0
+        self.dataset, self.crops = dataset, resized_crop > 0
         self._train, self._test, self._mesh, self._smallest = dataset.train, dataset.test, mesh, resized_crop
         self._workers = default_workers() if workers is None else workers
         self._buffer = buffer
@@ -198,11 +201,12 @@ def _read(reader: _Reader, workers: int) -> Generator[LocalBatch]:
     except ValueError as error:  # of a broken image; that of a process brings the text of its traceback
         raise ValueError(str(error)) from None
     except RuntimeError as error:
-        if "terminated unexpectedly" not in str(error):
+        code = re.search(r"exit code (-?\d+)", str(error))
+        if code is None:
             raise
         raise ValueError(
-            f"a process that decodes images was killed ({workers} of them, {len(reader.rows)} images each): if memory "
-            "ran out, use fewer workers or a smaller batch"
+            f"a process that decodes images ended with exit code {code[1]}; what it said stands above, and after -9 "
+            "memory may have run out: use fewer workers or a smaller batch"
         ) from None
     finally:
         reader.closed = True

@@ -188,7 +188,7 @@ def prepare(
         )
     crop = config.augment.resized_crop
     batches = make_batches(dataset, config.batch_size, mesh, config.seed, input or InputConfig(), crop)
-    return Experiment(config, dataset, mesh, batches, build(config.network, len(dataset.classes)))
+    return Experiment(config, batches.dataset, mesh, batches, build(config.network, len(dataset.classes)))
 
 
 def restore(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -70,12 +71,15 @@ def train(
         run.check(config)
     else:
         run.check_free()
+    input = input or InputConfig()
+    if resume and input.pipeline == "auto" and config.augment.resized_crop:
+        input = dataclasses.replace(input, pipeline=run.pipeline())  # streams crop the whole picture
     experiment = prepare(config, devices, run.classes() if resume else None, input)
     shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
     trace = Profile(run.path / "profile", profile, experiment.steps)
     barrier("the folder is free")
     if not resume and is_lead():
-        run.start(config, experiment.dataset.classes, experiment.preprocessing)
+        run.start(config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
     with Checkpoints(run.checkpoints, config.keep) as checkpoints, Interruption() as interruption, trace:
         saved = checkpoints.steps()
         state = checkpoints.restore(shapes) if saved else experiment.init()

@@ -3,7 +3,7 @@
 ::
 
     run/
-      config.json         the configuration, the class names, the preprocessing, the versions
+      config.json         the configuration, the class names, the preprocessing, the pipeline, the versions
       metrics.jsonl       every number, one JSON object a line
       tensorboard/        the same for TensorBoard
       checkpoints/<step>/
@@ -26,13 +26,22 @@ from typing import Any
 import numpy as np
 
 from shuffle_jax import __version__
+from shuffle_jax.data.batches import Pipeline
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.files import replace_file, replacing, temporary
 from shuffle_jax.models.config import AttentionConfig, DecompositionConfig, DynamicConfig, ShiftConfig
 from shuffle_jax.train.config import TrainConfig, differences, from_json, to_json
 
 ADDED: dict[str, dict[str, Any]] = {
-    "AugmentConfig": {"mixup_epochs": 0.0, "resized_crop": 0.0},
+    "AugmentConfig": {
+        "mixup_epochs": 0.0,
+        "resized_crop": 0.0,
+        "jitter": 0.0,
+        "random_operations": 0,
+        "random_magnitude": 9.0,
+        "erasing": 0.0,
+        "cutmix": 0.0,
+    },
     "FolderConfig": {"broken": "stop", "per_class": None, "test_per_class": None, "crop": 1.0},
     "NetworkConfig": {
         "pointwise": "plain",
@@ -75,13 +84,20 @@ class Run:
         """Whether a run was ever started here."""
         return self._config.exists()
 
-    def start(self, config: TrainConfig, classes: Sequence[str], preprocessing: Preprocessing) -> None:
+    def start(
+        self,
+        config: TrainConfig,
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        pipeline: Pipeline = "device",
+    ) -> None:
         """Makes the folder of a new run.
 
         Args:
             config: of the run.
             classes: the class names in the order of their labels.
             preprocessing: from pictures to normalised images.
+            pipeline: how the images reach the devices.
 
         Raises:
             ValueError: the folder holds something already.
@@ -92,6 +108,7 @@ class Run:
             "config": to_json(config),
             "classes": list(classes),
             "preprocessing": preprocessing.to_json(),
+            "pipeline": pipeline,
             "versions": _versions(),
         }
         replace_file(self._config, json.dumps(about, indent=2).encode() + b"\n")
@@ -107,6 +124,11 @@ class Run:
     def classes(self) -> tuple[str, ...]:
         """The class names in the order of their labels."""
         return tuple(self._about()["classes"])
+
+    def pipeline(self) -> Pipeline:
+        """How the images reached the devices when the run was started."""
+        found: Pipeline = self._about()["pipeline"]
+        return found
 
     def preprocessing(self) -> Preprocessing:
         """What a picture goes through before the network sees it.
@@ -178,6 +200,7 @@ class Run:
                 "config": completed(about["config"]),
                 "classes": [str(name) for name in about["classes"]],
                 "preprocessing": dict(about.get("preprocessing", {})),  # earlier versions did not write it
+                "pipeline": about.get("pipeline", "device"),  # the only one that they had
             }
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

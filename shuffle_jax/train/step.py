@@ -62,7 +62,7 @@ def make_train_step(
 
     Returns:
         ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss`` (cross entropy alone),
-        ``accuracy`` (on augmented images; against the heavier class under mixup), ``penalty`` (weighted) and
+        ``accuracy`` (on augmented images; against the heavier class under mixup and cutmix), ``penalty`` (weighted) and
         ``gradient_norm``.
 
     Raises:

@@ -120,7 +120,7 @@ def test_a_worker_that_is_killed_is_one_line(pictures):
     next(steps)
     (worker,) = children(os.getpid())
     os.kill(worker, signal.SIGKILL)
-    with pytest.raises(ValueError, match=r"^a process that decodes images was killed \(1 of them, 4 images each\): if"):
+    with pytest.raises(ValueError, match=r"^a process that decodes images ended with exit code -9; .* smaller batch$"):
         for _ in range(100):
             next(steps)
 
@@ -162,8 +162,8 @@ def main():
     data, mesh = Dataset("pictures", ("a",), split, split), data_mesh(jax.devices()[:1])
     steps = StreamBatches(data, 4, mesh, workers=2).train(0)
     next(steps)
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         next(steps)

@@ -13,6 +13,7 @@ import pytest
 from experiments import benchmark, convolution_cases, measuring, startup
 from experiments import benchmark_cases as cases
 from experiments.benchmark_cases import Workload
+from experiments.benchmark_tables import tables
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.models.build import conv_factory, mixer_factory, pointwise_factory
@@ -153,6 +154,16 @@ def test_without_torch_its_tables_are_left_out_with_the_remedy(capsys, no_torch)
     assert printed.count("\n") == 1
     assert "torch is not installed" in printed
     assert ".[bench]" in printed
+
+
+def test_torch_is_compared_on_both_networks_at_both_sizes_with_a_quarter_of_the_batch_at_the_larger():
+    found = tables(Workload(batch_size=64))
+    for network in ("shufflenet", "mobilenet"):
+        for size, images in ((32, 64), (224, 16)):
+            table = found[f"torch-{network}-{size}"]
+            assert table.images == images
+            assert f"{size}x{size}, float32, training step without augmentation, batch {images}" in table.title
+    assert tables(Workload(batch_size=1))["torch-mobilenet-224"].images == 1
 
 
 def test_both_types_are_measured_on_a_gpu_and_one_if_that_is_asked_for(monkeypatch, no_torch):

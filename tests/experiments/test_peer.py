@@ -11,38 +11,55 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from experiments import peer, peer_cases  # noqa: E402
+from experiments import peer, peer_cases, peer_networks  # noqa: E402
 from experiments.benchmark_cases import Workload  # noqa: E402
+from shuffle_jax.analysis.count import count  # noqa: E402
+from shuffle_jax.models import NetworkConfig, build  # noqa: E402
 
-WORK = Workload(batch_size=16, image_size=8, width=0.5)
+WORK = Workload(batch_size=16, image_size=8)
+CONFIG = NetworkConfig(width=0.5, mixer="shuffle")
+MOBILE = NetworkConfig(family="mobilenet_v2", width=0.35, mixer="identity")
 
 
 @pytest.fixture(scope="module")
 def network():
     """Our network with statistics that are not those of the start, and its images and labels."""
-    network, variables, images, labels = peer_cases.our_network(WORK)
+    network, variables, images, labels = peer_cases.our_network(WORK, CONFIG)
     _, updated = jax.jit(partial(network.apply, train=True, mutable=["batch_stats"]))(variables, images)
     return network, {**variables, **updated}, images, labels
 
 
-def test_both_have_the_same_parameters(network):
+@pytest.mark.parametrize("config", [CONFIG, MOBILE, dataclasses.replace(CONFIG, stem="imagenet")])
+def test_both_have_the_same_parameters(config):
+    network = build(config, peer_cases.CLASSES)
+    model = peer_networks.torch_network(config, peer_cases.CLASSES)
+    assert sum(p.numel() for p in model.parameters()) == count(network, (32, 32, 3)).parameters
+
+
+def test_the_twin_keeps_its_channels_last(network):
     _, variables, _, _ = network
-    model = peer.twin(variables, WORK.width)
-    assert sum(p.numel() for p in model.parameters()) == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    model = peer.twin(variables, CONFIG)
     assert model.stage2_1.right2.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert peer.to_torch(np.ones((2, 4, 4, 3), np.float32)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_oursthat_is_not_written_in_torch_is_refused():
+    for config in (NetworkConfig(mixer="auto"), dataclasses.replace(MOBILE, dropout=0.2), NetworkConfig("resnet")):
+        with pytest.raises(ValueError, match=f"{config.family} .* is not written in torch here: choose"):
+            peer_networks.torch_network(config, classes=10)
 
 
 def test_one_step_moves_the_weights_to_the_same_place(network, monkeypatch):
     # A rate and a decay that move every weight by more than float32 rounds.
     large = dataclasses.replace(peer_cases.OPTIMIZER, learning_rate=0.1, weight_decay=0.1)
     monkeypatch.setattr(peer_cases, "OPTIMIZER", large)
-    _, variables, images, labels = network
-    model = peer.twin(variables, WORK.width)
-    step, state = peer_cases.our_step(WORK, variables)
+    ours, variables, images, labels = network
+    model = peer.twin(variables, CONFIG)
+    step, state = peer_cases.our_step(ours, variables)
     peer_cases.torch_step(WORK, model, images, labels)()
     (params, _, _), _ = step(state, images, labels)
-    expected = peer.twin({"params": params, "batch_stats": variables["batch_stats"]}, WORK.width)
-    before = dict(peer.twin(variables, WORK.width).named_parameters())
+    expected = peer.twin({"params": params, "batch_stats": variables["batch_stats"]}, CONFIG)
+    before = dict(peer.twin(variables, CONFIG).named_parameters())
     moved = dict(model.named_parameters())
     ways = {}
     for name, weight in expected.named_parameters():
@@ -52,8 +69,14 @@ def test_one_step_moves_the_weights_to_the_same_place(network, monkeypatch):
     assert sum(way > 1e-3 for way in ways.values()) > 0.7 * len(ways)
 
 
-def test_verify_accepts_the_twin():
-    peer_cases.verify.__wrapped__(WORK.image_size, WORK.width)
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [(CONFIG, 8), (MOBILE, 8), (dataclasses.replace(CONFIG, stem="imagenet"), 17)],
+    ids=["shufflenet", "mobilenet", "imagenet"],
+)
+def test_verify_accepts_the_twin_far_below_its_tolerance(config, size, monkeypatch):
+    monkeypatch.setattr(peer_cases, "TOLERANCE", 1e-5)
+    peer_cases.verify.__wrapped__(size, config)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +86,40 @@ def test_verify_accepts_the_twin():
         (lambda model: setattr(model.stage3_2.right2.norm, "eps", 0.1), "the logits differ"),
     ],
 )
-def test_verify_refuses_a_network_that_computes_something_else(monkeypatch, spoil, where):
+def test_verify_refuses_a_oursthat_computes_something_else(monkeypatch, spoil, where):
     good = peer.twin
 
-    def spoilt(variables, width):
-        model = good(variables, width)
+    def spoilt(variables, config):
+        model = good(variables, config)
         spoil(model)
         return model
 
     monkeypatch.setattr(peer_cases, "twin", spoilt)
     with pytest.raises(ArithmeticError, match=where):
-        peer_cases.verify.__wrapped__(WORK.image_size, WORK.width)
+        peer_cases.verify.__wrapped__(WORK.image_size, CONFIG)
+
+
+def test_verify_refuses_another_optimiser(monkeypatch):
+    good = peer_cases.torch_step
+
+    def slower(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(peer_cases, "OPTIMIZER", dataclasses.replace(peer_cases.OPTIMIZER, learning_rate=0.00099))
+            return good(*arguments)
+
+    monkeypatch.setattr(peer_cases, "torch_step", slower)
+    with pytest.raises(ArithmeticError, match="the losses of the second step differ"):
+        peer_cases.verify.__wrapped__(WORK.image_size, CONFIG)
+
+
+def test_a_step_stands_beside_one_product_of_as_many_multiply_adds(monkeypatch):
+    monkeypatch.setattr(peer_cases, "verify", lambda *_: None)
+    work = Workload(batch_size=2, image_size=8)
+    *networks, product = peer_cases.training(work, CONFIG)
+    assert networks == ["torch", "shuffle_jax"]
+    side = int(product.split()[-1])
+    exact = 3 * 2 * count(build(CONFIG, peer_cases.CLASSES), (8, 8, 3)).multiply_adds
+    assert side**3 == pytest.approx(exact, rel=0.02)
 
 
 def test_agreement_is_relative_and_refuses_what_is_not_a_number():

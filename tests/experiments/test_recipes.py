@@ -188,7 +188,8 @@ def test_a_run_of_before_the_recipes_reads_as_it_was_meant(tmp_path):
     run.start(config, ["a"], Preprocessing(8, 1, (0.3,), (0.4,)))
     file = run.path / "config.json"
     about = json.loads(file.read_text())
-    for part, name in (("augment", "mixup_epochs"), ("augment", "resized_crop"), ("optimizer", "nesterov")):
+    newer = ("mixup_epochs", "resized_crop", "jitter", "random_operations", "random_magnitude", "erasing", "cutmix")
+    for part, name in (*(("augment", name) for name in newer), ("optimizer", "nesterov")):
         del about["config"][part][name]
     file.write_text(json.dumps(about))
     assert run.config() == config and run.config().optimizer.nesterov
