@@ -117,10 +117,12 @@ def trained(run, count, *words, **options):
 
 
 def stopped(run, count, after, *words):
-    """Trains until a step is recorded, sends SIGTERM to the last process alone, and returns the step it stopped at."""
+    """Trains until a step is recorded, sends SIGTERM to one process after the other; returns the step of the stop."""
     with Processes(run, count, *words, pause=0.2) as processes:
         processes.wait_for(lambda: processes.trains(after))
-        processes.processes[-1].send_signal(signal.SIGTERM)
+        for process in processes.processes[::-1]:  # not at once: the first one stops all
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.05)
         assert processes.end() == [128 + signal.SIGTERM] * count, processes.text()
         for index in range(count):
             assert f"and saved in {run}; continue with --resume" in processes.text(index)
