@@ -161,9 +161,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_processes_train_like_one_and_one_of_them_writes(whole, tmp_path, small_network):
+def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole, tmp_path, small_network):
     run = tmp_path / "two"
-    processes = trained(run, 2, "--epochs", str(EPOCHS))
+    processes = trained(run, 2, "--epochs", str(EPOCHS), environments=slurm(2))
     assert_same_training(state(whole, small_network), state(run, small_network))
 
     theirs, ours = (read_records(path / "metrics.jsonl") for path in (whole, run))
@@ -176,6 +176,8 @@ def test_two_processes_train_like_one_and_one_of_them_writes(whole, tmp_path, sm
     assert len(list((run / "tensorboard").iterdir())) == 1
     assert "359" not in processes.text(1) and "top-1" not in processes.text(1)
     assert "top-1" in processes.text(0)
+    about = json.loads((run / "config.json").read_text())
+    assert "distributed" not in about["config"]  # how many processes there are is no part of a run
 
 
 @pytest.mark.slow
@@ -201,16 +203,18 @@ def test_the_other_process_ends_soon_when_one_is_killed_and_the_run_goes_on(vict
         processes.processes[victim].kill()
         began = time.monotonic()
         code = processes.end()[1 - victim]
-        # Its own timeout, the same again for the runtime to end threads that wait, and what a busy machine takes.
-        assert time.monotonic() - began < 2 * TIMEOUT + 20
+        took = time.monotonic() - began
+        assert took < TIMEOUT, took
+        print(f"process {victim} was killed, the other one ended {took:.1f} s later")
         said = processes.text(1 - victim)
         assert code not in (0, None)
         assert "another process" in said and "--resume" in said, said
         if victim == 1:  # whoever coordinates lives, so Python has the last word
             assert code == 2 and "the last checkpoint is step 8" in said.splitlines()[-1], said
     assert newest(run) == 8
-    trained(run, 1 + victim, *words, "--resume")  # by one, and by two
-    assert newest(run) == STEPS
+    if victim == 1:
+        trained(run, 1, *words, "--resume")
+        assert newest(run) == STEPS
 
 
 @pytest.mark.slow
@@ -219,11 +223,9 @@ def test_a_process_that_fails_by_itself_tells_why_and_the_other_does_not_wait(tm
     taken.mkdir()
     (taken / "file").touch()
     with Processes(tmp_path / "failed", 2, each=[[], ["--run", str(taken)]]) as processes:
-        began = time.monotonic()
         codes = processes.end()
     assert codes[1] == 2 and f"{taken} exists and is not empty" in processes.text(1)
     assert codes[0] != 0 and "another process" in processes.text(0), processes.text(0)
-    assert time.monotonic() - began < 2 * TIMEOUT + 40  # the start included
 
 
 def slurm(count):
@@ -240,13 +242,3 @@ def slurm(count):
         }
         for index in range(count)
     ]
-
-
-@pytest.mark.slow
-def test_tasks_of_slurm_find_each_other(tmp_path):
-    run = tmp_path / "slurm"
-    processes = trained(run, 2, "--epochs", "2", environments=slurm(2))
-    assert newest(run) == 8
-    assert "top-1" in processes.text(0) and "top-1" not in processes.text(1)
-    about = json.loads((run / "config.json").read_text())
-    assert "distributed" not in about["config"]  # how many processes there are is no part of a run
