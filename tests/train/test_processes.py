@@ -195,24 +195,30 @@ def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path, small_network):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_other_process_ends_soon_when_one_is_killed_and_the_run_goes_on(victim, tmp_path):
-    run, words = tmp_path / "killed", ["--epochs", str(EPOCHS)]
+@pytest.mark.parametrize(
+    ("victim", "how"),
+    [
+        (1, signal.SIGKILL),
+        (0, signal.SIGKILL),  # the one that the others talk to
+        (1, signal.SIGSTOP),  # alive and silent: a host that hangs, a network that is cut
+    ],
+)
+def test_the_other_process_ends_in_time_when_one_is_lost_and_the_run_goes_on(victim, how, tmp_path):
+    run, words = tmp_path / "lost", ["--epochs", str(EPOCHS)]
     with Processes(run, 2, *words, pause=0.5) as processes:
         processes.wait_for((run / "checkpoints" / "8").exists)  # whole: two epochs of 4 steps
-        processes.processes[victim].kill()
+        processes.processes[victim].send_signal(how)
         began = time.monotonic()
-        code = processes.end()[1 - victim]
+        code = processes.processes[1 - victim].wait(PATIENCE)
         took = time.monotonic() - began
-        assert took < TIMEOUT, took
-        print(f"process {victim} was killed, the other one ended {took:.1f} s later")
+        assert took < TIMEOUT + 5, took  # the runtime looks every few seconds
+        time.sleep(1)  # the last words come after the end
         said = processes.text(1 - victim)
-        assert code not in (0, None)
-        assert "another process" in said and "--resume" in said, said
-        if victim == 1:  # whoever coordinates lives, so Python has the last word
-            assert code == 2 and "the last checkpoint is step 8" in said.splitlines()[-1], said
+    assert code not in (0, None)
+    assert "another process" in said.splitlines()[-1] and "continue with --resume" in said.splitlines()[-1], said
     assert newest(run) == 8
-    if victim == 1:
+    if (victim, how) == (1, signal.SIGKILL):  # whoever coordinates lives and sees it, so Python has the last word
+        assert code == 2 and "the last checkpoint is step 8" in said.splitlines()[-1], said
         trained(run, 1, *words, "--resume")
         assert newest(run) == STEPS
 
