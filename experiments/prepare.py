@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -80,9 +81,9 @@ def _builder(options: Arguments, data_dir: Path) -> Any:
     name, config, version = parse_name(options.name)
     known = tfds.list_builders(with_community_datasets=False)
     if name not in known:
-        raise ValueError(
-            f"there is no data set {name}; near: {nearest(name, known)}; a builder of your own needs --module"
-        )
+        incomplete = _incomplete(options.module, name)
+        unknown = f"there is no data set {name}; near: {nearest(name, known)}; a builder of your own needs --module"
+        raise ValueError(incomplete or unknown)
     kind = tfds.builder_cls(name)
     if config is not None and config not in kind.builder_configs:
         configs = ", ".join(f"{name}/{near}" for near in kind.builder_configs) or f"it has none: use {name}"
@@ -91,6 +92,14 @@ def _builder(options: Arguments, data_dir: Path) -> Any:
         return kind(data_dir=data_dir, config=config, version=version)
     except AssertionError as error:  # of a version
         raise ValueError(f"{options.name}: {_line(error)}; leave the version out for the newest") from error
+
+
+def _incomplete(module: str | None, name: str) -> str | None:
+    """What a builder of that name in a module lacks, which is why it is not known; None if there is none."""
+    for found in vars(sys.modules[module]).values() if module else ():
+        if inspect.isabstract(found) and getattr(found, "name", None) == name:
+            return f"{module}.{found.__name__} has no {' and no '.join(sorted(found.__abstractmethods__))}: add it"
+    return None
 
 
 def _check_format(builder: Any, folder: Path) -> None:

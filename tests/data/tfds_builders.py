@@ -158,3 +158,15 @@ class FromArrays(FarAway):
 
     def _generate_examples(self, path):
         yield 0, {"image": np.zeros((4, 4, 3), np.uint8), "label": 0}
+
+
+class Unfinished(tfds.core.GeneratorBasedBuilder):
+    """A builder whose author forgot a part."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        raise NotImplementedError
+
+    def _split_generators(self, dl_manager):
+        raise NotImplementedError

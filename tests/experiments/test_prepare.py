@@ -120,6 +120,10 @@ def test_a_module_that_is_not_there_is_named(run):
     assert run("embedded_digits", module="no_such_module").startswith("cannot import no_such_module: No module named ")
 
 
+def test_a_builder_that_lacks_a_part_is_told_from_one_that_is_not_there(run):
+    assert run("unfinished") == "tfds_builders.Unfinished has no _generate_examples: add it"
+
+
 def test_a_folder_that_cannot_be_made_is_named(run):
     run.data_dir.write_text("a file")
     assert run("embedded_digits").startswith(f"{run.data_dir}: File exists; a file is in the way")
