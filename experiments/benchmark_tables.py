@@ -5,12 +5,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
-from experiments import assignment_cases, convolution_cases, mixing_cases, shift_cases
+from experiments import assignment_cases, convolution_cases, mixing_cases, pipeline_cases, shift_cases
 from experiments import benchmark_cases as cases
 from experiments.benchmark_cases import Cases, Workload
 from experiments.measuring import Costs, Program, Table, measure, measure_costs
 from experiments.startup import Times, compile_times, import_times
+from shuffle_jax.models import NetworkConfig
+from shuffle_jax.models.stem import StemKind
+from shuffle_jax.sharding import cores
+
+PEERS = {
+    "shufflenet": NetworkConfig(family="shufflenet_v2", mixer="shuffle"),
+    "mobilenet": NetworkConfig(family="mobilenet_v2", mixer="identity"),
+}
+"""The networks that torch is compared on at both sizes."""
+
+SIZES: tuple[tuple[int, StemKind, int], ...] = ((32, "small", 1), (224, "imagenet", 4))
+"""Height and width of the images, the stem for them, and by how much the batch is divided."""
 
 
 def tables(work: Workload) -> dict[str, Table]:
@@ -33,12 +46,11 @@ def tables(work: Workload) -> dict[str, Table]:
         **convolution_tables(work),
         **shift_tables(work),
         **assignment_tables(work),
+        **pipeline_tables(work),
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
         "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
         "training": table(f"{network}, training step, {batch}", cases.training, work),
-        "torch-inference": table(f"{network}, inference, {batch}", torch_inference, work),
-        "torch-inference-1": table(f"{network}, inference, batch 1", torch_inference, single),
-        "torch-training": table(f"{network}, training step without augmentation, {batch}", torch_training, work),
+        **torch_tables(work),
         "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
         "import": Table("a new interpreter that imports", import_times),
     }
@@ -105,6 +117,37 @@ def shift_tables(work: Workload) -> dict[str, Table]:
     return found
 
 
+def torch_tables(work: Workload) -> dict[str, Table]:
+    """The tables that compare with torch: the network of the workload, and two in both of their sizes.
+
+    At 224 x 224 pixels a batch is a quarter as large.
+    """
+    found: dict[str, Table] = {}
+    config = NetworkConfig(width=work.width, mixer="shuffle")
+    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
+    for suffix, own in (("", work), ("-1", dataclasses.replace(work, batch_size=1))):
+        title = f"{network}, inference, batch {own.batch_size}"
+        found[f"torch-inference{suffix}"] = _torch_table(title, "inference", own, config)
+    title = f"{network}, training step without augmentation, batch {work.batch_size}"
+    found["torch-training"] = _torch_table(title, "training", work, config)
+    for name, config in PEERS.items():
+        for size, stem, share in SIZES:
+            own = dataclasses.replace(work, batch_size=max(1, work.batch_size // share), image_size=size)
+            title = f"{config.family} 1.0x, {size}x{size}, {work.dtype}, training step without augmentation"
+            title = f"{title}, batch {own.batch_size}"
+            found[f"torch-{name}-{size}"] = _torch_table(title, "training", own, dataclasses.replace(config, stem=stem))
+    return found
+
+
+def _torch_table(title: str, kind: Literal["inference", "training"], work: Workload, config: NetworkConfig) -> Table:
+    def candidates() -> Cases:
+        from experiments import peer_cases
+
+        return peer_cases.training(work, config) if kind == "training" else peer_cases.inference(work, config)
+
+    return Table(title, partial(_measured, candidates), work.batch_size)
+
+
 def assignment_tables(work: Workload) -> dict[str, Table]:
     """The tables of linear assignments, whose sizes and batches are their own."""
     found: dict[str, Table] = {}
@@ -113,6 +156,17 @@ def assignment_tables(work: Workload) -> dict[str, Table]:
         title = f"linear assignment of {matrices} of {problem.size} x {problem.size}, {problem.kind}, {work.dtype}"
         candidates = partial(assignment_cases.assignments, work, problem)
         found[f"assignment-{name}"] = Table(title, partial(_measured, candidates))
+    return found
+
+
+def pipeline_tables(work: Workload) -> dict[str, Table]:
+    """The tables of input pipelines: the training step behind each, and each alone at two sizes."""
+    title = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}, training step by input"
+    behind = partial(pipeline_cases.training_times, work)
+    found = {"pipeline-training": Table(f"{title}, batch {work.batch_size}", behind, work.batch_size)}
+    for size, batch in pipeline_cases.BATCHES.items():
+        title = f"input alone, {size}x{size}, batch {batch}, {cores()} cores"
+        found[f"pipeline-{size}"] = Table(title, partial(pipeline_cases.input_times, size), batch)
     return found
 
 
@@ -126,17 +180,3 @@ def _cost(programs: Callable[[], dict[str, Program]], rounds: int) -> Costs:
 
 def _needed(memory: Callable[[], Times], rounds: int) -> Times:
     return memory()
-
-
-def torch_inference(work: Workload) -> Cases:
-    """Logits of a batch, torch's and ours."""
-    from experiments import peer_cases
-
-    return peer_cases.inference(work)
-
-
-def torch_training(work: Workload) -> Cases:
-    """A training step, torch's and ours."""
-    from experiments import peer_cases
-
-    return peer_cases.training(work)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.nn import BatchNorm, Conv
 from shuffle_jax.nn.convolution import kernel_init
+from shuffle_jax.ops.pooling import largest
 from shuffle_jax.typing import Images
 
 StemKind = Literal["imagenet", "small"]
@@ -45,4 +46,4 @@ class Stem(nn.Module):
             x
         )
         x = self.activation(BatchNorm(self.dtype, name="norm")(x, train))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if self.pool and not small else x
+        return largest(x) if self.pool and not small else x

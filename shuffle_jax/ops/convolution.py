@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shuffle_jax.ops.depthwise_shifts import Pads, padded, shifted, sum_of_shifts
 from shuffle_jax.ops.permutation import check_groups
-from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shift import channels_from, rotate
 from shuffle_jax.typing import Array, Float, Images
-
-Pads = tuple[tuple[int, int], tuple[int, int]]
-"""Zeros before and after the rows, and before and after the columns."""
 
 
 def depthwise(
@@ -32,8 +28,8 @@ def depthwise(
 
     ``y[n, i, j, c] = sum_ab K[a, b, 0, c] x[n, s i + a - top, s j + b - left, c]``
 
-    On CPU a sum of ``kh kw`` shifted copies, whose kernel gradient is one variadic reduction over rows and columns;
-    elsewhere the native convolution. Half-precision inputs are summed in float32.
+    On CPU a sum of ``kh kw`` shifted copies, :func:`shuffle_jax.ops.depthwise_shifts.sum_of_shifts`; elsewhere the
+    native convolution. Half-precision inputs are summed in float32.
 
     Args:
         x: ``(n, h, w, c)``.
@@ -60,7 +56,7 @@ def depthwise(
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_depthwise_shifts, stride, pads),
+        cpu=partial(sum_of_shifts, stride, pads),
         default=partial(_native, stride, pads, channels),
     )
 
@@ -158,6 +154,11 @@ def convolution(
 _PATCH_CHANNELS = 4
 
 
+# With 3 x 3 taps of 3 channels a sum takes 0.3 of the time of a concatenation (two cores, JAX 0.12); it grows with the
+# square of the taps.
+_SUMMED_TAPS = 9
+
+
 # Against g products of slices, one with zeros takes 0.3 to 1.2 times as long up to here, with and without gradients (2
 # cores, JAX 0.10 and 0.12, 2 to 4 groups, 36 to 96 channels to half or twice as many). Above, few rows lose.
 _BLOCK_CHANNELS = 96
@@ -216,79 +217,30 @@ def _pointwise_slices(groups: int, rotation: int, x: Images, kernel: Float[Array
 
 def patches(x: Images, window: tuple[int, int], stride: int, pads: Pads) -> Float[Array, "n oh ow f"]:
     """What a window sees at each of its positions, element by element in row-major order, then channel by channel."""
-    taps = _taps(_pad(x, pads), *window, stride)
+    taps = shifted(padded(x, pads), *window, stride)
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
 def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
     kh, kw, channels, features = kernel.shape
-    return _dot(patches(x, (kh, kw), stride, pads), kernel.reshape(kh * kw * channels, features))
+    taps = shifted(padded(x, pads), kh, kw, stride)
+    seen = _side_by_side(taps) if 1 < len(taps) <= _SUMMED_TAPS else patches(x, (kh, kw), stride, pads)
+    return _dot(seen, kernel.reshape(kh * kw * channels, features))
+
+
+def _side_by_side(parts: list[Images]) -> Images:
+    """Their channels one after the other, as a sum of each between zeros.
+
+    XLA fuses that, and uses all cores for it; a concatenation of a few channels it copies value by value on one.
+    """
+    channels = parts[0].shape[-1]
+    zero = jnp.zeros((), parts[0].dtype)
+    none = ((0, 0, 0),) * 3
+    ends = [(k * channels, (len(parts) - 1 - k) * channels, 0) for k in range(len(parts))]
+    return sum((lax.pad(part, zero, (*none, end)) for part, end in zip(parts, ends, strict=True)), start=zero)
 
 
 def _slices(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
     convolve = _patches_dot if kernel.shape[:2] == (1, 1) else partial(_native, groups=1)
     return jnp.concatenate([convolve(stride, pads, x=part, kernel=weights) for part, weights in parts], axis=-1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _depthwise_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
-    kh, kw, _, _ = kernel.shape
-    return _sum_of_taps(_taps(_pad(x, pads), kh, kw, stride), kernel)
-
-
-def _depthwise_forward(
-    stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
-) -> tuple[Images, tuple[Images, Float[Array, "kh kw 1 c"]]]:
-    return _depthwise_shifts(stride, pads, x, kernel), (x, kernel)
-
-
-def _depthwise_backward(
-    stride: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Images
-) -> tuple[Images, Float[Array, "kh kw 1 c"]]:
-    x, kernel = saved
-    kh, kw, _, channels = kernel.shape
-    wide_gradient = at_least_float32(gradient)
-
-    # The barrier keeps XLA from padding anew inside each of the kh kw products.
-    padded = lax.optimization_barrier(_pad(x, pads))
-    products = tuple(at_least_float32(tap) * wide_gradient for tap in _taps(padded, kh, kw, stride))
-    # One reduction for all taps, over rows alone: what is left keeps the batch axis, along which XLA runs in parallel,
-    # and (w, c), along which it vectorises.
-    zero = jnp.zeros((), wide_gradient.dtype)
-    sums = lax.reduce(products, (zero,) * (kh * kw), lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1,))
-    kernel_gradient = jnp.stack([s.sum((0, 1)) for s in sums]).reshape(kh, kw, 1, channels).astype(kernel.dtype)
-
-    # The input's gradient is the full correlation of the (spread out) output gradient with the flipped kernel.
-    axes = zip(x.shape[1:3], (kh, kw), pads, gradient.shape[1:3], strict=True)
-    spread = [_spread(size, window, before, out, stride) for size, window, (before, _), out in axes]
-    dense = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-    x_gradient = _sum_of_taps(_taps(dense, kh, kw, 1), kernel[::-1, ::-1])
-    return x_gradient, kernel_gradient
-
-
-_depthwise_shifts.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def _spread(size: int, window: int, before: int, out: int, stride: int) -> tuple[int, int, int]:
-    """Padding (low, high, interior) that turns ``out`` strided values into ``size + window - 1`` dense ones."""
-    low = window - 1 - before
-    return low, size + window - 1 - low - ((out - 1) * stride + 1), stride - 1
-
-
-def _pad(x: Images, pads: Pads) -> Images:
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
-
-
-def _taps(padded: Images, kh: int, kw: int, stride: int) -> list[Images]:
-    """The shifted, strided views of a padded image, one for each position of the kernel, in row-major order."""
-    rows = (padded.shape[1] - kh) // stride * stride + 1
-    columns = (padded.shape[2] - kw) // stride * stride + 1
-    return [padded[:, a : a + rows : stride, b : b + columns : stride] for a in range(kh) for b in range(kw)]
-
-
-def _sum_of_taps(taps: list[Images], kernel: Float[Array, "kh kw 1 c"]) -> Images:
-    channels = kernel.shape[-1]
-    weights = kernel.reshape(-1, 1, 1, 1, channels)
-    products = [at_least_float32(tap) * at_least_float32(w) for tap, w in zip(taps, weights, strict=True)]
-    return sum(products[1:], start=products[0]).astype(taps[0].dtype)

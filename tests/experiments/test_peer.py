@@ -14,11 +14,20 @@ torch = pytest.importorskip("torch")
 from experiments import peer, peer_cases, peer_networks  # noqa: E402
 from experiments.benchmark_cases import Workload  # noqa: E402
 from shuffle_jax.analysis.count import count  # noqa: E402
-from shuffle_jax.models import NetworkConfig, build  # noqa: E402
+from shuffle_jax.models import NetworkConfig, build, mobilenet_v2, shufflenet_v2  # noqa: E402
 
 WORK = Workload(batch_size=16, image_size=8)
 CONFIG = NetworkConfig(width=0.5, mixer="shuffle")
 MOBILE = NetworkConfig(family="mobilenet_v2", width=0.35, mixer="identity")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_units():
+    """Every kind of unit and of stage, on both sides, in a third of the compilation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shufflenet_v2, "UNITS", (2, 3, 1))
+        patch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 1, 2), (6, 32, 2, 2), (6, 96, 1, 1)))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def test_the_twin_keeps_its_channels_last(network):
     assert peer.to_torch(np.ones((2, 4, 4, 3), np.float32)).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_oursthat_is_not_written_in_torch_is_refused():
+def test_a_network_that_is_not_written_in_torch_is_refused():
     for config in (NetworkConfig(mixer="auto"), dataclasses.replace(MOBILE, dropout=0.2), NetworkConfig("resnet")):
         with pytest.raises(ValueError, match=f"{config.family} .* is not written in torch here: choose"):
             peer_networks.torch_network(config, classes=10)
@@ -86,7 +95,7 @@ def test_verify_accepts_the_twin_far_below_its_tolerance(config, size, monkeypat
         (lambda model: setattr(model.stage3_2.right2.norm, "eps", 0.1), "the logits differ"),
     ],
 )
-def test_verify_refuses_a_oursthat_computes_something_else(monkeypatch, spoil, where):
+def test_verify_refuses_a_network_that_computes_something_else(monkeypatch, spoil, where):
     good = peer.twin
 
     def spoilt(variables, config):

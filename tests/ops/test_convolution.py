@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from shuffle_jax.ops import convolution as conv
+from shuffle_jax.ops import depthwise_shifts
+from shuffle_jax.ops.depthwise_shifts import interleave
 
 NO_PADS = ((0, 0), (0, 0))
 NATIVE = {"window_strides": (1, 1), "padding": NO_PADS, "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -94,8 +96,11 @@ WINDOWS = {  # h, w, kh, kw, stride, padding
 }
 
 
+@pytest.mark.parametrize("small", [32, 0])  # images up to this size have another form of the gradient
 @pytest.mark.parametrize("name", WINDOWS)
-def test_depthwise_equals_its_equation(name):
+def test_depthwise_equals_its_equation(name, small, monkeypatch):
+    monkeypatch.setattr(depthwise_shifts, "_SMALL", small)
+    jax.clear_caches()  # of traces with the other form
     h, w, kh, kw, stride, pads = WINDOWS[name]
     x, kernel = draw(0, (2, h, w, 3), (kh, kw, 1, 3))
     op = partial(conv.depthwise, stride=stride, padding=pads)
@@ -295,6 +300,22 @@ def test_groups_are_convolved_apart_in_value_and_gradient(window, stride):
 
 def has_convolution(traced, platform):
     return "stablehlo.convolution" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+def test_an_image_is_put_together_from_every_third_row_and_column():
+    x = np.random.default_rng(0).standard_normal((2, 8, 7, 2)).astype(np.float32)
+    around = np.pad(x, ((0, 0), (0, 1), (0, 2), (0, 0)))
+    parts = [[around[:, i::3, j::3] for j in range(3)] for i in range(3)]
+    np.testing.assert_array_equal(interleave(parts, (8, 7)), x)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_the_image_gradient_of_a_depthwise_convolution_on_cpu_multiplies_no_zeros(stride):
+    gradient, kernel = (np.zeros(shape, np.float32) for shape in ((1, 36 // stride, 36 // stride, 2), (3, 3, 1, 2)))
+    form = partial(depthwise_shifts._image_gradient, stride, ((1, 1), (1, 1)), (36, 36))
+    text = jax.jit(form).lower(gradient, kernel).as_text()
+    products = re.findall(r"stablehlo.multiply .* tensor<(\d+)x(\d+)x(\d+)x(\d+)xf32>", text)
+    assert sum(np.prod([int(n) for n in shape]) for shape in products) == 9 * gradient.size
 
 
 def test_errors_name_value_limit_and_remedy():

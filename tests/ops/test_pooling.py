@@ -1,12 +1,14 @@
-"""The average that halves an image."""
+"""The average and the maximum that halve an image."""
 
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
-from shuffle_jax.ops.pooling import halve
+from shuffle_jax.ops.pooling import halve, largest
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7)])
@@ -21,3 +23,53 @@ def test_it_is_the_mean_of_nine_with_zeros_outside_and_has_a_gradient_under_jit(
     # The adjoint: <halve(x), y> = <x, pull(y)>.
     y = np.random.default_rng(1).standard_normal(actual.shape).astype(np.float32)
     np.testing.assert_allclose(np.vdot(actual, y), np.vdot(x, pull(y)[0]), rtol=1e-4)
+
+
+def largest_oracle(x, cotangent):
+    """Each window's largest value, and the gradient by the first that is it, window by window."""
+    y, gradient = np.zeros(cotangent.shape, x.dtype), np.zeros(x.shape, cotangent.dtype)
+    for n, i, j, c in np.ndindex(*cotangent.shape):
+        top, left = max(2 * i - 1, 0), max(2 * j - 1, 0)
+        window = x[n, top : 2 * i + 2, left : 2 * j + 2, c]
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        y[n, i, j, c] = window[a, b]
+        gradient[n, top + a, left + b, c] += cotangent[n, i, j, c]
+    return y, gradient
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7), (7, 2), (8, 8)])
+@pytest.mark.parametrize("platform", ["cpu", "elsewhere"])
+def test_the_largest_takes_the_gradient_and_of_equal_ones_the_first(size, platform, monkeypatch):
+    if platform == "elsewhere":
+        monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, **platforms: default(*args))
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 3, (2, *size, 3)).astype(np.float32)  # of six numbers, so that many are equal
+    cotangent = rng.integers(-9, 10, (2, *(-(-n // 2) for n in size), 3)).astype(np.float32)
+    y, pull = jax.vjp(jax.jit(largest), x)
+    for actual, expected in zip((y, *pull(cotangent)), largest_oracle(x, cotangent), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+
+
+def test_the_largest_is_the_same_for_a_batch_of_batches_and_in_half_precision_is_rounded_once():
+    rng = np.random.default_rng(1)
+    x = rng.integers(-9, 10, (2, 3, 5, 4, 2)).astype(jnp.bfloat16)
+    cotangent = rng.integers(-100, 101, (2, 3, 3, 2, 2)).astype(jnp.bfloat16)
+
+    @jax.jit
+    @jax.vmap
+    def both(x, cotangent):
+        y, pull = jax.vjp(largest, x)
+        return y, *pull(cotangent)
+
+    y, gradient = both(x, cotangent)
+    assert y.dtype == gradient.dtype == jnp.bfloat16
+    for k in range(2):
+        expected = largest_oracle(x[k].astype(np.float32), cotangent[k].astype(np.float32))
+        for actual, value in zip((y[k], gradient[k]), expected, strict=True):
+            np.testing.assert_array_equal(actual, value.astype(jnp.bfloat16))
+
+
+def test_only_cpu_notes_where_the_largest_was():
+    traced = jax.jit(jax.grad(lambda x: largest(x).sum())).trace(np.zeros((1, 6, 6, 2), np.float32))
+    for platform, native in (("cpu", False), ("cuda", True), ("tpu", True)):
+        assert ("stablehlo.select_and_scatter" in traced.lower(lowering_platforms=(platform,)).as_text()) == native

@@ -24,6 +24,7 @@ from shuffle_jax.nn import (
 from shuffle_jax.nn.normalization import EPSILON
 from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.ops import convolution, kronecker_forms, permutation
+from shuffle_jax.ops.pooling import largest
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 
@@ -147,7 +148,7 @@ def apply_stem(
     small = kind == "small"
     x = apply_affine(functools.partial(convolution.convolution, stride=1 if small else 2), x, layer, dtype)
     x = activation(x)
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))) if pool and not small else x
+    return largest(x) if pool and not small else x
 
 
 def fold_stem(

@@ -1,0 +1,49 @@
+"""Sums over images, rows and columns, in the order that is fastest on the CPU."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import lax
+
+from shuffle_jax.typing import Array, Float, Images
+
+
+def sums(images: Sequence[Images]) -> list[Float[Array, "c"]]:
+    """The sums over (n, h, w) of several images of one shape, read once.
+
+    Over blocks of rows first: what is left keeps the batch axis, along which XLA on CPU runs in parallel, and (w, c),
+    along which it vectorises. That takes a third of the time of reducing rows and columns together.
+
+    Args:
+        images: each ``(n, h, w, c)``, of one type.
+
+    Returns:
+        As many arrays ``(c,)``.
+
+    >>> sums([jnp.ones((2, 3, 3, 1)), jnp.zeros((2, 3, 3, 1))])[0].tolist()
+    [18.0]
+    """
+    zero = jnp.zeros((), images[0].dtype)
+    n, height, width, channels = images[0].shape
+    rows = _block(height)
+    blocks = tuple(x.reshape(n * height // rows, rows, width, channels) for x in images)
+    parts = lax.reduce(blocks, (zero,) * len(blocks), lambda a, b: tuple(map(operator.add, a, b)), (1,))
+    return [part.sum((0, 1)) for part in parts]
+
+
+def _block(height: int) -> int:
+    """How many rows are summed at once: all of a small image, of a larger one a divisor of its height if it has one.
+
+    Whole columns of a large image leave the caches between a row and the next: at 112 x 112 x 96 blocks of 14 or 16
+    take 0.4 of the time. With fewer than 8 rows what is left is too large (two cores, JAX 0.12).
+    """
+    if height <= _SMALL:
+        return height
+    return next((rows for rows in range(_MOST_ROWS, _LEAST_ROWS - 1, -1) if height % rows == 0), height)
+
+
+_SMALL = 32  # as in depthwise_shifts
+_LEAST_ROWS, _MOST_ROWS = 8, 16
