@@ -42,7 +42,13 @@ def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> 
     """
     before = sys.unraisablehook
     sys.unraisablehook = partial(_only_named, before)
-    code = _code(run)
+    try:
+        code = _code(run)
+    except Exception:  # a defect
+        if leave is None:
+            raise
+        traceback.print_exc()
+        code = FAILED
     if code or leave:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
         (leave or sys.exit)(code)
     sys.unraisablehook = before

@@ -21,6 +21,7 @@ from experiments.startup import Times
 from shuffle_jax.data import Batch, Batches, Dataset
 from shuffle_jax.data.encoded import Encoded, Record
 from shuffle_jax.data.pipelines import InputConfig, make_batches
+from shuffle_jax.data.stream import MOST_READERS
 from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
 from shuffle_jax.train.state import init_state
@@ -44,7 +45,7 @@ BATCHES = {32: 64, 224: 16}
 SMALLEST = 0.08
 """Of the area: what a random resized crop keeps at least, at 224 pixels."""
 
-WARM, TIMED = 12, 24
+WARM, TIMED = MOST_READERS + 4, 24
 """Batches before the clock starts, more than readers hold, and batches that are timed."""
 
 MOST_ROUNDS = 5

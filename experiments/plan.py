@@ -13,6 +13,8 @@ from pathlib import Path
 
 from experiments.cli import nearest
 from experiments.train import parse
+from shuffle_jax.data import InputConfig
+from shuffle_jax.distributed import DistributedConfig
 from shuffle_jax.train.config import TrainConfig
 
 
@@ -86,6 +88,8 @@ def plan(comparison: Comparison, out: Path) -> list[Planned]:
                     raise ValueError(f"experiments.train does not take {shlex.join(words)!r}") from None
                 if options.run is not None or options.resume:
                     raise ValueError("leave out --run and --resume, they are chosen here")
+                if (options.input, options.distributed, options.profile) != (InputConfig(), DistributedConfig(), None):
+                    raise ValueError("leave out --input, --distributed and --profile: a comparison is of results")
             for other in planned:
                 if path == other.path:
                     raise ValueError(f"variants {other.label!r} and {label!r} share the folder {path}: rename one")

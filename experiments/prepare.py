@@ -15,6 +15,7 @@ import inspect
 import io
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print(f"{options.name} is prepared in {folder}")
     splits = ", ".join(f"{name} {split.num_examples:,}" for name, split in builder.info.splits.items())
     print(f"examples: {splits}; {builder.info.dataset_size / 1e6:,.1f} MB")
-    where = "" if data_dir == default_data_dir() else f" --data.data-dir {data_dir}"
+    where = "" if data_dir == default_data_dir() else f" --data.data-dir {shlex.quote(str(data_dir))}"
     print(f"train with: python -m experiments.train PRESET --data.name {options.name}{where}")
 
 
@@ -72,6 +73,8 @@ def _builder(options: Arguments, data_dir: Path) -> Any:
     """The builder of a data set, by name."""
     tfds = import_tfds()
     if options.module is not None:
+        if not all(part.isidentifier() for part in options.module.split(".")):
+            raise ValueError(f"{options.module!r} is no module: give its dotted name, such as my_package.my_builder")
         try:
             importlib.import_module(options.module)
         except ImportError as error:
@@ -119,7 +122,7 @@ def _prepare(builder: Any, options: Arguments, data_dir: Path) -> None:
 
     if type(builder).__module__.startswith("tensorflow_datasets.") and importlib.util.find_spec("tensorflow") is None:
         raise _need_tensorflow(options.name)
-    manual = options.manual_dir or data_dir / "downloads" / "manual"
+    manual = (options.manual_dir or data_dir / "downloads" / "manual").expanduser()
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS is not None and not (manual.is_dir() and any(manual.iterdir())):
         raise ValueError(
             f"{options.name} has files that you download yourself: put them into {manual}, or give --manual-dir; "

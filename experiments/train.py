@@ -20,7 +20,7 @@ from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
 from experiments.presets import PRESETS
 from experiments.presets.source import source
 from shuffle_jax.data.pipelines import InputConfig
-from shuffle_jax.distributed import DistributedConfig, connect, is_lead, leave
+from shuffle_jax.distributed import DistributedConfig, connect, is_lead, leave, part
 from shuffle_jax.train.config import TrainConfig
 
 
@@ -68,6 +68,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     quiet_libraries()
     connect(options.distributed)
+    from shuffle_jax.train.interrupt import Stopped
     from shuffle_jax.train.loop import train
     from shuffle_jax.train.run import newest, next_free
 
@@ -79,14 +80,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"there is no run to resume in {default}: name one with --run, or leave out --resume")
     if is_lead():
         print(f"{'Resuming' if options.resume else 'Training'} {options.preset} in {folder}", flush=True)
-    train(
-        options.config,
-        folder,
-        resume=options.resume,
-        devices=options.devices,
-        input=options.input,
-        profile=options.profile,
-    )
+    try:
+        train(
+            options.config,
+            folder,
+            resume=options.resume,
+            devices=options.devices,
+            input=options.input,
+            profile=options.profile,
+        )
+    except Stopped:  # on which all processes agree
+        part()
+        raise
+    part()
 
 
 def _summary(preset: object) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +21,7 @@ from jax.sharding import Mesh
 from shuffle_jax.sharding import batch_sharding, replicated
 
 STARTUP = 300
-"""Seconds that processes wait for each other at the start; a cluster does not start all at once."""
+"""Seconds that processes wait for each other at the start and at the end, where one of them may still draw figures."""
 
 GRACE = 2.0
 """Seconds that process 0, which the others talk to, waits before it ends by itself: they may have the same reason."""
@@ -42,8 +44,9 @@ class DistributedConfig:
     """Which of them this is, from 0."""
 
     detect: Literal["auto", "always", "never"] = "auto"
-    """Whether the cluster is asked for the three above: "auto" in a Slurm, Open MPI, Kubernetes or TPU job of several
-    processes."""
+    """Whether the cluster is asked for the three above: "auto" in a Slurm, Open MPI or Kubernetes job of several
+    processes, and where the environment names several TPU hosts; on other TPU pods give "always". Slurm and Open MPI
+    give each process one GPU."""
 
     timeout: int = 60
     """Seconds without a sign of life after which a process counts as lost and the others end."""
@@ -71,7 +74,8 @@ def connect(config: DistributedConfig) -> None:
     """Makes this process one of several, before anything is computed; a process that is alone stays as it is.
 
     From then on ``jax.devices()`` are the devices of all processes. A process that is lost ends the others within
-    ``config.timeout`` seconds, on CPUs at once; :func:`leave` ends one so that the others do not wait for it.
+    ``config.timeout`` seconds, on CPUs at once. :func:`part` ends the connection when all are done, and :func:`leave` a
+    process that is not.
 
     Args:
         config: where the others are.
@@ -81,8 +85,8 @@ def connect(config: DistributedConfig) -> None:
     """
     if config.coordinator is None and not _detects(config.detect, os.environ):
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # pages of each lost connection; the reason is told once
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, on which the loop agrees itself
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -90,13 +94,15 @@ def connect(config: DistributedConfig) -> None:
             config.index,
             initialization_timeout=STARTUP,
             heartbeat_timeout_seconds=config.timeout,
-            shutdown_timeout_seconds=config.timeout,
+            shutdown_timeout_seconds=STARTUP,
+            # Where the schedulers are asked they choose one GPU for each process.
+            cluster_detection_method="deactivate" if config.coordinator else None,
         )
     except (RuntimeError, ValueError) as error:
         what = f"at {config.coordinator}" if config.coordinator else "by asking the cluster"
         raise ValueError(
-            f"the other processes were not found {what} ({_first_line(error)}): start all of them within {STARTUP} s, "
-            "with one --distributed.coordinator and --distributed.processes, each with its own --distributed.index"
+            f"the other processes could not be connected {what} ({_first_line(error)}): start all within {STARTUP} s, "
+            "with one --distributed.coordinator, whose port is free, and each with its own --distributed.index"
         ) from error
     if jax.process_count() > 1:
         _last_words.leave(
@@ -167,23 +173,58 @@ class Agreement:
         return 0 if before is None else int(before)
 
 
-def leave(code: int) -> None:
-    """Ends this process with an exit code; of several, without waiting for the others if it failed by itself.
+def same(what: str, value: object) -> None:
+    """Checks that all processes have the same value, before they compute with it together.
 
     Args:
-        code: 0 and codes of signals, on which all processes agree, wait for the others.
+        what: the value, for the message.
+        value: with a ``repr`` that says all of it.
+
+    Raises:
+        ValueError: in all processes, if they do not.
+        ProcessLost: one of them ended.
     """
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
-        if code == 0 or code > 128:
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(repr(value).encode()).digest(), np.uint8)
+    try:
+        found = np.asarray(multihost_utils.process_allgather(digest))
+    except (RuntimeError, ValueError) as error:
+        raise lost(error) from error
+    different = np.flatnonzero((found != found[0]).any(axis=1))
+    if different.size:
+        raise ValueError(
+            f"{what} of process {', '.join(map(str, different))} differs from that of process 0: start all processes "
+            "with the same words, version and data"
+        )
+
+
+def part() -> None:
+    """Ends the connection, together with all other processes.
+
+    Raises:
+        ProcessLost: one of them ended otherwise.
+    """
+    if jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a late one has nothing left to stop
+        try:
             jax.distributed.shutdown()
-            _last_words.take_back()
-        else:
-            if is_lead():
-                time.sleep(GRACE)
-            _last_words.take_back()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)  # an orderly end would wait for processes that wait for this one
+        except (RuntimeError, ValueError) as error:
+            raise lost(error) from error
+        _last_words.take_back()
+
+
+def leave(code: int) -> None:
+    """Ends this process with an exit code; one that still has a connection to others does not wait for them."""
+    if jax.distributed.is_initialized():
+        if _last_words.left and jax.process_index() == 0:
+            time.sleep(GRACE)
+        _last_words.take_back()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # an orderly end would wait for processes that wait for this one
     sys.exit(code)
 
 
@@ -214,6 +255,10 @@ class _LastWords:
 
     def __init__(self) -> None:
         self._speaker: subprocess.Popen[bytes] | None = None
+
+    @property
+    def left(self) -> bool:
+        return self._speaker is not None
 
     def leave(self, text: str) -> None:
         command = [sys.executable, "-I", "-S", "-c", self.script, text]

@@ -57,6 +57,10 @@ def test_a_process_alone_stays_as_it_is(monkeypatch):
     connect(DistributedConfig())
     assert not jax.distributed.is_initialized() and is_lead()
     distributed.barrier("nobody to wait for")
+    distributed.same("whatever it is", 1)
+    distributed.part()
+    with pytest.raises(SystemExit, match="3"):
+        distributed.leave(3)
     agreement = Agreement(data_mesh())
     assert [agreement.largest(value) for value in (0, 15, 0)] == [0, 15, 0]  # at once
     assert first_devices() == jax.devices() and first_devices(1) == jax.devices()[:1]

@@ -19,8 +19,8 @@ from shuffle_jax.typing import Float, Int, UInt8
 _PIXELS_PER_CHUNK = 1 << 22
 """``np.bincount`` widens its input to 8 bytes a value; counting in chunks bounds that copy to 32 MiB."""
 
-_SAMPLE = 4096
-"""Training images whose pixels give mean and deviation where the split is not in memory."""
+_SAMPLE = 8192
+"""Training images whose pixels give mean and deviation: of a larger split, a part that can be decoded soon."""
 
 
 class Examples(Protocol):
@@ -130,7 +130,7 @@ class Dataset:
     def mean(self) -> Float[np.ndarray, "c"]:
         """Mean of the training pixels of each channel, float32 in [0, 1].
 
-        Of a split that is not in memory a sample of 4,096 images, evenly spread, gives mean and deviation.
+        Of a split of more than 8,192 images so many, evenly spread, give mean and deviation.
         """
         return self._moments[0]
 
@@ -144,11 +144,7 @@ class Dataset:
 
     @cached_property
     def _moments(self) -> tuple[Float[np.ndarray, "c"], Float[np.ndarray, "c"]]:
-        if isinstance(self.train, Split):
-            images = self.train.images
-        else:
-            images, _ = self.train.take(spread(len(self.train), _SAMPLE))
-        counts = _histograms(images).astype(np.float64)
+        counts = _histograms(self.train, spread(len(self.train), min(len(self.train), _SAMPLE))).astype(np.float64)
         levels = np.arange(256.0) / 255
         total = counts.sum(axis=1)
         mean = counts @ levels / total
@@ -218,13 +214,13 @@ def _decoded(split: Examples) -> Split:
     return split if isinstance(split, Split) else Split(*split.take(np.arange(len(split))))
 
 
-def _histograms(images: UInt8[np.ndarray, "n h w c"]) -> Int[np.ndarray, "c 256"]:
-    """How often each of the 256 levels occurs in each channel."""
-    n, h, w, c = images.shape
+def _histograms(split: Examples, positions: Int[np.ndarray, "m"]) -> Int[np.ndarray, "c 256"]:
+    """How often each of the 256 levels occurs in each channel of some images."""
+    h, w, c = split.image_shape
     step = max(1, _PIXELS_PER_CHUNK // (h * w))
     counts = np.zeros((c, 256), np.int64)
-    for start in range(0, n, step):
-        chunk = images[start : start + step]
+    for start in range(0, len(positions), step):
+        chunk, _ = split.take(positions[start : start + step])
         for channel in range(c):
             counts[channel] += np.bincount(chunk[..., channel].ravel(), minlength=256)
     return counts

@@ -86,7 +86,7 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
         for. A file that is no readable image is then a ValueError, unless ``broken`` is "skip".
 
     Raises:
-        ValueError: a folder is missing or empty, a class is in one place and not in the other, or a link leads out of
+        ValueError: a folder is missing or empty, a class of the test folder is not in ``train``, or a link leads out of
             the root.
     """
     root = Path(config.root)

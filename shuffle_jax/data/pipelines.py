@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +61,8 @@ def choose(nbytes: int, device_memory: float, host_memory: float) -> Pipeline:
     Args:
         nbytes: bytes of all images of both splits.
         device_memory: bytes that are free on each device.
-        host_memory: bytes that are free on the host, by which images that are still to be decoded come into memory.
+        host_memory: bytes that are free on the host for each process on it, by which images that are still to be
+            decoded come into memory.
 
     >>> choose(nbytes=10, device_memory=40, host_memory=20), choose(nbytes=10, device_memory=39, host_memory=20)
     ('device', 'memory')
@@ -117,10 +120,14 @@ def make_batches(
 
 
 def _free_memory(mesh: Mesh) -> tuple[float, float]:
-    """Free bytes of a device and of the host; the least over all processes, so that all choose alike."""
-    found = np.array([free_device_memory(mesh), free_host_memory()], np.float32)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Free bytes of a device, and of the host for each process on it; the least of all, so that all choose alike."""
+    device, host = float(free_device_memory(mesh)), float(free_host_memory())
+    if jax.process_count() == 1:
+        return device, host
+    from jax.experimental import multihost_utils
 
-        found = np.min(multihost_utils.process_allgather(found), axis=0)
-    return float(found[0]), float(found[1])
+    name = np.array([zlib.crc32(socket.gethostname().encode())], np.uint32)
+    beside = int(np.sum(multihost_utils.process_allgather(name) == name))  # processes on this host, with this one
+    shares = np.array([device / beside if mesh.local_devices[0].platform == "cpu" else device, host / beside])
+    device, host = np.min(multihost_utils.process_allgather(shares.astype(np.float32)), axis=0).tolist()
+    return device, host

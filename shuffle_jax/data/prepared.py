@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -68,7 +69,7 @@ def find_prepared(name: str, data_dir: Path) -> Path:
 
 def prepare_command(name: str, data_dir: Path) -> str:
     """The command that prepares a set in a folder."""
-    where = "" if data_dir == default_data_dir() else f" --data-dir {data_dir}"
+    where = "" if data_dir == default_data_dir() else f" --data-dir {shlex.quote(str(data_dir))}"
     return f"python -m experiments.prepare {name}{where}"
 
 

@@ -79,7 +79,7 @@ def random_window(
     Source: C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6, with smallest = 0.08; tries and
     centre as in the code of PyTorch's torchvision.
     """
-    bits = np.random.Philox(key=[seed % 2**64, 0], counter=[0, place, epoch, 0]).random_raw(4 * TRIES)
+    bits = np.random.Philox(key=seed % 2**64, counter=[0, place, epoch, 0]).random_raw(4 * TRIES)
     for area, tilt, top, left in ((bits >> np.uint64(11)) * 2.0**-53).reshape(TRIES, 4).tolist():
         pixels = (smallest + (1 - smallest) * area) * height * width
         ratio = RATIO ** (2 * tilt - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ class TfdsConfig:
         data_dir: the folder that holds the prepared sets; by default $TFDS_DATA_DIR, or ~/tensorflow_datasets.
         image_size: side of the square images, in pixels; by default that of the set, if its images are of one size.
         train_split: the images to train on; slices such as "train[:10%]" are taken too.
-        test_split: the images to measure on; by default "test", or "validation" where there is no test split with
-            labels, or else a part of every class is held out of the training split.
+        test_split: the images to measure on; by default the first of "test" and "validation" that has labels and is
+            not trained on, or else a part of every class is held out of the training split.
         holdout: the part of every class that is held out then, in (0, 1).
         seed: chooses which images those are.
         crop: the share of a test picture's shorter side that is kept, in (0, 1]: 0.875 is ImageNet's centre of 224
@@ -84,7 +85,9 @@ def load_tfds(config: TfdsConfig) -> Dataset:
         test: Records | None = records(config.test_split)
     else:
         # The test split of a competition, ImageNet's among them, says -1 for every label.
-        named = (records(split) for split in _TEST_SPLITS if split in builder.info.splits)
+        trained = set(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", config.train_split)))
+        there = {name for name, split in builder.info.splits.items() if split.num_examples}
+        named = (records(split) for split in _TEST_SPLITS if split in there - trained)
         test = next((split for split in named if split.label(0) >= 0), None)
     if test is None:
         labels = np.array(in_threads(lambda i: train[i].label, range(len(train))), np.int32)

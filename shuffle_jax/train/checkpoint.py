@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from shuffle_jax.distributed import ProcessLost, barrier, is_lead
+from shuffle_jax.distributed import barrier, is_lead, is_lost
 from shuffle_jax.train.integrity import STATE, Content, Damaged, inspect, steps_in
 from shuffle_jax.train.run import next_free
 from shuffle_jax.train.state import TrainState
@@ -148,8 +148,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, ProcessLost):  # a save would wait for the process that is gone
-            return
+        if isinstance(error, Exception) and jax.process_count() > 1 and is_lost(error):
+            return  # a save would wait for the process that is gone
         # What went wrong first is what counts.
         with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
             self.close()

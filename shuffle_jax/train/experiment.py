@@ -20,6 +20,7 @@ from shuffle_jax.data.order import epoch_order
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import Frozen, freeze
 from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
+from shuffle_jax.distributed import same
 from shuffle_jax.models import build
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.sharding import data_mesh, first_devices, replicated
@@ -181,6 +182,8 @@ def prepare(
         raise ValueError(f"{devices} devices were asked for, this machine has {available}: lower --devices")
     mesh = data_mesh(first_devices(devices))
     dataset = load(config.data, classes)
+    splits = len(dataset.train), len(dataset.test)
+    same("the data", (dataset.name, dataset.classes, splits, dataset.image_shape))
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
             f"a batch of {config.batch_size} in {config.accumulate} parts cannot be split over {mesh.size} devices: "
@@ -207,12 +210,17 @@ def restore(
     """
     run = Run(path)
     check_name(checkpoint)
-    experiment = prepare(run.config(), devices, run.classes())
-    if run.keeps_preprocessing():  # The pixels that are there now need not be those of the training.
-        kept = run.preprocessing()
-        experiment = dataclasses.replace(experiment, kept=(kept.mean, kept.std))
+    experiment = as_kept(prepare(run.config(), devices, run.classes()), run)
     state = read_state(run, checkpoint, experiment.state_shapes())
     return experiment, state.variables(), int(state.step)
+
+
+def as_kept(experiment: Experiment, run: Run) -> Experiment:
+    """The same with the mean and deviation of a run: the pixels that are there now need not be those of its start."""
+    if not run.keeps_preprocessing():
+        return experiment
+    kept = run.preprocessing()
+    return dataclasses.replace(experiment, kept=(kept.mean, kept.std))
 
 
 def check_name(checkpoint: str) -> None:

@@ -16,13 +16,14 @@ import optax
 
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
-from shuffle_jax.distributed import Agreement, ProcessLost, barrier, is_lead, is_lost, lost
+from shuffle_jax.distributed import Agreement, ProcessLost, barrier, is_lead, is_lost, lost, same
 from shuffle_jax.models.build import is_dynamic
 from shuffle_jax.nn.auto_shuffle import relaxed_permutations
 from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.config import TrainConfig
-from shuffle_jax.train.experiment import Experiment, prepare
+from shuffle_jax.train.config import TrainConfig, to_json
+from shuffle_jax.train.experiment import Experiment, as_kept, prepare
 from shuffle_jax.train.finish import Outcome, finish
+from shuffle_jax.train.integrity import steps_in
 from shuffle_jax.train.interrupt import Interruption, Stopped
 from shuffle_jax.train.meter import Meter, NonFiniteLoss
 from shuffle_jax.train.metrics import Metrics, NoMetrics
@@ -32,6 +33,9 @@ from shuffle_jax.train.run import Run
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import evaluate
 from shuffle_jax.typing import PyTree
+
+SEEN = 60.0
+"""Seconds within which every process must see the folder of a run that one of them has made."""
 
 DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
 """What is recorded of each relaxed matrix."""
@@ -67,33 +71,75 @@ def train(
         ProcessLost: another process ended or was lost; the last checkpoint is kept.
     """
     run = Run(path)
-    if resume:
-        run.check(config)
-    else:
-        run.check_free()
-    input = input or InputConfig()
-    if resume and input.pipeline == "auto" and config.augment.resized_crop:
-        input = dataclasses.replace(input, pipeline=run.pipeline())  # streams crop the whole picture
-    experiment = prepare(config, devices, run.classes() if resume else None, input)
-    shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
-    trace = Profile(run.path / "profile", profile, experiment.steps)
-    barrier("the folder is free")
-    if not resume and is_lead():
-        run.start(config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
-    with Checkpoints(run.checkpoints, config.keep) as checkpoints, Interruption() as interruption, trace:
-        saved = checkpoints.steps()
-        state = checkpoints.restore(shapes) if saved else experiment.init()
-        step = saved[-1] if saved else 0
-        if is_lead():
-            run.forget_after(step)
-        with _metrics(experiment, path, step) as metrics:
-            started = time.perf_counter()
-            probe = Probe(experiment) if is_dynamic(config.network) else None
-            loop = _Loop(experiment, run, checkpoints, metrics, interruption, probe, trace)
-            with _losses(checkpoints, run):
+    with _losses(run):
+        same("the command", (str(path), to_json(config), resume, input, profile))
+        if resume:
+            run.check(config)
+        else:
+            run.check_free()
+        experiment = prepare(config, devices, run.classes() if resume else None, _input(config, run, resume, input))
+        if resume:
+            experiment = as_kept(experiment, run)
+        shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
+        trace = Profile(_trace_folder(run), profile, experiment.steps)
+        same("the data", (experiment.pixels, experiment.batches.pipeline))
+        if not resume:
+            _start(run, experiment)
+        with (
+            Interruption() as interruption,
+            Checkpoints(run.checkpoints, config.keep) as checkpoints,
+            trace,
+        ):
+            saved = checkpoints.steps()
+            step = saved[-1] if saved else 0
+            same("the newest checkpoint", step)  # as far as each process sees it
+            state = checkpoints.restore(shapes, step) if saved else experiment.init()
+            if is_lead():
+                run.forget_after(step)
+            with _metrics(experiment, path, step) as metrics:
+                started = time.perf_counter()
+                probe = Probe(experiment) if is_dynamic(config.network) else None
+                loop = _Loop(experiment, run, checkpoints, metrics, interruption, probe, trace)
                 state = loop.go(state, step)
-                outcome = finish(experiment, run, state, metrics, started)
-    return outcome
+                return finish(experiment, run, state, metrics, started)
+
+
+def _input(config: TrainConfig, run: Run, resume: bool, input: InputConfig | None) -> InputConfig:
+    """How the images reach the devices; where crops depend on it, a resumed run keeps to its way."""
+    input = input or InputConfig()
+    if not (resume and config.augment.resized_crop):
+        return input
+    started = run.pipeline()
+    if input.pipeline == "auto":
+        return dataclasses.replace(input, pipeline=started)
+    if (input.pipeline == "stream") != (started == "stream"):
+        raise ValueError(
+            f'{run.path} was started with the pipeline "{started}", which crops other windows than "{input.pipeline}": '
+            "leave out --input.pipeline"
+        )
+    return input
+
+
+def _trace_folder(run: Run) -> Path:
+    """Where a trace goes: its file is named by the host, of which several processes may be."""
+    folder = run.path / "profile"
+    return folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
+
+
+def _start(run: Run, experiment: Experiment) -> None:
+    """Makes the folder of a new run, which every process must see."""
+    barrier("the folder is free")
+    if is_lead():
+        run.start(experiment.config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
+    barrier("the run is started")
+    end = time.monotonic() + SEEN
+    while not run.exists():  # file systems of a network take a while to show what is new
+        if time.monotonic() > end:
+            raise ValueError(
+                f"process {jax.process_index()} does not see {run.path}: name a folder on a file system that all "
+                "processes share"
+            )
+        time.sleep(0.5)
 
 
 def _metrics(experiment: Experiment, path: Path, step: int) -> Metrics:
@@ -103,15 +149,15 @@ def _metrics(experiment: Experiment, path: Path, step: int) -> Metrics:
 
 
 @contextlib.contextmanager
-def _losses(checkpoints: Checkpoints, run: Run) -> Iterator[None]:
+def _losses(run: Run) -> Iterator[None]:
     """What a collective raises when another process is gone, as :class:`ProcessLost` with what is kept."""
     try:
         yield
     except (ProcessLost, ValueError, RuntimeError) as error:
         if jax.process_count() == 1 or not is_lost(error):
             raise
-        kept = checkpoints.steps()
-        last = f"the last checkpoint is step {kept[-1]}" if kept else "no checkpoint was due yet"
+        kept = steps_in(run.checkpoints)
+        last = f"the last checkpoint is step {kept[-1]}" if kept else "there is no checkpoint yet"
         raise ProcessLost(f"{lost(error)}; {last} in {run.path}; continue with --resume") from error
 
 

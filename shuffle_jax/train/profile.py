@@ -14,11 +14,10 @@ from shuffle_jax.typing import PyTree
 class Profile:
     """Writes what the host and the devices do between two steps; a context manager that ends a trace begun.
 
-    Every process writes its own file ``plugins/profile/<time>/<host>.xplane.pb`` into the folder. The steps are marked
-    in it by their numbers.
+    It goes to ``plugins/profile/<time>/<host>.xplane.pb`` in the folder, with the steps marked by their numbers.
 
     Args:
-        folder: of the trace.
+        folder: of the trace, for each process its own.
         steps: the first and the last step of the trace; None for no trace.
         total: steps of the whole training.
 

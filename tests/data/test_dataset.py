@@ -72,6 +72,26 @@ def test_mean_and_std_are_those_of_the_training_pixels(monkeypatch, pixels_per_c
     np.testing.assert_allclose(data.std, values.std(axis=(0, 1, 2)), rtol=1e-6)
 
 
+def test_of_a_large_split_a_sample_counts_wherever_the_images_are(monkeypatch):
+    monkeypatch.setattr(dataset_module, "_SAMPLE", 3)
+    train = make_split(n=9)
+
+    class ReadWhenAsked:
+        """The same images, not in memory."""
+
+        image_shape = train.image_shape
+        take = train.take
+
+        def __len__(self):
+            return len(train)
+
+    sample = train.images[[0, 4, 8]] / 255
+    for split in (train, ReadWhenAsked()):
+        data = Dataset("example", ("a", "b", "c"), split, make_split(seed=1))
+        np.testing.assert_allclose(data.mean, sample.mean(axis=(0, 1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(data.std, sample.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
 def test_std_of_a_constant_channel_is_one_grey_level():
     images = np.full((4, 2, 2, 2), 77, np.uint8)
     images[0, ..., 1] = 0

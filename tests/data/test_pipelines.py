@@ -221,3 +221,18 @@ def test_the_thread_ends_with_the_iterator(how):
     for thread in started:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("hosts", "share"), [([7, 7, 7, 7], 4), ([7, 8], 1)])
+def test_processes_of_one_host_share_its_memory(monkeypatch, hosts, share):
+    from jax.experimental import multihost_utils
+
+    def gathered(values):
+        return np.stack([values] * len(hosts)) if values.dtype == np.float32 else np.array(hosts, np.uint32)[:, None]
+
+    monkeypatch.setattr(pipelines.jax, "process_count", lambda: len(hosts))
+    monkeypatch.setattr(pipelines.zlib, "crc32", lambda name: 7)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    monkeypatch.setattr(pipelines, "free_host_memory", lambda: 4096)
+    monkeypatch.setattr(pipelines, "free_device_memory", lambda mesh: 2048)
+    assert pipelines._free_memory(data_mesh(jax.devices()[:1])) == (2048 / share, 4096 / share)

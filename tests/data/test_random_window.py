@@ -87,3 +87,9 @@ def test_a_window_is_that_of_its_seed_epoch_and_place():
     assert window == random_window(3, 1, 5, 0.08, 40, 60)
     others = [random_window(*key, 0.08, 40, 60) for key in ((4, 1, 5), (3, 2, 5), (3, 1, 6), (3, 5, 1), (1, 3, 5))]
     assert len({window, *others}) == 6
+
+
+def test_every_seed_has_its_own_window():
+    seeds = [0, -1, -2, 2**63, 2**63 + 1, 2**64 - 3]
+    assert len({random_window(seed, 0, 0, 0.08, 40, 60) for seed in seeds}) == len(seeds)
+    assert random_window(-1, 0, 0, 0.08, 40, 60) == random_window(2**64 - 1, 0, 0, 0.08, 40, 60)

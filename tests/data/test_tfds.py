@@ -75,6 +75,12 @@ def test_splits_may_be_cut_and_joined(prepared):
     assert len(load(TfdsConfig(DIGITS, prepared, train_split="train[:10%]")).train) == 144
 
 
+def test_what_is_trained_on_is_not_tested_on(prepared):
+    split = "train+validation[:2]"  # the test split has no labels, so validation would be next
+    data = load(TfdsConfig(PICTURES, prepared, image_size=16, train_split=split))
+    assert len(data.train) + len(data.test) == 22  # a part of these is held out
+
+
 def test_without_a_test_split_a_part_of_each_class_is_held_out(copy):
     def only_train(about):
         about["splits"] = [split for split in about["splits"] if split["name"] == "train"]

@@ -120,6 +120,11 @@ def test_a_module_that_is_not_there_is_named(run):
     assert run("embedded_digits", module="no_such_module").startswith("cannot import no_such_module: No module named ")
 
 
+def test_a_path_is_no_module(run):
+    message = run("embedded_digits", module="./tfds_builders.py")
+    assert message == "'./tfds_builders.py' is no module: give its dotted name, such as my_package.my_builder"
+
+
 def test_a_builder_that_lacks_a_part_is_told_from_one_that_is_not_there(run):
     assert run("unfinished") == "tfds_builders.Unfinished has no _generate_examples: add it"
 

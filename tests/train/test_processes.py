@@ -116,13 +116,13 @@ def trained(run, count, *words, **options):
         return processes
 
 
-def stopped(run, count, after, *words):
-    """Trains until a step is recorded, sends SIGTERM to one process after the other; returns the step of the stop."""
+def stopped(run, count, after, *words, receivers):
+    """Trains until a step is recorded, sends SIGTERM to some processes in turn, and returns the step of the stop."""
     with Processes(run, count, *words, pause=0.2) as processes:
         processes.wait_for(lambda: processes.trains(after))
-        for process in processes.processes[::-1]:  # not at once: the first one stops all
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.05)
+        for index in receivers:
+            processes.processes[index].send_signal(signal.SIGTERM)
+            time.sleep(0.05)  # not at once: the first one stops all
         assert processes.end() == [128 + signal.SIGTERM] * count, processes.text()
         for index in range(count):
             assert f"and saved in {run}; continue with --resume" in processes.text(index)
@@ -174,8 +174,7 @@ def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole,
                 np.testing.assert_allclose(a[name], b[name], rtol=2e-3, atol=1e-2, err_msg=str(a))
     assert sorted(p.name for p in whole.iterdir()) == sorted(p.name for p in run.iterdir())
     assert len(list((run / "tensorboard").iterdir())) == 1
-    assert "359" not in processes.text(1) and "top-1" not in processes.text(1)
-    assert "top-1" in processes.text(0)
+    assert "test images" in processes.text(0) and "test images" not in processes.text(1)
     about = json.loads((run / "config.json").read_text())
     assert "distributed" not in about["config"]  # how many processes there are is no part of a run
 
@@ -184,12 +183,12 @@ def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole,
 def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path, small_network):
     run = tmp_path / "changing"
     words = ["--epochs", str(EPOCHS)]
-    first = stopped(run, 2, 3, *words)
-    assert 3 <= first < STEPS
-    second = stopped(run, 1, first + 3, *words, "--resume")
-    assert first < second < STEPS
-    trained(run, 2, *words, "--resume")
-    assert newest(run) == STEPS
+    steps = [stopped(run, 2, 3, *words, receivers=[1])]  # one of them is enough
+    steps.append(stopped(run, 1, steps[0] + 3, *words, "--resume", receivers=[0]))
+    memory = "--input.pipeline", "memory"  # the same batches by another way
+    steps.append(stopped(run, 2, steps[1] + 3, *words, "--resume", *memory, receivers=[1, 0]))
+    trained(run, 1, *words, "--resume")
+    assert [*steps, newest(run)] == sorted({*steps, STEPS})
     assert_same_training(state(whole, small_network), state(run, small_network))
     assert [r["step"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"] == [*range(1, STEPS + 1)]
 
@@ -224,14 +223,20 @@ def test_the_other_process_ends_in_time_when_one_is_lost_and_the_run_goes_on(vic
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_by_itself_tells_why_and_the_other_does_not_wait(tmp_path):
-    taken = tmp_path / "taken"
-    taken.mkdir()
-    (taken / "file").touch()
-    with Processes(tmp_path / "failed", 2, each=[[], ["--run", str(taken)]]) as processes:
+@pytest.mark.parametrize(
+    ("words", "own", "others"),
+    [
+        (["--devices", "7"], "7 devices were asked for, this machine has 1", "another process"),
+        (["--seed", "1"], *["the command of process 1 differs from that of process 0: start all processes with"] * 2),
+    ],
+)
+def test_a_process_that_differs_tells_why_and_the_other_does_not_wait(words, own, others, tmp_path):
+    with Processes(tmp_path / "failed", 2, each=[[], words]) as processes:
         codes = processes.end()
-    assert codes[1] == 2 and f"{taken} exists and is not empty" in processes.text(1)
-    assert codes[0] != 0 and "another process" in processes.text(0), processes.text(0)
+        time.sleep(1)  # the last words come after the end
+    assert codes[1] == 2 and processes.text(1).splitlines()[-1].startswith(own), processes.text(1)
+    assert codes[0] != 0 and others in processes.text(0).splitlines()[-1], processes.text(0)
+    assert not (tmp_path / "failed").exists()
 
 
 def slurm(count):
