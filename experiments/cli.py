@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from experiments.allocator import keep_freed_memory
+
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 TRACEBACK = "--traceback"
 HELP = ("-h", "--help")
@@ -40,6 +42,7 @@ def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> 
         run: the command; reads ``sys.argv``.
         leave: what ends the process with the code, also with 0; by default Python does.
     """
+    keep_freed_memory()
     before = sys.unraisablehook
     sys.unraisablehook = partial(_only_named, before)
     try:
