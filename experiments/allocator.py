@@ -20,7 +20,7 @@ def keep_freed_memory() -> bool:
     system clears every page again when it is first touched: experiments/README.md has what that costs. With one arena,
     no mapped blocks and no trimming, a step finds the memory of the one before.
 
-    It has to come before any thread that allocates: those keep the arenas that they have. With a GPU or a TPU nothing is
+    It has to come before any thread that allocates: those keep the arenas they have. With a GPU or a TPU nothing is
     changed: steps do not take the host's memory there, and threads that decode images would wait for one another.
 
     Returns:

@@ -15,8 +15,8 @@ from experiments.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("no glibc")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
-    np.ones(2**23, np.uint8)
+for _ in range(10):
+    np.ones(2**26, np.uint8)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -29,8 +29,8 @@ def faults(mode):
 
 def test_a_block_that_was_freed_is_not_cleared_by_the_system_again():
     kept = faults("keep")
-    if kept is not None:  # 8 MiB are 2048 pages of 4 KiB, or as few as 4 of 2 MiB
-        assert 5 * kept < faults("leave")
+    if kept is not None:  # once and not ten times; the system may take large pages either way
+        assert 4 * kept < faults("leave")
 
 
 def test_nothing_is_changed_on_a_machine_with_an_accelerator(monkeypatch, tmp_path):
