@@ -58,11 +58,11 @@ notebook: $(DEV) ## execute the notebooks in place
 	$(BIN)/python tests/write_notebooks.py
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
-# Every extra but bench: for all platforms torch pins thirty packages more, a second CUDA among them, for one command.
+# Every extra but bench and prepare: torch and TensorFlow pin dozens of packages more, for one command each.
 constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		--extra cuda --extra prepare --extra convert --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
+		--extra cuda --extra tfds --extra convert --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
 
 licenses: $(CREATED) ## renew the licences of all dependencies in THIRD_PARTY.md
 	$(PIP) 'pip>=25.1' packaging

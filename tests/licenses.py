@@ -75,6 +75,11 @@ TITLES = {
 }
 
 TAIL = """
+## With the extra `prepare`, besides
+
+`tensorflow` (Apache-2.0, <https://www.tensorflow.org>) and what it installs. Only `experiments.prepare` asks for
+it, and only for some data sets; constraints.txt does not pin it.
+
 ## With the extra `bench`, besides
 
 `torch` (BSD-3-Clause, <https://pytorch.org>) and what it installs: on Linux NVIDIA's CUDA libraries under a proprietary

@@ -90,7 +90,7 @@ def source(tmp_path_factory):
 def converted(source, pictures, tmp_path_factory):
     """The run, by the command."""
     out = tmp_path_factory.mktemp("runs") / "converted"
-    options = ["--root", str(pictures), "--image-size", str(SIZE), "--batch-size", "6"]
+    options = ["--root", str(pictures), "--image-size", str(SIZE), "--batch-size", "6", "--crop", "0.875"]
     convert.run(["torchvision", NAME, str(source[2]), str(out), *options])
     return out
 
@@ -105,7 +105,8 @@ def test_the_run_holds_exactly_the_weights(source, converted):
     trained = load_trained(converted)
     same(dict(trained.variables), variables)
     assert trained.step == 0 and trained.classes == CLASSES
-    assert trained.preprocessing.to_json() == {"size": SIZE, "channels": 3, "mean": MEAN, "std": STD}
+    assert trained.preprocessing.to_json() == {"size": SIZE, "channels": 3, "mean": MEAN, "std": STD, "crop": 0.875}
+    assert trained.config.data.crop == 0.875
     assert trained.config.network == catalogue()[NAME].config
 
 
