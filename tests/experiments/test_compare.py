@@ -265,6 +265,8 @@ def test_json_loses_layout_and_nothing_else():
         ("mixer shuffle", "mixxer shuffle", "variant 'fixed shuffle': "),
         ("mixer shuffle", "mixer 'shuffle", "variant 'fixed shuffle': No closing quotation"),
         ("mixer shuffle", "mixer shuffle --resume", "leave out --run and --resume, they are chosen here"),
+        ("mixer shuffle", "mixer shuffle --profile 1 2", "leave out --input, --distributed and --profile"),
+        ("mixer shuffle", "mixer shuffle --input.pipeline memory", "leave out --input, --distributed and --profile"),
         ("rate 1e30", "rate 1e30 --batch-size 45", "variant 'broken': a batch of 45 in 1 parts cannot be split"),
         ("--network.mixer shuffle", "", "'learned (Auto)' with seed 3 are the same run: leave one out"),
         ("--seed {seed} --data.seed {seed}", "", "are the same run: leave one out, or write {seed} where"),

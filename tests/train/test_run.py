@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.presets import digits
-from shuffle_jax.data import FolderConfig, Preprocessing
+from shuffle_jax.data import AugmentConfig, FolderConfig, InputConfig, Preprocessing
+from shuffle_jax.train import loop
 from shuffle_jax.train.run import Run, newest, next_free
 
 GREY = Preprocessing(8, 1, (0.3,), (0.4,))
@@ -40,6 +42,49 @@ def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
 def test_no_run_is_said_to_be_none(tmp_path):
     with pytest.raises(ValueError, match=r"there is no run in .*: it has no config.json"):
         Run(tmp_path).config()
+
+
+def test_where_crops_depend_on_the_pipeline_a_resumed_run_keeps_to_it(tmp_path):
+    run = Run(tmp_path / "run")
+    run.start(digits(), ["a"], GREY, "stream")
+    cropped = dataclasses.replace(digits(), augment=AugmentConfig(resized_crop=0.5))
+    for resume, config, asked, given in (
+        (True, cropped, None, "stream"),
+        (True, cropped, InputConfig("stream", workers=2), "stream"),
+        (False, cropped, None, "auto"),
+        (True, digits(), None, "auto"),  # the batches are the same by each
+        (True, digits(), InputConfig("memory"), "memory"),
+    ):
+        assert loop._input(config, run, resume, asked).pipeline == given
+    with pytest.raises(ValueError, match='started with the pipeline "stream", which crops other windows than "memory"'):
+        loop._input(cropped, run, True, InputConfig("memory"))
+
+
+def test_a_run_of_before_pipelines_was_kept_on_the_device(tmp_path):
+    run = Run(tmp_path / "run")
+    run.start(digits(), ["a"], GREY)
+    file = run.path / "config.json"
+    about = json.loads(file.read_text())
+    del about["pipeline"]
+    file.write_text(json.dumps(about))
+    assert run.pipeline() == "device"
+
+
+def test_a_folder_that_a_process_does_not_see_is_named(tmp_path, monkeypatch):
+    class Elsewhere(Run):
+        """On the disk of another host."""
+
+        def start(self, *_):
+            pass
+
+    monkeypatch.setattr(loop, "SEEN", 0.0)
+    parts = SimpleNamespace(
+        config=None, dataset=SimpleNamespace(classes=()), preprocessing=None, batches=SimpleNamespace(pipeline="device")
+    )
+    with pytest.raises(ValueError, match=r"process 0 does not see .*: name a folder on a file system that all"):
+        ValueError, match="process 0 does not see .*: name a folder on a file system that all processes"
+    ):
+        loop._start(Elsewhere(tmp_path / "run"), parts)
 
 
 def test_names_are_counted_up_and_the_newest_found(tmp_path):
