@@ -82,8 +82,6 @@ def test_a_folder_that_a_process_does_not_see_is_named(tmp_path, monkeypatch):
         config=None, dataset=SimpleNamespace(classes=()), preprocessing=None, batches=SimpleNamespace(pipeline="device")
     )
     with pytest.raises(ValueError, match=r"process 0 does not see .*: name a folder on a file system that all"):
-        ValueError, match="process 0 does not see .*: name a folder on a file system that all processes"
-    ):
         loop._start(Elsewhere(tmp_path / "run"), parts)
 
 
