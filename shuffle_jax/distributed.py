@@ -87,6 +87,12 @@ def connect(config: DistributedConfig) -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM away, on which the loop agrees itself
+    where = f"at {config.coordinator}" if config.coordinator else "by asking the cluster"
+    advice = (
+        f"start all within {STARTUP} s, with one --distributed.coordinator, whose port is free, and each with its own "
+        "--distributed.index"
+    )
+    _last_words.leave(f"the other processes could not be connected {where}: {advice}")
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -99,11 +105,10 @@ def connect(config: DistributedConfig) -> None:
             cluster_detection_method="deactivate" if config.coordinator else None,
         )
     except (RuntimeError, ValueError) as error:
-        what = f"at {config.coordinator}" if config.coordinator else "by asking the cluster"
-        raise ValueError(
-            f"the other processes could not be connected {what} ({_first_line(error)}): start all within {STARTUP} s, "
-            "with one --distributed.coordinator, whose port is free, and each with its own --distributed.index"
-        ) from error
+        reason = _first_line(error)
+        raise ValueError(f"the other processes could not be connected {where} ({reason}): {advice}") from error
+    finally:
+        _last_words.take_back()
     if jax.process_count() > 1:
         _last_words.leave(
             f"process {jax.process_index()} of {jax.process_count()} was ended: another process ended or was lost, see "
@@ -247,8 +252,8 @@ def _detects(detect: str, environment: Mapping[str, str]) -> bool:
 class _LastWords:
     """Has a line printed if this process ends without a word of its own.
 
-    JAX's runtime aborts a process that lost the one which coordinates them, from a thread of its own. Python does not
-    come to speak then, so another process does, which sees the pipe between them close.
+    JAX's runtime aborts a process that does not find the others, or that lost the one which coordinates them. Python
+    does not come to speak then, so another process does, which sees the pipe between them close.
     """
 
     script = "import sys; sys.stdin.read(1) or print(sys.argv[1], file=sys.stderr)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 
@@ -91,3 +92,21 @@ def test_a_process_that_the_runtime_ends_has_left_its_last_words(abort):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == (-signal.SIGABRT if abort else 0)
     assert ("continue with --resume" in done.stderr) is abort, done.stderr
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_process_that_finds_no_other_says_so_last(index):
+    config = f"DistributedConfig('localhost:{free_port()}', 2, {index})"
+    code = (
+        "from shuffle_jax import distributed; from shuffle_jax.distributed import DistributedConfig; "
+        f"distributed.STARTUP = 2; distributed.connect({config})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "the other processes could not be connected at localhost:" in done.stderr.splitlines()[-1], done.stderr
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("localhost", 0))
+        return server.getsockname()[1]
