@@ -79,6 +79,28 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     return Frozen(frozen, factors)
 
 
+def dynamic_layers(
+    network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """The layers that make their factors from the image or learn them, which :func:`freeze` would replace.
+
+    Args:
+        network: called as ``network(images, train=False)``; traced and not run.
+        variables: of the network, or their shapes.
+        image_shape: (h, w, c).
+
+    Returns:
+        Their names, such as ``("stage2_0/mixer", ...)``: none for a network without such layers, or frozen.
+    """
+
+    def sown(variables: dict[str, PyTree]) -> PyTree:
+        images = jnp.zeros((1, *image_shape))
+        return network.apply(variables, images, train=False, mutable=[FACTORS])[1].get(FACTORS, {})
+
+    found = flatten_dict(jax.eval_shape(sown, variables))
+    return tuple(dict.fromkeys(layer_name(path[:-1]) for path in found))
+
+
 _assignment = jax.jit(assignment)  # compiled once for each shape
 
 
