@@ -6,18 +6,11 @@ import math
 from typing import Literal
 
 import flax.linen as nn
-import jax
 
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, RELAXED, sow_last
 from shuffle_jax.ops import mixing, permutation, relaxation
 from shuffle_jax.ops.penalty import l1_minus_l2
 from shuffle_jax.typing import Array, Float, Images, Key
-
-RELAXED = "relaxed_permutation"
-"""The name of every parameter that is a relaxed permutation; the optimiser keeps those leaves bistochastic."""
-
-PENALTIES = "penalties"
-"""The variable collection into which modules sow scalars for the loss."""
 
 
 class AutoShuffle(nn.Module):
@@ -52,7 +45,7 @@ class AutoShuffle(nn.Module):
         if self.has_variable(PERMUTATIONS, "index"):
             return mixing.permute(x, self.get_variable(PERMUTATIONS, "index"))
         matrix = self.param(RELAXED, self._initial, x.shape[-1])
-        self.sow(PENALTIES, "l1_minus_l2", l1_minus_l2(matrix), reduce_fn=lambda _, new: new, init_fn=lambda: 0.0)
+        sow_last(self, PENALTIES, "l1_minus_l2", l1_minus_l2(matrix))
         return mixing.mix(x, matrix)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
@@ -64,20 +57,6 @@ class AutoShuffle(nn.Module):
         if self.start == "random":
             return drawn
         if not 0 < self.noise <= 1:
-            raise ValueError(f"noise is {self.noise}: give a number above 0 (a permutation is a trap) and at most 1")
+            raise ValueError(f"noise must be above 0 (a permutation is a trap) and at most 1, got {self.noise}")
         fixed = permutation.to_matrix(permutation.channel_shuffle(channels, self.groups))
         return (1 - self.noise) * fixed + self.noise * drawn
-
-
-def relaxed_permutations(params: dict) -> dict[str, Float[Array, "c c"]]:
-    """Every relaxed permutation of a network, by the path of its layer, in the order of the paths.
-
-    Args:
-        params: the collection "params" of a network.
-
-    Returns:
-        A dictionary such as ``{"stage2_0/mixer": (116, 116) matrix, ...}``.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [([key.key for key in path], leaf) for path, leaf in leaves]
-    return {"/".join(path[:-1]): leaf for path, leaf in names if path[-1] == RELAXED}

@@ -15,9 +15,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.nn.collections import PERMUTATIONS, training_progress
 from shuffle_jax.nn.convolution import PointwiseConv
-from shuffle_jax.nn.factors import FactorGenerator, Factors, training_share
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.factors import FactorGenerator, Factors
+from shuffle_jax.nn.limits import check_fraction
 from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import to_matrix
 from shuffle_jax.typing import Array, Float, Images
@@ -40,7 +41,7 @@ class DynamicShuffle(nn.Module):
         per_group: a pair of factors for each group, and not one that all share.
         generator: factory of the head, called as ``generator(sizes=..., copies=..., name=...)``.
         binarize_from: share of the training from which the factors are binarized: 0 for always, 1 for in evaluation
-            only. In between the training step must say how far it is, see :data:`shuffle_jax.nn.factors.PROGRESS`.
+            only. In between the training step must say how far it is, see :data:`shuffle_jax.nn.collections.PROGRESS`.
         evaluation: "hard" repeats and drops channels where a row-argmax is no permutation; "repaired" never does, at
             O(p^3 + q^3) for each image.
 
@@ -59,13 +60,15 @@ class DynamicShuffle(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``.
 
         Raises:
-            ValueError: G does not divide the channels, or the sizes do not make a group.
+            ValueError: G does not divide the channels, the sizes do not make a group, or binarize_from is not from 0
+                to 1.
         """
+        check_fraction(binarize_from=self.binarize_from)
         sizes = kronecker.group_factors(x.shape[-1], self.groups, self.factors)
         copies = self.groups if self.per_group else 1
         factors = self.generator(sizes=sizes, copies=copies, name="generator")(x, train)
         outer, inner = factors.outer, factors.inner
-        share = binarization_share(self, self.binarize_from)
+        progress = binarization_progress(self, self.binarize_from)
         soft, straight_through = (partial(f, groups=self.groups) for f in (kronecker.mix, kronecker.straight_through))
         if factors.frozen or (not train and self.evaluation == "hard"):
             return kronecker.permute(x, factors.outer_index, factors.inner_index, self.groups)
@@ -73,8 +76,8 @@ class DynamicShuffle(nn.Module):
             return kronecker.permute(x, rounding.assignment(outer), rounding.assignment(inner), self.groups)
         if not train:
             return soft(x, outer, inner)
-        if share is not None:
-            return jax.lax.cond(share >= self.binarize_from, straight_through, soft, x, outer, inner)
+        if progress is not None:
+            return jax.lax.cond(progress >= self.binarize_from, straight_through, soft, x, outer, inner)
         return (straight_through if self.binarize_from <= 0 else soft)(x, outer, inner)
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
@@ -124,8 +127,9 @@ class StaticDynamicShuffle(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``.
 
         Raises:
-            ValueError: G does not divide the channels.
+            ValueError: G does not divide the channels, or binarize_from is not from 0 to 1.
         """
+        check_fraction(binarize_from=self.binarize_from)
         blocks = self._blocks
         if self.replaced == "square" and x.shape[-1] != self.features:
             return PointwiseConv(self.features, self.groups, dtype=self.dtype, name="conv")(x, train)
@@ -145,7 +149,7 @@ class StaticDynamicShuffle(nn.Module):
     def _rounded(self, factors: Factors, train: bool) -> list[Float[Array, "m k s s"]]:
         """The dynamic factors as the layer uses them, in training with a straight-through gradient."""
         pair, indices = [factors.outer, factors.inner], [factors.outer_index, factors.inner_index]
-        share = binarization_share(self, self.binarize_from)
+        progress = binarization_progress(self, self.binarize_from)
         if factors.frozen or (self.evaluation == "soft" and not train):
             return pair
         if not train:
@@ -153,9 +157,9 @@ class StaticDynamicShuffle(nn.Module):
                 to_matrix(i) for i in (map(rounding.assignment, pair) if self.evaluation == "repaired" else indices)
             ]
         hard = [rounding.straight_through(factor, index) for factor, index in zip(pair, indices, strict=True)]
-        if share is None:
+        if progress is None:
             return hard if self.binarize_from <= 0 else pair
-        return [jnp.where(share >= self.binarize_from, one, other) for one, other in zip(hard, pair, strict=True)]
+        return [jnp.where(progress >= self.binarize_from, one, other) for one, other in zip(hard, pair, strict=True)]
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside those of the layers inside."""
@@ -175,9 +179,9 @@ class StaticDynamicShuffle(nn.Module):
         return (p_out, p), (q_out, q)
 
 
-def binarization_share(module: nn.Module, binarize_from: float) -> Float[Array, ""] | None:
+def binarization_progress(module: nn.Module, binarize_from: float) -> Float[Array, ""] | None:
     """How much of the training is done, for a module that binarizes from some time on; None for never or always."""
-    return training_share(module) if 0 < binarize_from < 1 else None
+    return training_progress(module) if 0 < binarize_from < 1 else None
 
 
 def _padded(factor: Float[Array, "m k s s"], like: Float[Array, "i a"]) -> Float[Array, "m k i a"]:

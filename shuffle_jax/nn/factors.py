@@ -9,25 +9,21 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from shuffle_jax.nn.auto_shuffle import PENALTIES
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import (
+    DIAGNOSTICS,
+    FACTORS,
+    PENALTIES,
+    PERMUTATIONS,
+    STATIC,
+    sow_last,
+    training_progress,
+)
+from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.ops.penalty import orthogonality, row_entropy
 from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
 from shuffle_jax.typing import Array, Float, Images, Int, Key
-
-DIAGNOSTICS = "diagnostics"
-"""The collection into which dynamic layers sow what they do to a batch. Nothing is computed unless it is asked for."""
-
-FACTORS = "factors"
-"""The collection into which they sow the factors themselves, on request."""
-
-PROGRESS = "progress"
-"""The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them."""
-
-STATIC = "static_logits"
-"""The name of parameters from which static factors are made; freezing turns them into index vectors."""
 
 
 class Factors(struct.PyTreeNode):
@@ -67,7 +63,7 @@ class FactorGenerator(nn.Module):
         sizes: p and q.
         copies: pairs for each image: 1 shared by all groups, or one for each group.
         dynamic: False for factors that are learned and not made from the image.
-        hidden: width of the hidden layer; ``max(4, c / 16)`` by default (None).
+        hidden: width of the hidden layer, at least 1; ``max(4, c / 16)`` by default (None).
         start: "identity": W2 is 0 and b2 is ``start_logit`` on the diagonals, so that every row-argmax is the identity
             whatever the image; "random": as dense layers start.
         start_logit: above 0; 4 is a softmax of 0.95 for p = 4, of 0.66 for p = 29.
@@ -92,18 +88,22 @@ class FactorGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Factors:
-        """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static."""
+        """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static.
+
+        Raises:
+            ValueError: no hidden units, or a temperature or start_logit that is not positive.
+        """
         if self.has_variable(PERMUTATIONS, "outer"):
             outer_index: Array = self.get_variable(PERMUTATIONS, "outer")[None]
             inner_index: Array = self.get_variable(PERMUTATIONS, "inner")[None]
             return Factors(to_matrix(outer_index), to_matrix(inner_index), outer_index, inner_index, frozen=True)
+        check_positive(hidden=self.hidden, start_logit=self.start_logit)
+        check_positive(temperature=self.temperature, end_temperature=self.end_temperature)
         p, q = self.sizes
         size = self.copies * (p * p + q * q)
         if self.dynamic:
             pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
             hidden = self.hidden if self.hidden is not None else max(4, x.shape[-1] // 16)
-            if hidden < 1:
-                raise ValueError(f"a head of {hidden} hidden units is none: give 1 or more, or None for the default")
             y = nn.relu(nn.Dense(hidden, name="hidden")(pooled))
             identity = self.start == "identity"
             kernel = nn.initializers.zeros_init() if identity else nn.initializers.lecun_normal()
@@ -131,39 +131,24 @@ class FactorGenerator(nn.Module):
         return jnp.tile(jnp.concatenate(diagonals), self.copies)
 
     def _temperature(self) -> float | Float[Array, ""]:
-        for value in (self.temperature, self.end_temperature):
-            if value is not None and not value > 0:
-                raise ValueError(f"a temperature of {value} is none: give a number above 0")
         if self.end_temperature is None:
             return self.temperature
-        return self.temperature * (self.end_temperature / self.temperature) ** training_share(self)
+        return self.temperature * (self.end_temperature / self.temperature) ** training_progress(self)
 
     def _sow(self, factors: Factors, images: int) -> None:
         pair = factors.outer, factors.inner
         regulariser = orthogonality(factors.outer).mean() + orthogonality(factors.inner).mean()
-        sow_scalar(self, PENALTIES, "orthogonality", regulariser)
+        sow_last(self, PENALTIES, "orthogonality", regulariser)
         if self.is_mutable_collection(DIAGNOSTICS):
             chosen = factors.outer_index, factors.inner_index
             valid = is_permutation(chosen[0]) & is_permutation(chosen[1])
             rows = jnp.concatenate([index.reshape(index.shape[0], -1) for index in chosen], axis=-1)
             p, q = self.sizes
             entropy = (p * row_entropy(factors.outer).mean() + q * row_entropy(factors.inner).mean()) / (p + q)
-            sow_scalar(self, DIAGNOSTICS, "regulariser", regulariser)
-            sow_scalar(self, DIAGNOSTICS, "invalid", jnp.mean(~valid, dtype=jnp.float32))
-            sow_scalar(self, DIAGNOSTICS, "distinct", count_distinct(rows).astype(jnp.float32) / images)
-            sow_scalar(self, DIAGNOSTICS, "entropy", entropy)
+            sow_last(self, DIAGNOSTICS, "regulariser", regulariser)
+            sow_last(self, DIAGNOSTICS, "invalid", jnp.mean(~valid, dtype=jnp.float32))
+            sow_last(self, DIAGNOSTICS, "distinct", count_distinct(rows).astype(jnp.float32) / images)
+            sow_last(self, DIAGNOSTICS, "entropy", entropy)
         if self.is_mutable_collection(FACTORS):
             for name, factor in zip(("outer", "inner"), pair, strict=True):
-                self.sow(FACTORS, name, factor, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
-
-
-def sow_scalar(module: nn.Module, collection: str, name: str, value: Float[Array, ""]) -> None:
-    """Sows a scalar, the last value if the module is called again."""
-    module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
-
-
-def training_share(module: nn.Module) -> Float[Array, ""]:
-    """How much of the training is done, from 0 to 1; 1 where nobody says, as in a network that is finished."""
-    if module.is_initializing() or module.has_variable(PROGRESS, "share"):
-        return module.variable(PROGRESS, "share", jnp.ones, ()).value
-    return jnp.ones(())
+                sow_last(self, FACTORS, name, factor)

@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.nn.collections import training_progress
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dynamic_conv import Form
-from shuffle_jax.nn.factors import training_share
+from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import kernel_attention, per_sample
 from shuffle_jax.ops.barrier import computed_once
@@ -64,8 +65,7 @@ class KernelAttention(nn.Module):
         view, channels = self._window(x.shape), x.shape[-1]
         for channel_count in (channels, self.features):
             check_groups(channel_count, self.groups)
-        if self.count < 1:
-            raise ValueError(f"a sum of {self.count} kernels is none: give a count of 1 or more")
+        check_positive(count=self.count)
         dtype, sequence, x = self.dtype or x.dtype, x.ndim == 3, computed_once(x)
         weights = self._weights(x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)).astype(dtype)
         x = x.reshape(x.shape[0], *view.image, channels).astype(dtype)
@@ -132,7 +132,7 @@ class DYConv(KernelAttention):
     the first part of the training, and stays; a network that is finished has its last value. The paper's are K = 4,
     W1 to a quarter of the channels, and T from 30 to 1 in the first 10 epochs; the share of the training, the biases of
     the head and the hidden units that are never fewer than 4 are this project's. To fall, T needs a training step
-    that says how far it is, see :data:`shuffle_jax.nn.factors.PROGRESS`; without, it has its last value.
+    that says how far it is, see :data:`shuffle_jax.nn.collections.PROGRESS`; without, it has its last value.
 
     Attributes:
         hidden: width of the hidden layer; ``max(4, c / 4)`` by default (None).
@@ -173,19 +173,15 @@ class Attention(nn.Module):
         Raises:
             ValueError: no hidden units, or a temperature or share out of range.
         """
-        if self.hidden < 1:
-            raise ValueError(f"a head of {self.hidden} hidden units is none: give 1 or more, or None for the default")
+        check_positive(hidden=self.hidden, temperature=self.temperature, end_temperature=self.end_temperature)
+        if not 0 < self.annealing <= 1:
+            raise ValueError(f"annealing must be above 0 and at most 1, got {self.annealing}")
         h = nn.relu(nn.Dense(self.hidden, kernel_init=self.head_init, name="hidden")(mean))
         logits = nn.Dense(self.count, kernel_init=self.head_init, name="logits")(h)
         return softmax_rows(logits, self._temperature())
 
     def _temperature(self) -> float | Float[Array, ""]:
-        for value in (self.temperature, self.end_temperature):
-            if value is not None and not value > 0:
-                raise ValueError(f"a temperature of {value} is none: give a number above 0")
-        if not 0 < self.annealing <= 1:
-            raise ValueError(f"annealing {self.annealing} is no share of the training: give one above 0, at most 1")
         if self.end_temperature is None:
             return self.temperature
-        done = jnp.minimum(training_share(self) / self.annealing, 1)
+        done = jnp.minimum(training_progress(self) / self.annealing, 1)
         return self.temperature + (self.end_temperature - self.temperature) * done

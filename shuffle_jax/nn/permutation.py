@@ -13,11 +13,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.nn.collections import PERMUTATIONS
 from shuffle_jax.ops import mixing, permutation
 from shuffle_jax.typing import Array, Images, Int
-
-PERMUTATIONS = "permutations"
-"""The variable collection of index vectors. Not trained; saved with the network."""
 
 
 class Identity(nn.Module):

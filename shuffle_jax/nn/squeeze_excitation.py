@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.ops import mixing
 from shuffle_jax.typing import Images
 
@@ -22,7 +23,7 @@ class SqueezeExcitation(nn.Module):
 
     Attributes:
         groups: of the shuffle, a divisor of the channels.
-        hidden: width of the hidden layer; ``max(4, c / 16)`` by default (None).
+        hidden: width of the hidden layer, at least 1; ``max(4, c / 16)`` by default (None).
 
     Source: Hu, Shen and Sun, Squeeze-and-Excitation Networks, 2018; as a mixer it is this project's control.
     """
@@ -32,7 +33,12 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
-        """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
+        """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``.
+
+        Raises:
+            ValueError: no hidden units, or the groups do not divide the channels.
+        """
+        check_positive(hidden=self.hidden)
         channels = x.shape[-1]
         pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
         hidden = self.hidden if self.hidden is not None else max(4, channels // 16)

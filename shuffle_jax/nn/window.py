@@ -57,7 +57,7 @@ def window(
         if given is not None and len(given) != axes:
             raise ValueError(f"{name} {given} is for {len(given)} axes, the input has {axes}: give one for each")
     if stride < 1 or min(sizes) < 1:
-        raise ValueError(f"a window of {sizes} with stride {stride} is none: give 1 or more")
+        raise ValueError(f"kernel_size and stride must be positive, got {sizes} and {stride}")
     if axes == 1:
         positions, sizes = (1, *positions), (1, *sizes)
         padding = None if padding is None else ((0, 0), *padding)
