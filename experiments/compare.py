@@ -26,11 +26,11 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.cli import main, parse, quiet_libraries
-from experiments.plan import Comparison, Planned, naming, plan, read
-from shuffle_jax.analysis.comparison import Results, block, table
-from shuffle_jax.analysis.comparison_curves import curves, has_curves
-from shuffle_jax.analysis.comparison_figure import figure
-from shuffle_jax.analysis.comparison_runs import run_result
+from experiments.comparison.curves import curves, has_curves
+from experiments.comparison.figure import figure
+from experiments.comparison.plan import Comparison, Planned, naming, plan, read
+from experiments.comparison.runs import run_result
+from experiments.comparison.table import Results, block, table
 from shuffle_jax.analysis.records import read_records
 from shuffle_jax.files import replace_file
 
@@ -162,7 +162,7 @@ def note_device(out: Path) -> None:
 
 
 def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[Path, str], out: Path) -> Results:
-    """The results of all runs, as results.json holds them: see shuffle_jax.analysis.comparison."""
+    """The results of all runs, as results.json holds them: see experiments.comparison.table."""
     variants: dict[str, dict[str, Any]] = {
         label: {"label": label, "command": command, **costs(label, planned), "runs": []}
         for label, command in comparison.variants.items()

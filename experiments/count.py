@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, nearest, parse, quiet_libraries
-from experiments.table import print_table
+from experiments.cli import main, nearest, parse, print_table, quiet_libraries
 
 if TYPE_CHECKING:
     from shuffle_jax.analysis.count import Count, Known, Layer

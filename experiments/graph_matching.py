@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
-from experiments.matching_methods import Outcome, Settings, check
-from experiments.matching_methods import run as run_method
-from experiments.table import print_table
+from experiments.cli import main, parse, print_table, quiet_libraries
+from experiments.matching.methods import Outcome, Settings, check
+from experiments.matching.methods import run as run_method
 from shuffle_jax.problems.descent import DescentConfig
 from shuffle_jax.problems.solver import SolverConfig
 
@@ -179,7 +178,7 @@ def embedded(name: str, seed: int) -> Instance:
 
 def compare(instances: Sequence[Instance], methods: Sequence[str], options: Arguments, results: Results) -> None:
     """Runs every method on every instance, one after the other, into ``results``."""
-    from experiments.matching_baselines import workers
+    from experiments.matching.baselines import workers
     from shuffle_jax.sharding import cores
 
     processes = options.solver.threads or cores()
@@ -270,8 +269,8 @@ def write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None
 
 def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Results, goal: str) -> None:
     """Writes results.csv and the figures, each whole or not at all."""
+    from experiments.matching.figures import descent_figure, recovery_figure
     from shuffle_jax.analysis.drawing import STYLES
-    from shuffle_jax.analysis.matching_figures import descent_figure, recovery_figure
     from shuffle_jax.files import replacing
 
     folder.mkdir(parents=True, exist_ok=True)

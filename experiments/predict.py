@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
-from experiments.table import print_table
+from experiments.cli import main, parse, print_table, quiet_libraries
 from shuffle_jax.data.folder import SUFFIXES
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.deploy import exported

@@ -24,7 +24,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import NO_ROOM, main, nearest, parse, quiet_libraries
+from experiments.cli import main, nearest, parse, quiet_libraries
+from experiments.cli.command import NO_ROOM
 from shuffle_jax.data.prepared import default_data_dir, import_tfds, need_extra, parse_name
 
 RETRIES = 4

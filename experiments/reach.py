@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, nearest, parse, quiet_libraries
-from experiments.table import print_table
+from experiments.cli import main, nearest, parse, print_table, quiet_libraries
 
 if TYPE_CHECKING:
     import flax.linen as nn

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
-from experiments.table import print_table
+from experiments.cli import main, parse, print_table, quiet_libraries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -255,7 +254,7 @@ def row(width: int, method: str, outcome: Outcome) -> tuple[str | int, ...]:
 
 def draw(outcomes: dict[str, dict[int, Outcome]], path: Path) -> None:
     """Writes the figure, whole or not at all."""
-    from shuffle_jax.analysis.two_layer_figure import two_layer_figure
+    from experiments.matching.two_layer_figure import two_layer_figure
     from shuffle_jax.files import replacing
 
     recovered = {name: {width: found.recovered for width, found in some.items()} for name, some in outcomes.items()}

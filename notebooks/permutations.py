@@ -163,7 +163,7 @@ for name in ("l1_minus_l2", "none"):
     print(f"penalty {name}: {recovered} of 32 starts recover the ladder")
 
 # %%
-from shuffle_jax.analysis.matching_figures import Curves, descent_figure
+from experiments.matching.figures import Curves, descent_figure
 
 names = {"l1_minus_l2": "with penalty", "none": "without"}
 curves = {names[n]: Curves(recorded_steps(config), d.objective, d.penalty) for n, d in found.items()}

@@ -22,7 +22,7 @@ WARM, STEPS = 5, 20
 
 def train(family: str, keep: bool) -> None:
     """Trains and prints."""
-    from experiments.allocator import keep_freed_memory
+    from experiments.cli.allocator import keep_freed_memory
 
     if keep and not keep_freed_memory():
         sys.exit("nothing is kept here: there is an accelerator, or another C library than glibc")
@@ -30,7 +30,7 @@ def train(family: str, keep: bool) -> None:
     import jax.numpy as jnp
     import optax
 
-    from experiments.benchmark_cases import CLASSES, Workload, random_batch, train_step
+    from experiments.benchmark.cases import CLASSES, Workload, random_batch, train_step
     from shuffle_jax.models import NetworkConfig, build
     from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
     from shuffle_jax.train.state import init_state

@@ -73,7 +73,7 @@ def train_and_save(folder: Path, steps: int, saves: int) -> dict[str, list[float
     import numpy as np
     import optax
 
-    from experiments.benchmark_cases import Workload, random_batch, shufflenet, train_step
+    from experiments.benchmark.cases import Workload, random_batch, shufflenet, train_step
     from shuffle_jax.train.checkpoint import Checkpoints
     from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
     from shuffle_jax.train.state import init_state

@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from experiments import allocator
+from experiments.cli import allocator
 
 COUNT = """
 import resource, sys
 import numpy as np
-from experiments.allocator import keep_freed_memory
+from experiments.cli.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("no glibc")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments import train
-from experiments.plan import plan, read
+from experiments.comparison.plan import plan, read
 from experiments.presets import PRESETS
 from experiments.presets.source import source
 from shuffle_jax.data import DigitsConfig, FolderConfig, TfdsConfig

@@ -1,0 +1,1 @@
+"""The benchmark: tables of operations and networks, each candidate measured in turn, torch beside them."""

@@ -1,0 +1,181 @@
+"""What the benchmark measures, table by table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+from experiments.benchmark import assignments, cases, convolutions, mixing, pipelines, shifts
+from experiments.benchmark.cases import Cases, Workload
+from experiments.benchmark.measuring import Costs, Program, Table, measure, measure_costs
+from experiments.benchmark.startup import Times, compile_times, import_times
+from shuffle_jax.models import NetworkConfig
+from shuffle_jax.models.stem import StemKind
+from shuffle_jax.sharding import cores
+
+TORCH_NETWORKS = {
+    "shufflenet": NetworkConfig(family="shufflenet_v2", mixer="shuffle"),
+    "mobilenet": NetworkConfig(family="mobilenet_v2", mixer="identity"),
+}
+"""The networks that torch is compared on at both sizes."""
+
+SIZES: tuple[tuple[int, StemKind, int], ...] = ((32, "small", 1), (224, "imagenet", 4))
+"""Height and width of the images, the stem for them, and by how much the batch is divided."""
+
+
+def tables(work: Workload) -> dict[str, Table]:
+    """Every table for one workload."""
+    single = dataclasses.replace(work, batch_size=1)
+    channels = f"moving 116 channels, {work.batch_size} images, {work.dtype}"
+    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
+    batch = f"batch {work.batch_size}"
+
+    def table(title: str, candidates: Callable[..., Cases], work: Workload, images: bool = True) -> Table:
+        return Table(title, lambda rounds: measure(candidates(work), rounds), work.batch_size if images else None)
+
+    forward, backward = (partial(cases.moving_channels, backward=b) for b in (False, True))
+    return {
+        "permute": table(f"{channels}, forward", forward, work, images=False),
+        "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
+        "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
+        "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
+        **mixing_tables(work),
+        **convolution_tables(work),
+        **shift_tables(work),
+        **assignment_tables(work),
+        **pipeline_tables(work),
+        "inference": table(f"{network}, inference, {batch}", cases.inference, work),
+        "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
+        "training": table(f"{network}, training step, {batch}", cases.training, work),
+        **torch_tables(work),
+        "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
+        "import": Table("a new interpreter that imports", import_times),
+    }
+
+
+def mixing_tables(work: Workload) -> dict[str, Table]:
+    """The tables of Kronecker products and of 1x1 layers, one for each stage of the network."""
+
+    def table(title: str, candidates: Callable[..., Cases], channels: int, backward: bool) -> Table:
+        title = f"{title}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+        return Table(title, lambda rounds: measure(candidates(work, channels, backward), rounds))
+
+    found: dict[str, Table] = {}
+    for channels in mixing.CHANNELS:
+        for suffix, backward in (("", False), ("-gradient", True)):
+            title, half = f"mixing {channels} channels", channels // 2
+            found[f"kronecker-{channels}{suffix}"] = table(title, mixing.kronecker_mixing, channels, backward)
+            title = f"1x1 layer of {half} channels"
+            found[f"pointwise-{half}{suffix}"] = table(title, mixing.static_dynamic, channels, backward)
+    return found
+
+
+def convolution_tables(work: Workload) -> dict[str, Table]:
+    """The tables of layers and networks whose convolutions depend on the image, for a batch and for one image."""
+    found: dict[str, Table] = {}
+    for suffix, own in (("", work), ("-1", dataclasses.replace(work, batch_size=1))):
+        batch = f"batch {own.batch_size}, {own.dtype}"
+        for name, shape in convolutions.SHAPES.items():
+            window = f"{shape.kernel_size}x{shape.kernel_size}, {shape.channels} to {shape.features} channels"
+            title = f"dynamic convolution {window}, {shape.side}x{shape.side}, {batch}"
+            layer = partial(convolutions.layer, own, shape)
+            found[f"dynamic-{name}{suffix}"] = Table(title, partial(_measured, layer))
+        for name, config in convolutions.NETWORKS.items():
+            title, images = f"{config.family}, {own.image_size}x{own.image_size}", own.batch_size
+            for kind, cases_of in (
+                ("inference", convolutions.inference),
+                ("training", convolutions.training),
+            ):
+                measured = partial(_measured, partial(cases_of, own, config))
+                found[f"{name}-{kind}{suffix}"] = Table(f"{title}, {kind}, {batch}", measured, images)
+    for name, config in convolutions.NETWORKS.items():
+        title = f"{config.family}, {work.image_size}x{work.image_size}, memory of inference, {work.dtype}"
+        needed = partial(_needed, partial(convolutions.memory, work, config))
+        found[f"{name}-memory"] = Table(title, needed, work.batch_size, "bytes")
+    return found
+
+
+def shift_tables(work: Workload) -> dict[str, Table]:
+    """The tables of what mixers add to a network, for one image and for a batch, and of shifts alone in each stage."""
+    found: dict[str, Table] = {}
+    for images in shifts.BATCHES:
+        network = f"AddressNet-{shifts.DEPTH}, {work.image_size}x{work.image_size}"
+        title = f"what a mixer adds to {network}, inference, batch {images}, {work.dtype}"
+        programs = partial(shifts.mixers, dataclasses.replace(work, batch_size=images))
+        found[f"mixers-{images}"] = Table(title, partial(_cost, programs), unit="costs")
+    for channels in shifts.CHANNELS:
+        for suffix, backward in (("", False), ("-gradient", True)):
+            what = f"{work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+            alone = partial(_measured, partial(shifts.shifts, work, channels, backward))
+            found[f"shifts-{channels}{suffix}"] = Table(f"shifting {channels} channels, {what}", alone)
+            title = f"shifts and a grouped 1x1 of {channels} channels, {what}"
+            step = partial(_measured, partial(shifts.steps, work, channels, backward))
+            found[f"steps-{channels}{suffix}"] = Table(title, step)
+    return found
+
+
+def torch_tables(work: Workload) -> dict[str, Table]:
+    """The tables that compare with torch: the network of the workload, and two in both of their sizes.
+
+    At 224 x 224 pixels a batch is a quarter as large.
+    """
+    found: dict[str, Table] = {}
+    config = NetworkConfig(width=work.width, mixer="shuffle")
+    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
+    for suffix, own in (("", work), ("-1", dataclasses.replace(work, batch_size=1))):
+        title = f"{network}, inference, batch {own.batch_size}"
+        found[f"torch-inference{suffix}"] = _torch_table(title, "inference", own, config)
+    title = f"{network}, training step without augmentation, batch {work.batch_size}"
+    found["torch-training"] = _torch_table(title, "training", work, config)
+    for name, config in TORCH_NETWORKS.items():
+        for size, stem, share in SIZES:
+            own = dataclasses.replace(work, batch_size=max(1, work.batch_size // share), image_size=size)
+            title = f"{config.family} 1.0x, {size}x{size}, {work.dtype}, training step without augmentation"
+            title = f"{title}, batch {own.batch_size}"
+            found[f"torch-{name}-{size}"] = _torch_table(title, "training", own, dataclasses.replace(config, stem=stem))
+    return found
+
+
+def _torch_table(title: str, kind: Literal["inference", "training"], work: Workload, config: NetworkConfig) -> Table:
+    def candidates() -> Cases:
+        from experiments.benchmark import torch_cases
+
+        return torch_cases.training(work, config) if kind == "training" else torch_cases.inference(work, config)
+
+    return Table(title, partial(_measured, candidates), work.batch_size)
+
+
+def assignment_tables(work: Workload) -> dict[str, Table]:
+    """The tables of linear assignments, whose sizes and batches are their own."""
+    found: dict[str, Table] = {}
+    for name, problem in assignments.PROBLEMS.items():
+        matrices = "1 matrix" if problem.batch == 1 else f"{problem.batch} matrices"
+        title = f"linear assignment of {matrices} of {problem.size} x {problem.size}, {problem.kind}, {work.dtype}"
+        candidates = partial(assignments.assignments, work, problem)
+        found[f"assignment-{name}"] = Table(title, partial(_measured, candidates))
+    return found
+
+
+def pipeline_tables(work: Workload) -> dict[str, Table]:
+    """The tables of input pipelines: the training step behind each, and each alone at two sizes."""
+    title = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}, training step by input"
+    behind = partial(pipelines.training_times, work)
+    found = {"pipeline-training": Table(f"{title}, batch {work.batch_size}", behind, work.batch_size)}
+    for size, batch in pipelines.BATCHES.items():
+        title = f"input alone, {size}x{size}, batch {batch}, {cores()} cores"
+        found[f"pipeline-{size}"] = Table(title, partial(pipelines.input_times, size), batch)
+    return found
+
+
+def _measured(candidates: Callable[[], Cases], rounds: int) -> Times:
+    return measure(candidates(), rounds)
+
+
+def _cost(programs: Callable[[], dict[str, Program]], rounds: int) -> Costs:
+    return measure_costs(programs(), rounds)
+
+
+def _needed(memory: Callable[[], Times], rounds: int) -> Times:
+    return memory()

@@ -1,0 +1,146 @@
+"""The options of a command, read from the command line: a dataclass by tyro, mistakes in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from experiments.cli.command import TRACEBACK
+
+HELP = ("-h", "--help")
+
+Options = TypeVar("Options")
+
+
+def parse(kind: type[Options], arguments: Sequence[str] | None, *, prog: str, description: str | None) -> Options:
+    """Reads the options of a command.
+
+    Args:
+        kind: a dataclass, one option a field.
+        arguments: the words of the command line; those of this process by default.
+        prog: the command as one types it, for ``--help``.
+        description: what it does, for ``--help``.
+
+    Raises:
+        ValueError: the words do not fit; one line that names them, and the nearest that do.
+    """
+    return _parse(kind, _words(arguments), prog, description, ())
+
+
+def parse_preset(
+    presets: Mapping[str, tuple[str, Options]],
+    arguments: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+) -> Options:
+    """Reads the name of a preset and the options that override its values.
+
+    Args:
+        presets: a line of help and the value of each, by name.
+        arguments: the words of the command line; those of this process by default.
+        prog: the command as one types it, for ``--help``.
+        description: what it does, for ``--help``.
+
+    Raises:
+        ValueError: the words do not fit; one line that names them, and the nearest that do.
+    """
+    words = _words(arguments)
+    if not words:
+        raise ValueError(f"no preset is named: choose one of {', '.join(presets)} (see {prog} --help)")
+    if not words[0].startswith("-") and words[0] not in presets:
+        raise ValueError(
+            f"there is no preset {words[0]!r}; near: {nearest(words[0], presets)} (all of them: {', '.join(presets)})"
+        )
+    kind = tyro.extras.subcommand_type_from_defaults(
+        {name: value for name, (_, value) in presets.items()}, {name: text for name, (text, _) in presets.items()}
+    )
+    return _parse(kind, words, prog, description, [word for word in words[:1] if word in presets])
+
+
+def nearest(text: str, names: Iterable[str]) -> str:
+    """The three names most like a text, as a whole or in the part behind the last dot."""
+
+    def likeness(name: str) -> float:
+        parts = (name, name.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, text.lstrip("-"), part.lstrip("-")).ratio() for part in parts)
+
+    return ", ".join(sorted(names, key=likeness, reverse=True)[:3])
+
+
+def _parse(kind: Any, words: Sequence[str], prog: str, description: str | None, before_help: Sequence[str]) -> Any:
+    """Options by tyro, whose box of several lines becomes one; ``before_help`` leads to the help on the options."""
+    text = f"{(description or '').rstrip()}\n\n{TRACEBACK}, anywhere, shows where in the program a mistake was found."
+
+    def read(args: Sequence[str]) -> tuple[Any, list[str]]:
+        # No subcommands for the kinds of a field, such as the data: the preset has chosen.
+        config = (tyro.conf.AvoidSubcommands,)
+        return tyro.cli(kind, args=args, prog=prog, description=text, config=config, return_unknown_args=True)
+
+    if any(word in HELP for word in words):
+        return read(words)[0]
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box), _wide():
+            options, unknown = read(words)
+    except SystemExit as end:
+        if not end.code:  # A shell completion was asked for, and printed.
+            raise
+        raise ValueError(f"{_first_section(box.getvalue())} (see {' '.join([prog, *before_help])} --help)") from None
+    if not unknown:
+        return options
+    wrong = next((word for word in unknown if word.startswith("-")), None)
+    if wrong is None:
+        raise ValueError(f"no option takes {' '.join(map(repr, unknown))}: put its option before a value")
+    page = io.StringIO()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        read([*before_help, "--help"])
+    names = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w-]*(?:\.[\w-]+)*", page.getvalue()))
+    wrong = wrong.partition("=")[0]
+    raise ValueError(f"there is no option {wrong}; near: {nearest(wrong.replace('_', '-'), names)}")
+
+
+def _words(arguments: Sequence[str] | None) -> list[str]:
+    return [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+
+
+def _first_section(box: str) -> str:
+    """What tyro says at the top of its box, in one line; of a choice, what was meant and all there are."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    # The first line holds the title; where the terminal has no UTF-8, a rule follows instead of a frame around all.
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]
+    lines = [line for line in lines if line and not line.startswith("╰")]
+    sections = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
+    text = re.sub(r"__tyro[\w-]*\.", "", " ".join(sections[0]).rstrip(".")) if sections else "wrong options"
+    choice = re.fullmatch(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*)\)", text)
+    if choice is None:
+        return text
+    value, option, choices = choice[1], choice[2], re.findall(r"'([^']*)'", choice[3])
+    return f"{option} has no choice {value!r}; near: {nearest(value, choices)} (all of them: {', '.join(choices)})"
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-")
+
+
+@contextlib.contextmanager
+def _wide() -> Iterator[None]:
+    """A terminal so wide that no message is broken in the middle of a word."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "2000"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

@@ -1,0 +1,213 @@
+"""Comparing variants of a training over several seeds: what their records say, as a table.
+
+Results are plain dictionaries, as JSON holds them, so that a table or a figure can be made again without a run::
+
+    {"name", "title", "text", "command", "each_seed", "seeds", "versions", "devices", "date", "variants": [
+        {"label", "command", "parameters", "multiply_adds", "runs": [
+            {"seed", "relaxed", "hardened", "certified", "permutations", "others", "curves"}, ...]}, ...]}
+
+``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network, ``curves`` pairs with the
+epoch, see :mod:`experiments.comparison.runs`; a run that failed holds ``seed`` and ``failed``, a message.
+``others`` is missing where there are none, ``curves``, ``parameters`` and ``multiply_adds`` where they are not known,
+as in results of earlier versions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.comparison.runs import OTHERS
+
+Results = Mapping[str, Any]
+
+COLUMNS = ("variant", "as trained")
+"""The columns of every table."""
+
+HARDENED = ("hardened", "change by hardening", "certified")
+"""The columns behind them, where a variant has learned permutations."""
+
+COSTS = ("parameters", "multiply-adds")
+"""The last columns, where the costs of every variant are known."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Numbers of several seeds, at least one."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Their sample standard deviation (divisor n - 1); None of a single number."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the seeds of one variant say together.
+
+    Attributes:
+        label: of the variant.
+        relaxed: top-1 accuracy as trained, in per cent; None if every run failed.
+        hardened: the same with index vectors; None also for a network without learned permutations.
+        change: hardened less relaxed of the same seed, in points.
+        certified: learned permutations that are certified, over all seeds.
+        permutations: learned permutations, over all seeds.
+        failed: the message of each failed run by its seed.
+        others: top-1 accuracy in per cent of the further networks that were evaluated, see ``OTHERS``.
+        costs: parameters, and multiply-adds of one image, both after hardening; None if they are not known.
+    """
+
+    label: str
+    relaxed: Spread | None
+    hardened: Spread | None
+    change: Spread | None
+    certified: int
+    permutations: int
+    failed: dict[int, str]
+    others: dict[str, Spread]
+    costs: tuple[int, int] | None
+
+
+def rows(results: Results) -> list[Row]:
+    """One row for each variant, in their order."""
+    found = []
+    for variant in results["variants"]:
+        done = [run for run in variant["runs"] if "failed" not in run]
+        hardened = [run for run in done if run["hardened"] is not None]
+        others = {name: [run["others"][name] for run in done if name in run.get("others", {})] for name in OTHERS}
+        found.append(
+            Row(
+                label=variant["label"],
+                relaxed=_spread([_percent(run["relaxed"]) for run in done]),
+                hardened=_spread([_percent(run["hardened"]) for run in hardened]),
+                change=_spread([_percent(run["hardened"]) - _percent(run["relaxed"]) for run in hardened]),
+                certified=sum(run["certified"] for run in done),
+                permutations=sum(run["permutations"] for run in done),
+                failed={run["seed"]: run["failed"] for run in variant["runs"] if "failed" in run},
+                others={name: Spread(tuple(map(_percent, each))) for name, each in others.items() if each},
+                costs=_costs(variant),
+            )
+        )
+    return found
+
+
+def table(results: Results) -> str:
+    """The comparison in Markdown, one row a variant.
+
+    Accuracies are in per cent, as mean and sample standard deviation with minimum and maximum over the seeds; the
+    change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below. The
+    columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS`` if there are numbers
+    for them, those of ``COSTS`` if every variant has both.
+
+    Args:
+        results: see above.
+
+    Returns:
+        Lines of as many cells as there are columns, and one for each failed run.
+    """
+    found = rows(results)
+    hardened, others, costs = _more(found)
+    columns = [*COLUMNS, *(HARDENED if hardened else ()), *(OTHERS[name] for name in others), *(COSTS if costs else ())]
+    lines = [_cells(columns), _cells(["---"] * len(columns))]
+    failures = []
+    for row in found:
+        done = len(row.relaxed.values) if row.relaxed else 0
+        label = row.label if not row.failed else f"{row.label} ({done} of {done + len(row.failed)} seeds)"
+        cells = [label, _accuracy(row.relaxed) if row.relaxed else "failed"]
+        if hardened:
+            certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
+            cells += [_accuracy(row.hardened), _change(row.change), certified]
+        cells += [_accuracy(row.others.get(name)) for name in others]
+        if costs and row.costs:
+            cells += [f"{row.costs[0]:,}", _millions(row.costs[1])]
+        lines.append(_cells(cells))
+        failures += [f"Failed: {row.label}, seed {seed}: {message}" for seed, message in row.failed.items()]
+    return "\n".join([*lines, *(line for failure in failures for line in ("", failure))]) + "\n"
+
+
+def block(results: Results) -> str:
+    """The comparison as a part of a document: the text, the table, and how to repeat it.
+
+    Args:
+        results: see above.
+
+    Returns:
+        Markdown without a heading, ending with a newline.
+    """
+    seeds = ", ".join(map(str, results["seeds"]))
+    versions = ", ".join(f"{name} {text}" for name, text in results["versions"].items())
+    hardened, others, costs = _more(rows(results))
+    legend = f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}"
+    legend += "; the change by hardening in points, seed by seed: mean (minimum to maximum)." if hardened else "."
+    if others:
+        named = "; ".join(OTHERS[name] for name in others)
+        legend += f" Further columns are test accuracies of the same networks in other forms: {named}."
+    if costs:
+        after = ", are those after hardening" if hardened else ""
+        legend += f" Parameters, and multiply-adds of one image{after}."
+    variants = [f"- {v['label']}: `{v['command']}`" for v in results["variants"]]
+    made = f"Each variant is `python -m experiments.train` with `{results['each_seed']}` and"
+    where = f"{results['date']}; {'; '.join(results['devices'])}; {versions}."
+    parts = [
+        results["text"],
+        textwrap.fill(legend, 120),
+        table(results),
+        f"    {results['command']}",
+        made,
+        "\n".join(variants),
+        where,
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def _more(found: Sequence[Row]) -> tuple[bool, list[str], bool]:
+    """Whether anything was hardened, those of ``OTHERS`` with numbers, and whether the costs of all are known."""
+    others = [name for name in OTHERS if any(name in row.others for row in found)]
+    return any(row.permutations for row in found), others, all(row.costs for row in found)
+
+
+def _costs(variant: Mapping[str, Any]) -> tuple[int, int] | None:
+    known = "parameters" in variant and "multiply_adds" in variant
+    return (variant["parameters"], variant["multiply_adds"]) if known else None
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    return Spread(tuple(values)) if values else None
+
+
+def _percent(numbers: Mapping[str, float]) -> float:
+    return 100.0 * numbers["top1"]
+
+
+def _accuracy(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.1f}"
+    return f"{spread.mean:.1f}{deviation} ({min(spread.values):.1f} to {max(spread.values):.1f})"
+
+
+def _change(spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    # Adding 0 turns the -0.0 of a rounding into 0.0.
+    mean, low, high = (round(x, 2) + 0.0 for x in (spread.mean, min(spread.values), max(spread.values)))
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _millions(number: int) -> str:
+    """Such as 12.3M; a number of which that would leave nothing is written out."""
+    return f"{number / 1e6:.1f}M" if number >= 100_000 else f"{number:,}"
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "|" + "|".join(f" {cell} " if cell != "---" else cell for cell in cells) + "|"

@@ -1,0 +1,1 @@
+"""Methods that look for a permutation, what they are compared with, and figures of them."""

@@ -1,0 +1,333 @@
+"""The comparison as a person runs it: trained once, resumed, rendered again, and mistakes answered before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import tomllib
+from pathlib import Path
+
+import flax.linen as fnn
+import pytest
+
+from experiments import compare
+from experiments.cli import main
+from experiments.comparison.plan import plan, read
+from experiments.comparison.table import block
+from shuffle_jax import models
+from shuffle_jax.data import ResidentBatches
+from shuffle_jax.models.build import mixer_factory
+from shuffle_jax.train import experiment, finish, loop
+
+HERE = Path(__file__).parents[3] / "experiments"
+
+QUICK = "--epochs 2 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5"
+FILE = f"""
+title = "Two mixers"
+text = "A try."
+seeds = [3, 4]
+each_seed = "--seed {{seed}} --data.seed {{seed}} {QUICK}"
+[variants]
+"fixed shuffle" = "digits --network.mixer shuffle"
+"learned (Auto)" = "digits"
+"broken" = "digits --optimizer.learning-rate 1e30"
+"""
+
+
+class Tiny(fnn.Module):
+    """One 1x1 convolution, one mixer."""
+
+    classes: int
+    mixer: object
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = self.mixer(name="mixer")(fnn.Dense(4)(x))
+        return fnn.Dense(self.classes)(x.mean((1, 2)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Every network built here is a tiny one with the mixer asked for."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (experiment, models):
+            patched.setattr(module, "build", lambda config, classes: Tiny(classes, mixer_factory(config, 2)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparison") / "two.toml"
+    path.write_text(FILE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def out(file, tmp_path_factory):
+    """A finished comparison."""
+    path = tmp_path_factory.mktemp("out") / "two"
+    compare.run([str(file), "--out", str(path)])
+    return path
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def results(out):
+    return json.loads((out / "results.json").read_text())
+
+
+def test_results_are_those_of_the_runs(out):
+    found = results(out)
+    assert [v["label"] for v in found["variants"]] == ["fixed shuffle", "learned (Auto)", "broken"]
+    assert found["seeds"] == [3, 4] and set(found["versions"]) >= {"jax", "shuffle_jax"} and len(found["devices"]) == 1
+    fixed, learned, broken = (v["runs"] for v in found["variants"])
+    for runs, slug in ((fixed, "fixed-shuffle"), (learned, "learned-auto")):
+        assert [one["seed"] for one in runs] == [3, 4]
+        for one in runs:
+            written = records(out / f"{slug}-{one['seed']}")
+            said = {r["network"]: {"top1": r["top1"], "loss": r["loss"]} for r in written if r["kind"] == "result"}
+            assert one["relaxed"] == said["relaxed"] and one["hardened"] == said.get("hardened")
+            last = [r for r in written if r["kind"] == "permutation" and r["step"] == 8]
+            assert one["permutations"] == len(last) == (slug == "learned-auto")
+            assert one["certified"] == sum(r["certified"] for r in last)
+            # The preset evaluates every second epoch: one record and one evaluation, after two epochs of four steps.
+            assert one["curves"] == {
+                name: [[r["step"] / 4, float(f"{r[field]:.4g}")] for r in written if r["kind"] == kind]
+                for name, kind, field in (("train_loss", "train", "loss"), ("top1", "test", "top1"))
+            }
+            assert [[epoch for epoch, _ in curve] for curve in one["curves"].values()] == [[2], [2]]
+    assert not any("curves" in one for one in broken)
+    assert all("is nan at step" in one["failed"] or "is inf at step" in one["failed"] for one in broken)
+    configs = [json.loads((out / f"learned-auto-{seed}" / "config.json").read_text())["config"] for seed in (3, 4)]
+    assert [(c["seed"], c["data"]["seed"], c["epochs"]) for c in configs] == [(3, 3, 2), (4, 4, 2)]
+    assert (out / "table.md").read_text().count("\nFailed: broken, seed") == 2
+    assert all((out / name).stat().st_size > 10_000 for name in ("figure.png", "curves.png"))
+    lines = [line.strip() for line in (out / "results.json").read_text().splitlines()]
+    assert '"seeds": [3, 4],' in lines and sum(line.startswith('"top1": [[2, ') for line in lines) == 4
+
+
+def test_every_variant_has_the_costs_of_its_network_after_hardening(out):
+    parameters, multiply_adds = (1 * 4 + 4) + (4 * 10 + 10), 8 * 8 * 1 * 4 + 4 * 10  # The mixer is a gather.
+    for variant in results(out)["variants"]:  # A run that failed has a network as well.
+        assert (variant["parameters"], variant["multiply_adds"]) == (parameters, multiply_adds)
+    header, _, *lines = (out / "table.md").read_text().splitlines()[:5]
+    assert header.endswith("| certified | parameters | multiply-adds |")
+    assert all(line.endswith(" | 58 | 296 |") for line in lines)
+
+
+def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    for config in copy.glob("learned-auto-*/config.json"):
+        about = json.loads(config.read_text())
+        del about["preprocessing"]
+        config.write_text(json.dumps(about))
+    comparison = read(file)
+    found = compare.collect(comparison, plan(comparison, copy), {}, copy)
+    said = capsys.readouterr().err
+    assert said.startswith("no parameters and multiply-adds of 'learned (Auto)': ") and said.count("\n") == 1
+    assert [("parameters" in v, "multiply_adds" in v) for v in found["variants"]] == [(1, 1), (0, 0), (1, 1)]
+    assert [v["runs"] for v in found["variants"]][:2] == [v["runs"] for v in results(out)["variants"]][:2]
+    assert "multiply-adds" not in block(found)
+
+
+def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, out, monkeypatch, capsys):
+    sizes = iter(range(1, 9))
+    monkeypatch.setattr(models, "build", lambda config, classes: fnn.Dense(next(sizes)))
+    planned = plan(read(file), out)
+    assert compare.costs("learned (Auto)", planned) == {}
+    message = "no parameters and multiply-adds of 'learned (Auto)': its seeds have networks of 2 different costs\n"
+    assert capsys.readouterr().err == message
+
+
+def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(out, copy)
+    with (copy / "learned-auto-3" / "metrics.jsonl").open("a") as metrics:
+        for network, top1 in (("frozen", 0.25), ("soft", 0.5)):
+            record = {"kind": "result", "step": 8, "network": network, "loss": 2.0, "top1": top1, "top5": 1.0}
+            metrics.write(json.dumps(record) + "\n")
+    comparison = read(file)
+    fixed, learned, _ = compare.collect(comparison, plan(comparison, copy), {}, copy)["variants"]
+    assert learned["runs"][0]["others"] == {"soft": {"top1": 0.5, "loss": 2.0}, "frozen": {"top1": 0.25, "loss": 2.0}}
+    assert not any("others" in one for one in [*fixed["runs"], learned["runs"][1]])
+
+
+def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_path, monkeypatch):
+    copy, trained = tmp_path / "copy", []
+    shutil.copytree(out, copy)
+
+    def fail(config, path, *, resume, devices):
+        trained.append((path.name, resume))
+        raise loop.NonFiniteLoss("the loss is bad; try another")
+
+    monkeypatch.setattr(loop, "train", fail)
+    compare.run([str(file), "--out", str(copy)])
+    assert trained == [("broken-3", True), ("broken-4", True)]
+    assert results(copy)["variants"][:2] == results(out)["variants"][:2]
+    assert results(copy)["variants"][2]["runs"] == [{"seed": s, "failed": "the loss is bad"} for s in (3, 4)]
+
+
+def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "train_missing", None)  # nothing trains
+    document = tmp_path / "document.md"
+    begin, end = "<!-- begin compare: two -->", "<!-- end compare: two -->"
+    document.write_text(f"# Before\n\n{begin}\nold\n{end}\n\nAfter ü\n", encoding="utf-8")
+    given = ["--results", str(out / "results.json")]
+    for _ in range(2):
+        compare.run([*given, "--into", str(document), "--out", str(tmp_path / "again")])
+        text = document.read_text(encoding="utf-8")
+        assert text == f"# Before\n\n{begin}\n{block(results(out))}{end}\n\nAfter ü\n"
+    for name in ("table.md", "figure.png", "curves.png"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes()
+    said = capsys.readouterr().out
+    assert (out / "table.md").read_text() in said
+    assert said.endswith(f"\nresults, table, figure and curves in {tmp_path / 'again'}\n")
+
+    early = results(out)  # of a version that kept no curves
+    for one in early["variants"][0]["runs"] + early["variants"][1]["runs"]:
+        del one["curves"]
+    (tmp_path / "early.json").write_text(json.dumps(early))
+    compare.run(["--results", str(tmp_path / "early.json"), "--out", str(tmp_path / "early")])
+    assert sorted(path.name for path in (tmp_path / "early").iterdir()) == ["figure.png", "table.md"]
+    assert (tmp_path / "early" / "table.md").read_bytes() == (out / "table.md").read_bytes()
+    assert capsys.readouterr().out.endswith(f"\nresults, table and figure in {tmp_path / 'early'}\n")
+
+    for broken in ("nothing", f"{begin}\n", f"{end}\n{begin}\n", f"{begin}{end}{begin}{end}"):
+        document.write_text(broken)
+        for arguments in (given, [str(file), "--out", str(tmp_path / "new")]):
+            with pytest.raises(ValueError, match="has not one pair of lines <!-- begin compare: two -->"):
+                compare.run([*arguments, "--into", str(document)])
+        assert document.read_text() == broken
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_path, monkeypatch, capsys, late):
+    path, short = tmp_path / "stopped", tmp_path / "two.toml"
+    short.write_text("".join(line for line in FILE.splitlines(keepends=True) if "broken" not in line))
+    command = [str(short), "--out", str(path)]
+    batches, figures = ResidentBatches.train, finish.save_run_figures
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def during(self, start=0):
+        for k, batch in enumerate(batches(self, start), start=start + 1):
+            if k == 6:
+                kill()
+            yield batch
+
+    def after(run):
+        kill()
+        return figures(run)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*((finish, "save_run_figures", after) if late else (ResidentBatches, "train", during)))
+        with pytest.raises(SystemExit) as stop:
+            compare.run(command)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith("; the same command goes on\n")
+    assert compare.finished(path / "fixed-shuffle-3") == late
+    assert not (path / "fixed-shuffle-4").exists() and not (path / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
+
+    compare.run(command)
+    found, whole = results(path)["variants"], results(out)["variants"][:2]
+    if not late:  # The mean that holds the stop speaks of the steps after it.
+        stopped, whole_epoch = (each[0]["runs"][0]["curves"]["train_loss"].pop() for each in (found, whole))
+        assert stopped[0] == whole_epoch[0] == 2
+    assert found == whole
+
+
+def test_json_loses_layout_and_nothing_else():
+    text = 'a [\n 1,  2\n] "[\n{'
+    nasty = {text: text, "n": [[1, 2.5], [2, "nan"], [3, "-inf"]], "m": [[], {}, [text, [1]], [[1, [2]], [3]]]}
+    assert json.loads(compare.as_json(nasty)) == nasty
+    assert compare.as_json({"a": [[1, 2.5], [2, 3.0]], "b": 1}) == '{\n "a": [[1, 2.5], [2, 3.0]],\n "b": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", "has an unknown field 'titel'; near: title"),
+        ('text = "A try."', "", "has no field 'text': give title, text, seeds, each_seed, variants"),
+        ("seeds = [3, 4]", "seeds = [3, 3]", "seeds is [3, 3]: give a list of different whole numbers"),
+        ("seeds = [3, 4]", 'seeds = "3"', "seeds is '3': give a list of different whole numbers"),
+        ("seeds = [3, 4]", "seeds = [3, 4", "is not TOML: "),
+        ('"digits"', "7", "give a table from labels to command lines"),
+        ("mixer shuffle", "mixer shufle", "variant 'fixed shuffle': "),
+        ("mixer shuffle", "mixxer shuffle", "variant 'fixed shuffle': "),
+        ("mixer shuffle", "mixer 'shuffle", "variant 'fixed shuffle': No closing quotation"),
+        ("mixer shuffle", "mixer shuffle --resume", "leave out --run and --resume, they are chosen here"),
+        ("mixer shuffle", "mixer shuffle --profile 1 2", "leave out --input, --distributed and --profile"),
+        ("mixer shuffle", "mixer shuffle --input.pipeline memory", "leave out --input, --distributed and --profile"),
+        ("rate 1e30", "rate 1e30 --batch-size 45", "variant 'broken': a batch of 45 in 1 parts cannot be split"),
+        ("--network.mixer shuffle", "", "'learned (Auto)' with seed 3 are the same run: leave one out"),
+        ("--seed {seed} --data.seed {seed}", "", "are the same run: leave one out, or write {seed} where"),
+        ('"broken"', '"Learned Auto"', "'Learned Auto' share the folder"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, capsys, old, new, message):
+    path = tmp_path / "two.toml"
+    assert old in FILE
+    text = FILE.replace(old, new)
+    path.write_text(text.replace(QUICK, QUICK.replace("--batch-size 44 ", "")) if "45" in new else text)
+    with pytest.raises(SystemExit) as stop:
+        main(lambda: compare.run([str(path), "--out", str(tmp_path / "out")]))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
+    path = tmp_path / "two.toml"
+    path.write_text(FILE.replace("--epochs 2", "--epochs 3"))
+    before = records(out / "fixed-shuffle-3")
+    with pytest.raises(ValueError, match=r"fixed-shuffle-3 was started with another configuration \(epochs: 2 -> 3\)"):
+        compare.run([str(path), "--out", str(out)])
+    assert records(out / "fixed-shuffle-3") == before
+    for arguments in ([], [str(file), "--results", str(out / "results.json")]):
+        with pytest.raises(ValueError, match=r"name either the \.toml file of a comparison or, with --results"):
+            compare.run(arguments)
+
+
+def test_a_run_killed_before_its_end_is_not_finished(out, tmp_path):
+    lines = (out / "learned-auto-3" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert compare.finished(out / "learned-auto-3") and not compare.finished(tmp_path)
+    for kept in ("".join(lines[:-1]), "".join(lines)[:-20]):  # without the last line, and within it
+        (tmp_path / "metrics.jsonl").write_text(kept)
+        assert not compare.finished(tmp_path)
+
+
+def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_on(tmp_path):
+    planned = plan(read(HERE / "comparisons" / "digits.toml"), tmp_path)
+    assert len(planned) == 30
+    assert {one.config.data.seed for one in planned} == {1, 2, 3, 4, 5}
+    assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
+    mixers = {one.label: one.config.network.mixer for one in planned}
+    assert sorted(mixers.values()) == ["auto", "auto", "dynamic", "identity", "random", "shuffle"]
+    random = [one.config.network.mixer_seed for one in planned if one.config.network.mixer == "random"]
+    assert random == [1, 2, 3, 4, 5]
+    base = {dataclasses.replace(one.config, network=planned[5].config.network) for one in planned[:10]}
+    assert len(base) == 5  # the fixed and the learned shuffle differ in the mixer alone
+
+
+COMMITTED = sorted((HERE / "comparisons").glob("*.toml"))
+
+
+@pytest.mark.parametrize("toml", COMMITTED, ids=lambda path: path.stem)
+def test_the_readme_shows_the_committed_results(toml):
+    found = json.loads(toml.with_suffix(".json").read_text(encoding="utf-8"))
+    readme = HERE / "README.md"
+    assert compare.inserted(readme, toml.stem, block(found)) == readme.read_text(encoding="utf-8")
+    stated = tomllib.loads(toml.read_text(encoding="utf-8"))
+    assert {v["label"]: v["command"] for v in found["variants"]} == stated["variants"]
+    for key in ("title", "text", "seeds", "each_seed"):
+        assert found[key] == stated[key]
