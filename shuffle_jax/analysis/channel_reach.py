@@ -19,9 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shuffle_jax.nn.auto_shuffle import RELAXED
-from shuffle_jax.nn.factors import STATIC
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, STATIC
 from shuffle_jax.typing import Array, Bool, Images, PyTree
 
 UNIT = re.compile(r"stage\d+_\d+")

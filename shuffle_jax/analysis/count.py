@@ -16,8 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.nn.auto_shuffle import RELAXED
-from shuffle_jax.nn.factors import STATIC
+from shuffle_jax.nn.collections import RELAXED, STATIC
 from shuffle_jax.typing import Array, PyTree
 
 

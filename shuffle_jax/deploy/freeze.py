@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shuffle_jax.nn.factors import FACTORS
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import FACTORS, PERMUTATIONS
 from shuffle_jax.ops.rounding import assignment
 from shuffle_jax.typing import Images, PyTree
 

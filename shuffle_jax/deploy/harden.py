@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn.auto_shuffle import RELAXED, relaxed_permutations
+from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, relaxed_permutations
 from shuffle_jax.nn.normalization import MOMENTUM
-from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.ops.penalty import normalized_l1_minus_l2
 from shuffle_jax.ops.permutation import is_permutation
 from shuffle_jax.ops.rounding import argmax, assignment, certificate

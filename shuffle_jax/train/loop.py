@@ -18,7 +18,7 @@ from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, barrier, is_lead, is_lost, lost, same
 from shuffle_jax.models.build import is_dynamic
-from shuffle_jax.nn.auto_shuffle import relaxed_permutations
+from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, to_json
 from shuffle_jax.train.experiment import Experiment, as_kept, prepare

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from shuffle_jax.constraint import keep_bistochastic
-from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.nn.collections import RELAXED
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
 from shuffle_jax.typing import Matrix, PyTree
 

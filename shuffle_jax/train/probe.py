@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from shuffle_jax.data import normalize
 from shuffle_jax.data.dataset import spread
 from shuffle_jax.deploy.freeze import layer_name
-from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS
+from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS
 from shuffle_jax.ops.rounding import argmax
 from shuffle_jax.train.experiment import Experiment
 from shuffle_jax.typing import Array, Images, PyTree

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from shuffle_jax.nn.factors import PROGRESS
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.typing import Array, Images, Int, Key, PyTree
 
 
@@ -25,7 +24,7 @@ class TrainState(struct.PyTreeNode):
         average: exponential moving average of ``params``; None if it is off.
         key: the random key of the run; step k draws from ``fold_in(key, k)``.
         progress: how much of the training is done, once for each layer that asks; see
-            :data:`shuffle_jax.nn.factors.PROGRESS`.
+            :data:`shuffle_jax.nn.collections.PROGRESS`.
     """
 
     step: Int[Array, ""]

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
-from shuffle_jax.nn.auto_shuffle import PENALTIES
+from shuffle_jax.nn.collections import PENALTIES
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.train.state import TrainState, network_variables
 from shuffle_jax.typing import Array, Float, Images, Key, PyTree

@@ -23,7 +23,7 @@ from shuffle_jax.analysis.channel_reach import (
     units_to_full,
 )
 from shuffle_jax.models import AddressNet, ShuffleNetV1, ShuffleNetV2, shufflenet_v1
-from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.nn.collections import RELAXED
 from shuffle_jax.ops import permutation
 
 IMAGE = (8, 8, 3)

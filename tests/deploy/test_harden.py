@@ -9,7 +9,7 @@ import pytest
 
 from shuffle_jax.deploy.harden import diagnose_all, harden, recalibrate
 from shuffle_jax.models import NetworkConfig, build
-from shuffle_jax.nn.auto_shuffle import relaxed_permutations
+from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.ops import permutation
 from shuffle_jax.ops.penalty import normalized_l1_minus_l2
 from shuffle_jax.ops.relaxation import clamp_normalize

@@ -17,7 +17,7 @@ from shuffle_jax.analysis.count import count
 from shuffle_jax.data import DigitsConfig
 from shuffle_jax.models import build
 from shuffle_jax.models.config import NetworkConfig
-from shuffle_jax.nn.auto_shuffle import RELAXED
+from shuffle_jax.nn.collections import RELAXED
 
 SETS = {
     "cifar10": (50_000, 32, 10),

@@ -19,9 +19,7 @@ from shuffle_jax.deploy.freeze import freeze
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build
 from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
-from shuffle_jax.nn.auto_shuffle import PENALTIES
-from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS, PROGRESS
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PERMUTATIONS, PROGRESS
 from shuffle_jax.ops import kronecker
 from shuffle_jax.ops.permutation import channel_shuffle
 

@@ -14,8 +14,7 @@ import pytest
 
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2
 from shuffle_jax.nn import AutoShuffle, ChannelShuffle, FixedPermutation, Identity
-from shuffle_jax.nn.auto_shuffle import PENALTIES, RELAXED, relaxed_permutations
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, RELAXED, relaxed_permutations
 from shuffle_jax.ops import permutation
 from shuffle_jax.ops.penalty import l1_minus_l2
 

@@ -13,8 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.analysis.count import count, count_layers, share
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, PointwiseConv, StaticDynamicShuffle
-from shuffle_jax.nn.factors import PROGRESS
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
 from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import channel_shuffle

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.nn.auto_shuffle import PENALTIES
-from shuffle_jax.nn.factors import DIAGNOSTICS, FACTORS, PROGRESS, FactorGenerator, Factors
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PERMUTATIONS, PROGRESS
+from shuffle_jax.nn.factors import FactorGenerator, Factors
 
 N, C, P, Q, COPIES = 6, 24, 3, 4, 2
 rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import pytest
 from shuffle_jax.analysis.count import count, count_layers, share
 from shuffle_jax.models.mobilenet_v2 import MobileNetV2
 from shuffle_jax.nn import CondConv, DYConv
-from shuffle_jax.nn.factors import PROGRESS
+from shuffle_jax.nn.collections import PROGRESS
 from shuffle_jax.nn.kernel_attention import KernelAttention
 from shuffle_jax.ops import convolution
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.nn import ChannelShuffle, FixedPermutation, Identity
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PERMUTATIONS
 from shuffle_jax.ops import permutation
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 1, 12)), jnp.float32)

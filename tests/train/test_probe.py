@@ -22,7 +22,7 @@ from shuffle_jax.data import DigitsConfig, ResidentBatches, normalize
 from shuffle_jax.models.build import mixer_factory
 from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 from shuffle_jax.nn import PointwiseConv
-from shuffle_jax.nn.factors import FACTORS, PROGRESS
+from shuffle_jax.nn.collections import FACTORS, PROGRESS
 from shuffle_jax.sharding import data_mesh, replicated
 from shuffle_jax.train import experiment
 from shuffle_jax.train.checkpoint import Checkpoints

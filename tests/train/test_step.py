@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from shuffle_jax.data import AugmentConfig, Batch, normalize
-from shuffle_jax.nn.auto_shuffle import PENALTIES, relaxed_permutations
+from shuffle_jax.nn.collections import PENALTIES, relaxed_permutations
 from shuffle_jax.ops.penalty import l1_minus_l2
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer

@@ -22,8 +22,8 @@ import numpy as np
 
 from shuffle_jax.deploy.fold.layers import Affine, Folded, Unfoldable, absorb, apply_affine, inside, scale_and_shift
 from shuffle_jax.nn import CondConv, Conv, Dense, DepthwiseConv, DYConv, DynamicConv, DynamicDense, PointwiseConv
+from shuffle_jax.nn.collections import PROGRESS
 from shuffle_jax.nn.dynamic_conv import Coefficients
-from shuffle_jax.nn.factors import PROGRESS
 from shuffle_jax.ops import convolution, dynamic_conv, normalization, per_sample
 from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.convolution import Pads

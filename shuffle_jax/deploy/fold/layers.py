@@ -21,8 +21,8 @@ from shuffle_jax.nn import (
     Identity,
     PointwiseConv,
 )
+from shuffle_jax.nn.collections import PERMUTATIONS
 from shuffle_jax.nn.normalization import EPSILON
-from shuffle_jax.nn.permutation import PERMUTATIONS
 from shuffle_jax.ops import convolution, kronecker_forms, permutation
 from shuffle_jax.ops.pooling import largest
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
