@@ -28,7 +28,7 @@ from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
 from shuffle_jax.models.build import is_dynamic
-from shuffle_jax.nn.auto_shuffle import relaxed_permutations
+from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.train.console import Console
 from shuffle_jax.train.experiment import Experiment, restore

@@ -20,7 +20,7 @@ from shuffle_jax.deploy.fold import Folded, fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
-from shuffle_jax.nn.permutation import PERMUTATIONS
+from shuffle_jax.nn.collections import PERMUTATIONS
 from shuffle_jax.ops import convolution, mixing, permutation, relaxation
 from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
