@@ -12,11 +12,13 @@ from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
+from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import convolution as ops
 from shuffle_jax.ops.permutation import check_groups
-from shuffle_jax.typing import Array, Float, Images, Key
+from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 
 
 def variance_scaling(
@@ -74,6 +76,8 @@ class Conv(nn.Module):
         """Multiply-adds of one image: one for each output value and weight it sees."""
         return math.prod(y.shape[1:]) * self.kernel_size**2 * x.shape[-1]
 
+    scale_outputs = staticmethod(scale_outputs)
+
 
 class DepthwiseConv(nn.Module):
     """A depthwise convolution, :func:`shuffle_jax.ops.convolution.depthwise`: as many channels out as in.
@@ -100,6 +104,8 @@ class DepthwiseConv(nn.Module):
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and tap of its window."""
         return math.prod(y.shape[1:]) * self.kernel_size**2
+
+    scale_outputs = staticmethod(scale_outputs)
 
 
 class PointwiseConv(nn.Module):
@@ -134,6 +140,23 @@ class PointwiseConv(nn.Module):
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and channel of its group."""
         return math.prod(y.shape[1:]) * (x.shape[-1] // self.groups)
+
+    scale_outputs = staticmethod(scale_outputs)
+
+    @staticmethod
+    def constant_outputs(
+        variables: dict[str, PyTree], constant: Float[np.ndarray, " c"]
+    ) -> Float[np.ndarray, " features"]:
+        """What a constant added to every position of the inputs adds to the outputs, in float64.
+
+        Args:
+            variables: the layer's own collections.
+            constant: of each input channel.
+        """
+        kernel = np.asarray(variables["params"]["kernel"], np.float64)[0, 0]
+        groups = len(constant) // len(kernel)
+        parts = zip(np.split(constant, groups), np.split(kernel, groups, axis=-1), strict=True)
+        return np.concatenate([part @ rows for part, rows in parts])
 
 
 def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
+from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.typing import Array, Float
 
 
@@ -32,3 +33,5 @@ class Dense(nn.Module):
     def multiply_adds(self, x: Float[Array, "n c"], y: Float[Array, "n features"]) -> int:
         """Multiply-adds of one image: one for each pair of a value in and a value out."""
         return x.shape[-1] * self.features
+
+    scale_outputs = staticmethod(scale_outputs)

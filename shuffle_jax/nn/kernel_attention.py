@@ -10,6 +10,7 @@ from shuffle_jax.nn.collections import training_progress
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.limits import check_positive
+from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import kernel_attention, per_sample
 from shuffle_jax.ops.barrier import computed_once
@@ -85,6 +86,8 @@ class KernelAttention(nn.Module):
         """Multiply-adds of one image beside those of the head, in the form that is taken."""
         view, channels = self._window(x.shape), x.shape[-1]
         return self._costs(view, channels)[self._aggregates(view, channels)]
+
+    scale_outputs = staticmethod(scale_outputs)
 
     def _weights(self, mean: Float[Array, "n c"]) -> Float[Array, "n k"]:
         raise NotImplementedError("KernelAttention is what layers share: use CondConv or DYConv")

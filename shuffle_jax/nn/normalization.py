@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.normalization import Affine, normalize, normalize_by_batch
-from shuffle_jax.typing import Array, Images
+from shuffle_jax.typing import Array, Float, Images, PyTree
 
 MOMENTUM = 0.9
 """Weight of the old running statistics in each update: ``running <- 0.9 running + 0.1 batch``."""
@@ -21,6 +22,9 @@ class BatchNorm(nn.Module):
     Parameters ``scale`` and ``bias``, and the running ``mean`` and ``var`` in "batch_stats", are named as in
     ``flax.linen.BatchNorm`` and kept in float32; statistics are global over a sharded batch. The running variance
     averages the biased variances of the batches.
+
+    Where there are neither statistics nor a scale, as after :func:`shuffle_jax.deploy.fold.fold`, evaluation adds the
+    bias; without a bias it returns the input.
 
     Attributes:
         dtype: type of the output; that of the input by default.
@@ -37,7 +41,17 @@ class BatchNorm(nn.Module):
         Args:
             x: the images.
             train: normalise by the batch and update the running statistics; else use the running ones.
+
+        Raises:
+            ValueError: it is folded and called to train, or its statistics are missing.
         """
+        if self._is_folded():
+            if train:
+                raise ValueError(f"the batch norm {self._path} is folded and cannot train: train first, then fold")
+            x = x.astype(self.dtype or x.dtype)
+            if not self.has_variable("params", "bias"):
+                return x
+            return x + self.get_variable("params", "bias").astype(x.dtype).reshape(1, 1, 1, -1)
         scale, bias, mean, var = self._variables(x.shape[-1])
         x = x.astype(self.dtype or x.dtype)
         if not train:
@@ -51,10 +65,26 @@ class BatchNorm(nn.Module):
         return y
 
     def affine(self, channels: int) -> Affine:
-        """What it does to an image of so many channels with the running statistics."""
+        """What it does to an image of so many channels with the running statistics, or without them if it is folded."""
+        if self._is_folded():
+            has_bias = self.has_variable("params", "bias")
+            return Affine(jnp.ones(channels), self.get_variable("params", "bias") if has_bias else jnp.zeros(channels))
         scale, bias, mean, var = self._variables(channels)
         factor = scale * lax.rsqrt(var.value + EPSILON)
         return Affine(factor, bias - mean.value * factor)
+
+    def _is_folded(self) -> bool:
+        if self.is_initializing() or self.has_variable("batch_stats", "mean"):
+            return False
+        if self.has_variable("params", "scale"):
+            raise ValueError(
+                f'the batch norm {self._path} has a scale but no statistics: pass the collection "batch_stats" too'
+            )
+        return True
+
+    @property
+    def _path(self) -> str:
+        return "/".join(self.path)
 
     @nn.compact
     def _variables(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
@@ -63,3 +93,25 @@ class BatchNorm(nn.Module):
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         var = self.variable("batch_stats", "var", jnp.ones, (channels,))
         return scale, bias, mean, var
+
+
+def scale_outputs(variables: dict[str, PyTree], scale: Float[np.ndarray, " o"]) -> dict[str, PyTree]:
+    """The variables with which a linear layer gives ``scale`` times its outputs: kernels and biases scaled.
+
+    A layer whose outputs a batch norm behind it may scale has a method of this name and kind, and
+    :func:`shuffle_jax.deploy.fold.fold` calls it. This one serves layers whose own parameters ``kernel``, ``kernels``,
+    ``bias`` and ``biases`` all have the output channels last.
+
+    Args:
+        variables: the layer's own collections.
+        scale: of each output channel, in float64.
+
+    Returns:
+        New collections; what is scaled is a float64 NumPy array.
+    """
+    linear = ("kernel", "kernels", "bias", "biases")
+    params = {
+        name: np.asarray(leaf, np.float64) * scale if name in linear else leaf
+        for name, leaf in variables["params"].items()
+    }
+    return {**variables, "params": params}

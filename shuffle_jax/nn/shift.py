@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.nn.convolution import kernel_init
+from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import shift
 from shuffle_jax.ops.permutation import check_groups, half_group
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets
@@ -111,3 +112,5 @@ class ShiftedPointwise(nn.Module):
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside the layers inside: one for each output value and channel of its group."""
         return 0 if self.pointwise is not None else math.prod(y.shape[1:]) * (x.shape[-1] // self.groups)
+
+    scale_outputs = staticmethod(scale_outputs)
