@@ -57,9 +57,10 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
     if words and words[0] in presets:
-        summary, options = presets[words[0]]
+        _, options = presets[words[0]]
         data = source(options.config.data, words)
-        presets[words[0]] = summary, replace(options, config=replace(options.config, data=data))
+        about = PRESETS[words[0]].__doc__ or ""
+        presets[words[0]] = about, replace(options, config=replace(options.config, data=data))
     return parse_preset(presets, words, prog="python -m experiments.train", description=__doc__)
 
 

@@ -1,31 +1,84 @@
-"""The networks that the presets start from, with the stem for small images."""
+"""The networks of the presets, with the stem for small images, and what an option makes of each."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from shuffle_jax.models import NetworkConfig
 
-AUTO = NetworkConfig(family="shufflenet_v2", stem="small", mixer="auto", auto_candidates=4)
-"""ShuffleNetV2 1.0x with learned shuffles."""
 
-AUTO_V1 = replace(AUTO, family="shufflenet_v1", groups=3)
-"""ShuffleNetV1 1.0x of three groups, likewise."""
+class Network(NamedTuple):
+    """A title, in which ``{width}`` and ``{depth}`` stand for those of the network, what options make of it, and it."""
 
-DYNAMIC = replace(AUTO, mixer="dynamic")
-"""ShuffleNetV2 1.0x with a permutation for each image."""
+    title: str
+    text: str
+    config: NetworkConfig
 
-STATIC_DYNAMIC = replace(AUTO, mixer="shuffle", pointwise="static_dynamic")
-"""ShuffleNetV2 1.0x with the fixed shuffle and static-dynamic 1x1 layers."""
+    def of(self, width: float | None = None, depth: int | None = None) -> Network:
+        """The same of another width or depth."""
+        config = self.config if width is None else replace(self.config, width=width)
+        return self._replace(config=config if depth is None else replace(config, depth=depth))
 
-MOBILENET = NetworkConfig(family="mobilenet_v2", width=1.0, stem="small", mixer="identity")
-"""MobileNetV2 1.0x, static."""
 
-RESNET = NetworkConfig(family="resnet", depth=18, width=1.0, stem="small", mixer="identity")
-"""ResNet-18, static."""
-
-ADDRESSNET = NetworkConfig(family="addressnet", depth=32, stem="small", mixer="shift")
-"""AddressNet-32."""
-
-SHIFT_RESNET = NetworkConfig(family="shift_resnet", depth=20, stem="small", mixer="identity")
-"""ShiftResNet-20, expansion 3."""
+AUTO = Network(
+    "ShuffleNetV2 {width}x with learned shuffles (AutoShuffleNet)",
+    "Mixers: learned permutations; ``--network.mixer shuffle`` is the baseline, ``random`` a control.",
+    NetworkConfig(family="shufflenet_v2", stem="small", mixer="auto", auto_candidates=4),
+)
+AUTO_V1 = Network(
+    "ShuffleNetV1 {width}x of three groups with learned shuffles (AutoShuffleNet)",
+    f"{AUTO.text} ``--network.groups`` is 1, 2, 3, 4 or 8.",
+    replace(AUTO.config, family="shufflenet_v1", groups=3),
+)
+DYNAMIC = Network(
+    "ShuffleNetV2 {width}x with a permutation for each image (Dynamic Shuffle)",
+    "Mixers: they start as the fixed shuffle; ``--network.dynamic.start random`` does not. ``--network.mixer factors`` "
+    "learns one permutation of the same kind for all images. ``--network.dynamic.groups`` sets how many groups of "
+    "channels share a pair of small factors: more groups, a smaller generator. ``--network.pointwise static_dynamic`` "
+    "adds static-dynamic 1x1 layers.",
+    replace(AUTO.config, mixer="dynamic"),
+)
+STATIC_DYNAMIC = Network(
+    "ShuffleNetV2 {width}x with static-dynamic 1x1 layers (Dynamic Shuffle)",
+    "Layers: those 1x1 with as many channels out as in; ``--network.dynamic.replaced all`` takes the others too. "
+    "``--network.mixer dynamic`` adds dynamic shuffles between them.",
+    replace(AUTO.config, mixer="shuffle", pointwise="static_dynamic"),
+)
+MOBILENET = Network(
+    "MobileNetV2 {width}x",
+    "Convolutions: static; ``--network.pointwise dcd --network.head dcd`` decomposes those of the published network, "
+    "``condconv`` and ``dyconv`` weigh whole kernels.",
+    NetworkConfig(family="mobilenet_v2", width=1.0, stem="small", mixer="identity"),
+)
+RESNET = Network(
+    "ResNet-{depth}",
+    f"{MOBILENET.text} ``--network.pointwise`` is for all convolutions of the units.",
+    NetworkConfig(family="resnet", depth=18, width=1.0, stem="small", mixer="identity"),
+)
+SMALL_RESNET = RESNET.of(width=0.25, depth=10)._replace(title="ResNet-{depth} of a quarter of the width")
+ADDRESSNET = Network(
+    "AddressNet-{depth}",
+    "Mixers: the channel shift, fused with what follows it; ``--network.mixer shuffle`` is the control of the paper, "
+    "``auto`` learns permutations. ``--network.shift.shortcut shift`` is Enhanced AddressNet. ``--network.depth 20``, "
+    "``32`` and ``44`` are those of the paper, and with ``--network.stem imagenet`` the one of its table for ImageNet. "
+    "``--network.shift.boundary zero`` or ``wrap`` reads something else beyond the edge.",
+    NetworkConfig(family="addressnet", depth=32, stem="small", mixer="shift"),
+)
+TABLE_ADDRESSNET = ADDRESSNET._replace(title="AddressNet, the network of the paper's table for ImageNet,")
+SHIFT_RESNET = Network(
+    "ShiftResNet-{depth}, expansion 3,",
+    "Sizes: the paper has ``--network.depth 20``, ``56`` and ``110`` and ``--network.shift.expansion`` from 1 to 9.",
+    NetworkConfig(family="shift_resnet", depth=20, stem="small", mixer="identity"),
+)
+DCD_MOBILENET = Network(
+    "MobileNetV2 {width}x with decomposed dynamic convolutions",
+    "Convolutions: ``dcd``, and the classifier; ``--network.pointwise plain --network.head plain`` is the static "
+    "network, ``condconv`` and ``dyconv`` weigh whole kernels.",
+    replace(MOBILENET.config, pointwise="dcd", head="dcd", dropout=0.2),
+)
+DCD_RESNET = Network(
+    "ResNet-{depth} with decomposed dynamic convolutions",
+    f"{DCD_MOBILENET.text} ``--network.pointwise`` is for all convolutions of the units.",
+    replace(RESNET.config, depth=50, pointwise="dcd", head="dcd", dropout=0.1),
+)
