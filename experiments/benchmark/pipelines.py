@@ -18,10 +18,10 @@ import optax
 
 from experiments.benchmark.cases import CLASSES, Workload, random_batch, shufflenet, train_step
 from experiments.benchmark.startup import Times
-from shuffle_jax.data import Batch, Batches, Dataset
+from shuffle_jax.data import AugmentConfig, Batch, Batches, Dataset
 from shuffle_jax.data.encoded import Encoded, Record
 from shuffle_jax.data.pipelines import InputConfig, make_batches
-from shuffle_jax.data.stream import MOST_READERS
+from shuffle_jax.data.stream_batches import MOST_READERS
 from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
 from shuffle_jax.train.state import init_state
@@ -93,8 +93,8 @@ def input_times(size: int, rounds: int) -> Times:
         feeds: dict[str, Feed] = {}
         for name, config in available().items():
             mesh = data_mesh(jax.devices()[:1])
-            crop = SMALLEST if size == 224 else 0.0
-            source = make_batches(dataset, BATCHES[size], mesh, input=config, resized_crop=crop)
+            crop = AugmentConfig(resized_crop=SMALLEST if size == 224 else 0.0)
+            source = make_batches(dataset, BATCHES[size], mesh, input=config, augment=crop)
             feeds[name] = partial(batches, source)
         return measure_feeds(feeds, rounds)
 

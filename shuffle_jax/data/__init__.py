@@ -8,20 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shuffle_jax.data.augment import AugmentConfig, augment, normalize, random_crop, random_flip
-from shuffle_jax.data.batches import Batch, Batches, ResidentBatches
+from shuffle_jax.data.batches import Batch, Batches
 from shuffle_jax.data.color import jitter
 from shuffle_jax.data.dataset import Dataset, Split
+from shuffle_jax.data.device_batches import DeviceBatches
 from shuffle_jax.data.digits import DigitsConfig, load_digits
 from shuffle_jax.data.encoded import Encoded, Record, Records, Window, read_image
 from shuffle_jax.data.erase import cutout, erase
 from shuffle_jax.data.folder import FolderConfig, load_folder
-from shuffle_jax.data.host import HostBatches
+from shuffle_jax.data.memory_batches import MemoryBatches
 from shuffle_jax.data.mix import cutmix, mixup
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.data.preprocessing import Preprocessing
 from shuffle_jax.data.random_augment import random_augment
 from shuffle_jax.data.resized_crop import random_resized_crop
-from shuffle_jax.data.stream import StreamBatches
+from shuffle_jax.data.stream_batches import StreamBatches
 from shuffle_jax.data.tfds import TfdsConfig, load_tfds
 
 __all__ = [
@@ -30,15 +31,15 @@ __all__ = [
     "Batches",
     "DataConfig",
     "Dataset",
+    "DeviceBatches",
     "DigitsConfig",
     "Encoded",
     "FolderConfig",
-    "HostBatches",
     "InputConfig",
+    "MemoryBatches",
     "Preprocessing",
     "Record",
     "Records",
-    "ResidentBatches",
     "Split",
     "StreamBatches",
     "TfdsConfig",

@@ -88,6 +88,10 @@ class AugmentConfig:
             )
 
 
+NO_AUGMENTATION = AugmentConfig()
+"""Images as they are."""
+
+
 def augment(
     key: Key,
     images: UInt8[Array, "n h w c"],

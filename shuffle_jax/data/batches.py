@@ -1,23 +1,27 @@
-"""Batches on the devices: the interface training depends on, and the batches of a set that is kept on the devices."""
+"""Batches on the devices: what training and evaluation need of a pipeline, and what all pipelines have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ClassVar, Literal, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.dataset import Dataset, Examples, Split
-from shuffle_jax.data.order import Schedule, epoch_order
-from shuffle_jax.sharding import batch_sharding, replicate
+from shuffle_jax.data.augment import NO_AUGMENTATION, AugmentConfig
+from shuffle_jax.data.dataset import Dataset
+from shuffle_jax.data.sampler import Sampler
+from shuffle_jax.sharding import batch_sharding
 from shuffle_jax.typing import Array, Float, Int, UInt8
 
 Pipeline = Literal["device", "memory", "stream"]
 """How images reach the devices, see :class:`shuffle_jax.data.pipelines.InputConfig`."""
+
+_Item = TypeVar("_Item")
 
 
 class Batch(NamedTuple):
@@ -36,126 +40,64 @@ LocalBatch = tuple[UInt8[np.ndarray, "m h w c"], Int[np.ndarray, "m"], Float[np.
 """Of a batch the rows of one process, in the memory of the host."""
 
 
-class Batches(Protocol):
-    """What training and evaluation need of a source of batches."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a training batch, over all devices."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Training batches of an epoch."""
-
-    @property
-    def dataset(self) -> Dataset:
-        """The images, in memory where the pipeline keeps them there."""
-
-    @property
-    def pipeline(self) -> Pipeline:
-        """How the images reach the devices."""
-
-    @property
-    def crops(self) -> bool:
-        """Whether training images have been cropped at random already, so that the step does not crop again."""
-
-    def train(self, start: int) -> Iterator[Batch]:
-        """Training batches without end; the first is that of global step ``start``."""
-
-    def test(self) -> Iterator[Batch]:
-        """Every example of the test split once; the last batch is filled up with examples of weight 0."""
-
-
-class ResidentBatches:
-    """Batches of a set that is kept on the devices, both splits on each, as uint8.
-
-    The images of a batch are those of :class:`Schedule`. Over several processes each keeps the whole set on its own
-    devices.
-
-    Args:
-        dataset: the images, in memory.
-        batch_size: images of a training batch, over all devices of the mesh; a multiple of their number.
-        mesh: the devices, of all processes.
-        seed: chooses the order.
-        test_batch_size: images of a test batch; ``batch_size`` by default.
-
-    Raises:
-        ValueError: a batch size is not a positive multiple of the number of devices, or the training split is
-            smaller than one batch, or the images are not in memory.
-    """
-
-    pipeline: Pipeline = "device"
-    crops = False
-
-    def __init__(
-        self, dataset: Dataset, batch_size: int, mesh: Mesh, seed: int = 0, test_batch_size: int | None = None
-    ) -> None:
-        self.dataset = dataset
-        train, test = schedules(dataset, batch_size, mesh, seed, test_batch_size)
-        self.batch_size, self.test_batch_size = train.batch_size, test.batch_size
-        self.steps_per_epoch = train.steps_per_epoch
-        self._mesh, self._test_batches = mesh, test.batches
-        self._train = _Resident(dataset.train, train.batch_size, mesh)
-        self._test = _Resident(dataset.test, test.batch_size, mesh)
-        self._order = partial(epoch_order, seed, examples=train.examples)
-
-    def train(self, start: int = 0) -> Iterator[Batch]:
-        """Training batches without end, from that of global step ``start``."""
-        epoch, first = divmod(start, self.steps_per_epoch)
-        while True:
-            order = replicate(self._order(epoch), self._mesh)
-            for index in range(first, self.steps_per_epoch):
-                yield self._train.take(order, index)
-            epoch, first = epoch + 1, 0
-
-    def test(self) -> Iterator[Batch]:
-        """The test split once, in its own order; its last example at weight 0 fills up the last batch."""
-        order = replicate(np.arange(self._test.examples, dtype=np.int32), self._mesh)
-        for index in range(self._test_batches):
-            yield self._test.take(order, index)
-
-
-class _Resident:
-    """A split on the devices, and the gather of one batch from it."""
-
-    def __init__(self, split: Examples, batch_size: int, mesh: Mesh) -> None:
-        if not isinstance(split, Split):
-            raise ValueError("only images in memory can be kept on the devices: use Dataset.in_memory()")
-        self.examples = len(split)
-        self._arrays = replicate((split.images, split.labels), mesh)
-        self._gather = jax.jit(_gather, static_argnames="size", out_shardings=batch_sharding(mesh))
-        self._size = batch_size
-
-    def take(self, order: Int[Array, "n"], index: int) -> Batch:
-        return self._gather(*self._arrays, order, index, size=self._size)
-
-
-def schedules(
-    dataset: Dataset, batch_size: int, mesh: Mesh, seed: int = 0, test_batch_size: int | None = None
-) -> tuple[Schedule, Schedule]:
-    """Which images are in the batches of the training split, and of the test split.
+class Batches(ABC):
+    """The batches of a data set, on the devices of a mesh; which images are in a batch says :class:`Sampler`.
 
     Args:
         dataset: the images.
         batch_size: images of a training batch, over all devices of the mesh; a multiple of their number.
-        mesh: the devices.
+        mesh: the devices, of all processes.
         seed: chooses the order of the training images.
         test_batch_size: images of a test batch; ``batch_size`` by default.
+        augment: what happens to the training images.
+
+    Attributes:
+        pipeline: how the images reach the devices.
+        steps_per_epoch: training batches of an epoch.
+        augment: what is left to do to the images of a training batch.
 
     Raises:
         ValueError: a batch size is not a positive multiple of the number of devices, or the training split is
             smaller than one batch.
     """
+
+    pipeline: ClassVar[Pipeline]
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        mesh: Mesh,
+        seed: int = 0,
+        test_batch_size: int | None = None,
+        augment: AugmentConfig = NO_AUGMENTATION,
+    ) -> None:
+        self.dataset, self.mesh, self.augment = dataset, mesh, augment
+        self.train_sampler, self.test_sampler = samplers(dataset, batch_size, mesh, seed, test_batch_size)
+        self.batch_size, self.test_batch_size = self.train_sampler.batch_size, self.test_sampler.batch_size
+        self.steps_per_epoch = self.train_sampler.steps_per_epoch
+
+    @abstractmethod
+    def train(self, start: int = 0) -> Iterator[Batch]:
+        """Training batches without end; the first is that of global step ``start``."""
+
+    @abstractmethod
+    def test(self) -> Iterator[Batch]:
+        """The test split once, in its own order; its last example at weight 0 fills up the last batch."""
+
+
+def samplers(
+    dataset: Dataset, batch_size: int, mesh: Mesh, seed: int = 0, test_batch_size: int | None = None
+) -> tuple[Sampler, Sampler]:
+    """Which images are in the batches of the training split, and of the test split; see :class:`Batches`."""
     test_batch_size = batch_size if test_batch_size is None else test_batch_size
     for name, size in (("batch_size", batch_size), ("test_batch_size", test_batch_size)):
         if size < 1 or size % mesh.size:
-            raise ValueError(f"{name} {size} is not a positive multiple of the {mesh.size} devices; make it one")
+            raise ValueError(f"{name} must be a positive multiple of the {mesh.size} devices, got {size}")
     examples = len(dataset.train)
     if batch_size > examples:
-        raise ValueError(
-            f"batch_size {batch_size} exceeds the training split of {examples} images; use at most {examples}"
-        )
-    return Schedule(examples, batch_size, seed), Schedule(len(dataset.test), test_batch_size)
+        raise ValueError(f"batch_size must be at most {examples}, the images of the training split, got {batch_size}")
+    return Sampler(examples, batch_size, seed), Sampler(len(dataset.test), test_batch_size)
 
 
 def rows_here(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "m"]:
@@ -186,14 +128,26 @@ def on_devices(local: LocalBatch, mesh: Mesh, batch_size: int) -> Batch:
     return Batch(put(images), put(labels), put(weight))
 
 
-def _gather(
-    images: UInt8[Array, "n h w c"],
-    labels: Int[Array, "n"],
-    order: Int[Array, "n"],
-    index: Int[Array, ""],
-    size: int,
-) -> Batch:
-    """Batch ``index`` of ``order``; positions past its end repeat the last example with weight 0."""
-    positions = index * size + jnp.arange(size)
-    rows = jnp.take(order, positions, mode="clip")
-    return Batch(images[rows], labels[rows], (positions < order.shape[0]).astype(jnp.float32))
+def prefetch(items: Generator[_Item], count: int) -> Iterator[_Item]:
+    """The same items in the same order, made by a thread up to ``count`` ahead.
+
+    The thread starts with the first item that is asked for. It ends, and ``items`` is closed, when the items do, when
+    making one raises, and when what this returns is closed or dropped.
+
+    Args:
+        items: what to run ahead of.
+        count: at least 1.
+
+    >>> list(prefetch((i * i for i in range(5)), count=2))
+    [0, 1, 4, 9, 16]
+    """
+    end = object()
+    executor = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    try:
+        waiting: deque[Future] = deque(executor.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(executor.submit(next, items, end))
+            yield item
+    finally:
+        executor.shutdown(cancel_futures=True)
+        items.close()

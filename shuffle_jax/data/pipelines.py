@@ -11,11 +11,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.batches import Batches, Pipeline, ResidentBatches, schedules
+from shuffle_jax.data.augment import NO_AUGMENTATION, AugmentConfig
+from shuffle_jax.data.batches import Batches, Pipeline, samplers
 from shuffle_jax.data.dataset import Dataset, Split
-from shuffle_jax.data.host import HostBatches
-from shuffle_jax.data.memory import free_device_memory, free_host_memory
-from shuffle_jax.data.stream import StreamBatches
+from shuffle_jax.data.device_batches import DeviceBatches
+from shuffle_jax.data.free_memory import free_device_memory, free_host_memory
+from shuffle_jax.data.memory_batches import MemoryBatches
+from shuffle_jax.data.stream_batches import StreamBatches
 
 DEVICE_SHARE = 0.25
 """The most of a device's free memory that images are given: the rest is for the network and what it computes."""
@@ -78,7 +80,7 @@ def make_batches(
     mesh: Mesh,
     seed: int = 0,
     input: InputConfig = InputConfig(),
-    resized_crop: float = 0.0,
+    augment: AugmentConfig = NO_AUGMENTATION,
     test_batch_size: int | None = None,
 ) -> Batches:
     """The batches of a data set, by the pipeline that is asked for, or that fits.
@@ -89,23 +91,21 @@ def make_batches(
         mesh: the devices, of all processes.
         seed: chooses the order, and the crops.
         input: how the images reach the devices.
-        resized_crop: smallest share of the area that a crop of random size keeps, 0 for none. Only a stream crops,
-            out of the whole picture, and says so in ``crops``; for other batches it is left to the step.
+        augment: what happens to the training images. Only a stream does a part of it, the crop of random size, out of
+            the whole picture; what is left for the step is ``augment`` of the result.
         test_batch_size: images of a test batch; ``batch_size`` by default.
 
     Raises:
         ValueError: the images do not fit where they are asked to be, or are in memory and asked to be streamed, or a
             batch size does not fit; before anything is decoded.
     """
-    schedules(dataset, batch_size, mesh, seed, test_batch_size)  # refuses sizes before images are read
+    samplers(dataset, batch_size, mesh, seed, test_batch_size)  # refuses sizes before images are read
     in_memory = isinstance(dataset.train, Split) and isinstance(dataset.test, Split)
     device, host = _free_memory(mesh)
     host = float("inf") if in_memory else host
     pipeline = choose(dataset.nbytes, device, host) if input.pipeline == "auto" else input.pipeline
     if pipeline == "stream":
-        return StreamBatches(
-            dataset, batch_size, mesh, seed, test_batch_size, input.workers, input.buffer, resized_crop
-        )
+        return StreamBatches(dataset, batch_size, mesh, seed, test_batch_size, augment, input.buffer, input.workers)
     for place, free in (("the host", host), ("a device", device))[: 1 + (pipeline == "device")]:
         if dataset.nbytes > free:
             instead = '"memory" or "stream"' if place == "a device" else '"stream"'
@@ -115,8 +115,8 @@ def make_batches(
             )
     dataset = dataset.in_memory()
     if pipeline == "device":
-        return ResidentBatches(dataset, batch_size, mesh, seed, test_batch_size)
-    return HostBatches(dataset, batch_size, mesh, seed, test_batch_size, input.buffer)
+        return DeviceBatches(dataset, batch_size, mesh, seed, test_batch_size, augment)
+    return MemoryBatches(dataset, batch_size, mesh, seed, test_batch_size, augment, input.buffer)
 
 
 def _free_memory(mesh: Mesh) -> tuple[float, float]:

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from shuffle_jax.data import Batch, Batches, Dataset, ResidentBatches, Split
-from shuffle_jax.data.batches import _gather
+from shuffle_jax.data import Batch, Batches, Dataset, DeviceBatches, Split, device_batches
+from shuffle_jax.data.device_batches import _gather
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 
 TRAIN, TEST = 22, 10
@@ -25,8 +25,8 @@ DATA = Dataset("numbered", tuple("abcdefg"), numbered(TRAIN, 0), numbered(TEST, 
 
 
 @pytest.fixture(scope="module")
-def batches() -> ResidentBatches:
-    return ResidentBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:2]), seed=5)
+def batches() -> DeviceBatches:
+    return DeviceBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:2]), seed=5)
 
 
 def take(source: Batches, start: int, count: int) -> list[Batch]:
@@ -75,27 +75,29 @@ def test_a_resumed_run_sees_the_batches_of_the_uninterrupted_one(batches, start)
 
 def test_the_order_is_computed_once_an_epoch(batches, monkeypatch):
     drawn = []
-    order = batches._order
-    monkeypatch.setattr(batches, "_order", lambda epoch: drawn.append(epoch) or order(epoch))
+    order = device_batches.epoch_order
+    monkeypatch.setattr(
+        device_batches, "epoch_order", lambda seed, epoch, examples: drawn.append(epoch) or order(seed, epoch, examples)
+    )
     take(batches, 3, 9)
     assert drawn == [0, 1, 2]
 
 
 def test_two_devices_see_the_batches_of_one(batches):
-    alone = ResidentBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:1]), seed=5)
+    alone = DeviceBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:1]), seed=5)
     assert_equal(take(alone, 2, 6), take(batches, 2, 6))
     assert_equal(jax.device_get(list(alone.test())), jax.device_get(list(batches.test())))
 
 
 def test_the_seed_changes_the_order(batches):
-    other = ResidentBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:2]), seed=6)
+    other = DeviceBatches(DATA, batch_size=4, mesh=data_mesh(jax.devices()[:2]), seed=6)
     assert numbers(take(other, 0, 1)[0]).tolist() != numbers(take(batches, 0, 1)[0]).tolist()
 
 
 @pytest.mark.parametrize("size", [None, 2, 10, 12])
 def test_the_test_split_is_covered_once_by_weight(size):
     mesh = data_mesh(jax.devices()[:2])
-    source = ResidentBatches(DATA, batch_size=4, mesh=mesh, test_batch_size=size)
+    source = DeviceBatches(DATA, batch_size=4, mesh=mesh, test_batch_size=size)
     found = jax.device_get(list(source.test()))
     size = size or 4
     assert [len(batch.labels) for batch in found] == [size] * -(-TEST // size)
@@ -107,14 +109,14 @@ def test_the_test_split_is_covered_once_by_weight(size):
 
 
 def test_the_whole_split_can_be_one_batch():
-    source = ResidentBatches(DATA, batch_size=TRAIN, mesh=data_mesh(jax.devices()[:2]))
+    source = DeviceBatches(DATA, batch_size=TRAIN, mesh=data_mesh(jax.devices()[:2]))
     assert source.steps_per_epoch == 1
     first, second = take(source, 0, 2)
     assert sorted(numbers(first)) == sorted(numbers(second)) == list(range(TRAIN))
 
 
 def test_batches_of_one_image():
-    source = ResidentBatches(DATA, batch_size=1, mesh=data_mesh(jax.devices()[:1]))
+    source = DeviceBatches(DATA, batch_size=1, mesh=data_mesh(jax.devices()[:1]))
     epoch = np.concatenate([numbers(batch) for batch in take(source, 0, TRAIN)])
     assert sorted(epoch) == list(range(TRAIN))
 
@@ -127,18 +129,3 @@ def test_gathering_needs_no_communication():
     text = gather.lower(*arrays, order, 0, size=4).compile().as_text()
     assert "num_partitions=2" in text
     assert re.findall(r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter", text) == []
-
-
-@pytest.mark.parametrize(
-    ("sizes", "devices", "message"),
-    [
-        ((24, None), 2, "batch_size 24 exceeds the training split of 22 images; use at most 22"),
-        ((5, None), 2, "^batch_size 5 is not a positive multiple of the 2 devices"),
-        ((0, None), 1, "^batch_size 0 is not a positive multiple of the 1 devices"),
-        ((4, 3), 2, "^test_batch_size 3 is not a positive multiple of the 2 devices"),
-    ],
-)
-def test_wrong_batch_sizes_are_named(sizes, devices, message):
-    size, test_size = sizes
-    with pytest.raises(ValueError, match=message):
-        ResidentBatches(DATA, size, data_mesh(jax.devices()[:devices]), test_batch_size=test_size)

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from shuffle_jax.data import Dataset, ResidentBatches, Split, batches, pipelines
-from shuffle_jax.data.host import HostBatches, ahead
+from shuffle_jax.data import AugmentConfig, Dataset, DeviceBatches, Split, batches, pipelines
+from shuffle_jax.data.batches import prefetch
+from shuffle_jax.data.memory_batches import MemoryBatches
 from shuffle_jax.data.pipelines import InputConfig, choose, make_batches
-from shuffle_jax.data.stream import StreamBatches
+from shuffle_jax.data.stream_batches import StreamBatches
 from shuffle_jax.sharding import batch_sharding, data_mesh
 
 SIZES = {"batch_size": 4, "seed": 5, "test_batch_size": 6}
@@ -39,27 +40,26 @@ def assert_equal(left: list, right: list) -> None:
 def reference(pictures):
     """The first 12 training batches and those of the test split, kept on one device."""
     source = make_batches(pictures, mesh=mesh(1), input=InputConfig("device"), **SIZES)
-    assert isinstance(source, ResidentBatches)
+    assert isinstance(source, DeviceBatches)
     return take(source, 0, 12), jax.device_get(list(source.test()))
 
 
 @pytest.mark.parametrize(
     ("config", "kind", "devices"),
     [
-        (InputConfig("device"), ResidentBatches, 2),
-        (InputConfig("memory"), HostBatches, 1),
-        (InputConfig("memory", buffer=5), HostBatches, 2),
-        (InputConfig("stream", workers=0), StreamBatches, 1),
+        (InputConfig("device"), DeviceBatches, 2),
+        (InputConfig("memory"), MemoryBatches, 1),
+        (InputConfig("memory", buffer=5), MemoryBatches, 2),
         (InputConfig("stream", workers=0), StreamBatches, 2),
-        (InputConfig("stream", workers=1, buffer=1), StreamBatches, 1),
-        (InputConfig("stream", workers=2), StreamBatches, 2),
+        pytest.param(InputConfig("stream", workers=1, buffer=1), StreamBatches, 1, marks=pytest.mark.slow),
+        pytest.param(InputConfig("stream", workers=2), StreamBatches, 2, marks=pytest.mark.slow),
     ],
 )
 def test_all_pipelines_give_the_same_batches(pictures, reference, config, kind, devices):
     pytest.importorskip("grain")
     train, test = reference
     source = make_batches(pictures, mesh=mesh(devices), input=config, **SIZES)
-    assert type(source) is kind and not source.crops
+    assert type(source) is kind
     assert (source.batch_size, source.steps_per_epoch) == (4, STEPS)
     starts = [3] if config.workers else [0, 3, 5, 11]  # inside of an epoch and over its end; processes start slowly
     for start in starts:
@@ -79,7 +79,16 @@ def test_of_the_test_split_each_picture_counts_once(pictures, reference):
 
 
 def test_small_images_are_kept_on_the_device_by_default(pictures):
-    assert isinstance(make_batches(pictures, mesh=mesh(1), **SIZES), ResidentBatches)
+    assert isinstance(make_batches(pictures, mesh=mesh(1), **SIZES), DeviceBatches)
+
+
+@pytest.mark.parametrize(("pipeline", "left"), [("device", 0.3), ("memory", 0.3), ("stream", 0.0)])
+def test_a_crop_of_random_size_is_left_to_the_step_by_all_but_streams(pictures, pipeline, left):
+    if pipeline == "stream":
+        pytest.importorskip("grain")
+    augment = AugmentConfig(resized_crop=0.3, flip=True)
+    source = make_batches(pictures, mesh=mesh(1), input=InputConfig(pipeline), augment=augment, **SIZES)
+    assert source.augment == AugmentConfig(resized_crop=left, flip=True)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +106,12 @@ def in_memory(data: Dataset) -> Dataset:
 @pytest.mark.parametrize(
     ("prepared", "free", "config", "kind"),
     [
-        (lambda data: data, (1e9, 1e9), InputConfig(), ResidentBatches),
-        (lambda data: data, (1e3, 1e9), InputConfig(), HostBatches),
+        (lambda data: data, (1e9, 1e9), InputConfig(), DeviceBatches),
+        (lambda data: data, (1e3, 1e9), InputConfig(), MemoryBatches),
         (lambda data: data, (1e9, 1e3), InputConfig(), StreamBatches),
-        (in_memory, (1e9, 1e3), InputConfig(), ResidentBatches),  # what is in memory needs no room there
-        (in_memory, (1e3, 1e3), InputConfig(), HostBatches),
-        (in_memory, (1e3, 1e3), InputConfig("memory"), HostBatches),
+        (in_memory, (1e9, 1e3), InputConfig(), DeviceBatches),  # what is in memory needs no room there
+        (in_memory, (1e3, 1e3), InputConfig(), MemoryBatches),
+        (in_memory, (1e3, 1e3), InputConfig("memory"), MemoryBatches),
     ],
 )
 def test_what_fits_nowhere_is_streamed(pictures, monkeypatch, prepared, free, config, kind):
@@ -137,9 +146,10 @@ def test_what_does_not_fit_is_refused_before_anything_is_decoded(pictures, monke
 def test_sizes_are_refused_before_anything_is_decoded(pictures, monkeypatch, pipeline):
     monkeypatch.setattr(Dataset, "in_memory", lambda self: pytest.fail("decoded"))
     for size, test_size, message in [
-        (24, 4, "^batch_size 24 exceeds the training split of 22 images; use at most 22$"),
-        (3, 4, "^batch_size 3 is not a positive multiple of the 2 devices; make it one$"),
-        (4, 3, "^test_batch_size 3 is not a positive multiple of the 2 devices; make it one$"),
+        (24, 4, "^batch_size must be at most 22, the images of the training split, got 24$"),
+        (3, 4, "^batch_size must be a positive multiple of the 2 devices, got 3$"),
+        (0, 4, "^batch_size must be a positive multiple of the 2 devices, got 0$"),
+        (4, 3, "^test_batch_size must be a positive multiple of the 2 devices, got 3$"),
     ]:
         with pytest.raises(ValueError, match=message):
             make_batches(pictures, size, mesh(2), input=InputConfig(pipeline), test_batch_size=test_size)
@@ -150,7 +160,7 @@ def test_images_in_memory_are_not_streamed(pictures):
     with pytest.raises(ValueError, match=r'^m is in memory already: use the pipeline "device" or "memory"$'):
         make_batches(data, 2, mesh(1), input=InputConfig("stream"))
     with pytest.raises(ValueError, match=r"^only images in memory can be gathered from it: use Dataset.in_memory\(\)$"):
-        HostBatches(pictures, 2, mesh(1))
+        MemoryBatches(pictures, 2, mesh(1))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +191,7 @@ def test_a_thread_runs_ahead_by_as_many_as_asked_and_no_further():
                 wait.set()
             yield number
 
-    found = ahead(items(), count=3)
+    found = prefetch(items(), count=3)
     assert made == []
     assert [next(found), next(found)] == [0, 1]
     assert wait.wait(10)  # one is in use, three are ahead of it
@@ -203,7 +213,7 @@ def test_the_thread_ends_with_the_iterator(how):
             closed.set()
 
     before = set(threading.enumerate())
-    found = ahead(items(), count=2)
+    found = prefetch(items(), count=2)
     assert next(found) == 0
     started = set(threading.enumerate()) - before
     assert len(started) == 1

@@ -18,7 +18,7 @@ from experiments.cli import main
 from experiments.comparison.plan import plan, read
 from experiments.comparison.table import block
 from shuffle_jax import models
-from shuffle_jax.data import ResidentBatches
+from shuffle_jax.data import DeviceBatches
 from shuffle_jax.models.build import mixer_factory
 from shuffle_jax.train import experiment, finish, loop
 
@@ -212,7 +212,7 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
     path, short = tmp_path / "stopped", tmp_path / "two.toml"
     short.write_text("".join(line for line in FILE.splitlines(keepends=True) if "broken" not in line))
     command = [str(short), "--out", str(path)]
-    batches, figures = ResidentBatches.train, finish.save_run_figures
+    batches, figures = DeviceBatches.train, finish.save_run_figures
 
     def kill():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -228,7 +228,7 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
         return figures(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((finish, "save_run_figures", after) if late else (ResidentBatches, "train", during)))
+        patched.setattr(*((finish, "save_run_figures", after) if late else (DeviceBatches, "train", during)))
         with pytest.raises(SystemExit) as stop:
             compare.run(command)
     assert stop.value.code == 128 + signal.SIGTERM

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from shuffle_jax.data import memory
-from shuffle_jax.data.memory import GUESS, free_device_memory, free_host_memory
+from shuffle_jax.data import free_memory
+from shuffle_jax.data.free_memory import GUESS, free_device_memory, free_host_memory
 from shuffle_jax.sharding import data_mesh
 
 MIB = 1 << 20
@@ -66,9 +66,9 @@ def test_a_system_that_says_nothing_has_half_of_its_pages_or_a_guess(tmp_path, m
     def free() -> int:
         return free_host_memory(tmp_path, tmp_path)
 
-    monkeypatch.setattr(memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr(free_memory.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
     assert free() == 1000 * 4096 // 2
-    monkeypatch.setattr(memory.os, "sysconf_names", {})
+    monkeypatch.setattr(free_memory.os, "sysconf_names", {})
     assert free() == GUESS
 
 

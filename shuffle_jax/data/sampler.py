@@ -18,7 +18,7 @@ _Words = np.ndarray
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Sampler:
     """The images of every batch of a split.
 
     Epoch e visits the split in the order ``p = epoch_order(seed, e, examples)``, of which batch i takes the places
@@ -48,7 +48,7 @@ class Schedule:
     def train(self, step: int, rows: Int[np.ndarray, "m"]) -> tuple[int, Int[np.ndarray, "m"], Int[np.ndarray, "m"]]:
         """Of some rows of the training batch of global step ``step``: the epoch, their places in it, their positions.
 
-        >>> Schedule(examples=8, batch_size=3).train(step=5, rows=np.array([0, 2]))
+        >>> Sampler(examples=8, batch_size=3).train(step=5, rows=np.array([0, 2]))
         (2, array([3, 5]), array([1, 0], dtype=int32))
         """
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -60,7 +60,7 @@ class Schedule:
 
         Places past the end hold the last image at weight 0.
 
-        >>> Schedule(examples=5, batch_size=3).test(index=1, rows=np.arange(3))
+        >>> Sampler(examples=5, batch_size=3).test(index=1, rows=np.arange(3))
         (array([3, 4, 4]), array([1., 1., 0.], dtype=float32))
         """
         places = index * self.batch_size + rows

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuffle_jax.data.order import Schedule, epoch_order
+from shuffle_jax.data.sampler import Sampler, epoch_order
 
 SIZES = [
     1,
@@ -55,10 +55,10 @@ def test_an_order_that_is_kept_cannot_be_changed():
 
 
 def test_each_epoch_visits_different_images_once_in_an_order_of_its_own():
-    schedule = Schedule(examples=22, batch_size=4, seed=5)
-    assert (schedule.steps_per_epoch, schedule.batches) == (5, 6)
+    sampler = Sampler(examples=22, batch_size=4, seed=5)
+    assert (sampler.steps_per_epoch, sampler.batches) == (5, 6)
     rows = np.arange(4)
-    visits = [np.concatenate([schedule.train(5 * epoch + i, rows)[2] for i in range(5)]) for epoch in range(3)]
+    visits = [np.concatenate([sampler.train(5 * epoch + i, rows)[2] for i in range(5)]) for epoch in range(3)]
     for epoch, found in enumerate(visits):
         np.testing.assert_array_equal(found, by_jax(5, epoch, 22)[:20])
     assert len({tuple(found) for found in visits}) == 3
@@ -66,9 +66,9 @@ def test_each_epoch_visits_different_images_once_in_an_order_of_its_own():
 
 @pytest.mark.parametrize("step", [0, 4, 5, 13])
 def test_processes_that_share_a_batch_hold_the_batch_of_one(step):
-    schedule = Schedule(examples=22, batch_size=4, seed=5)
-    epoch, places, positions = schedule.train(step, np.arange(4))
-    parts = [schedule.train(step, rows) for rows in (np.array([0, 1]), np.array([2, 3]))]
+    sampler = Sampler(examples=22, batch_size=4, seed=5)
+    epoch, places, positions = sampler.train(step, np.arange(4))
+    parts = [sampler.train(step, rows) for rows in (np.array([0, 1]), np.array([2, 3]))]
     assert {part[0] for part in parts} == {epoch} == {step // 5}
     np.testing.assert_array_equal(np.concatenate([part[1] for part in parts]), places)
     np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), positions)
@@ -76,8 +76,8 @@ def test_processes_that_share_a_batch_hold_the_batch_of_one(step):
 
 
 def test_the_test_split_is_covered_once_and_filled_up_by_its_last_image():
-    schedule = Schedule(examples=10, batch_size=4)
-    found = [schedule.test(index, np.arange(4)) for index in range(schedule.batches)]
+    sampler = Sampler(examples=10, batch_size=4)
+    found = [sampler.test(index, np.arange(4)) for index in range(sampler.batches)]
     positions, weight = (np.concatenate(parts) for parts in zip(*found, strict=True))
     np.testing.assert_array_equal(positions, [*range(10), 9, 9])
     np.testing.assert_array_equal(weight, [1] * 10 + [0] * 2)

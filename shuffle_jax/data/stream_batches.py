@@ -5,6 +5,7 @@ grain runs the readers and keeps their batches in order. It needs the extra ``tf
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
@@ -24,12 +25,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from shuffle_jax.data.batches import Batch, LocalBatch, Pipeline, on_devices, rows_here, schedules
+from shuffle_jax.data.augment import NO_AUGMENTATION, AugmentConfig
+from shuffle_jax.data.batches import Batch, Batches, LocalBatch, on_devices, prefetch, rows_here
 from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.encoded import Encoded
-from shuffle_jax.data.host import ahead
-from shuffle_jax.data.order import Schedule
 from shuffle_jax.data.resized_crop import random_window
+from shuffle_jax.data.sampler import Sampler
 from shuffle_jax.sharding import cores
 from shuffle_jax.typing import Int, UInt8
 
@@ -41,33 +42,28 @@ _LARGE = 1 << 16
 """Bytes from which an array goes from one process to another in shared memory."""
 
 
-class StreamBatches:
+class StreamBatches(Batches):
     """Batches of images that are read and decoded when they are needed.
 
-    The images of a batch are those of :class:`Schedule`. Over several processes each decodes of every batch the rows
-    of its own devices. In memory are two batches of each reader, those ``buffer`` ahead on the devices, and nothing
-    else. The readers are started with the first batch of an iterator and end with it; a process takes some seconds to
-    start, so the test split is read by no more of them than it has batches.
+    Over several processes each decodes of every batch the rows of its own devices. In memory are two batches of each
+    reader, those ``buffer`` ahead on the devices, and nothing else. The readers are started with the first batch of an
+    iterator and end with it; a process takes some seconds to start, so the test split is read by no more of them than
+    it has batches. For the other arguments see :class:`Batches`.
 
     Args:
         dataset: the images, both splits encoded.
-        batch_size: images of a training batch, over all devices of the mesh; a multiple of their number.
-        mesh: the devices, of all processes.
-        seed: chooses the order, and the crops.
-        test_batch_size: images of a test batch; ``batch_size`` by default.
+        augment: of what happens to the training images, the readers cut out ``resized_crop``: a window of the whole
+            picture, see :func:`random_window`. It is not left for the step.
+        buffer: batches that are put on the devices ahead, at least 1.
         workers: processes that decode, each whole batches; 0 for threads of this process; None for
             :func:`default_workers`. The batches are the same.
-        buffer: batches that are put on the devices ahead, at least 1.
-        resized_crop: smallest share of the area of the whole picture that :func:`random_window` keeps of a training
-            image; 0 takes the image as it is for evaluation.
 
     Raises:
-        ValueError: a batch size is not a positive multiple of the number of devices, or the training split is
-            smaller than one batch, or the images are in memory, or grain is not installed. While batches are taken:
-            an image is broken.
+        ValueError: as :class:`Batches`, or the images are in memory, or grain is not installed. While batches are
+            taken: an image is broken.
     """
 
-    pipeline: Pipeline = "stream"
+    pipeline = "stream"
 
     def __init__(
         self,
@@ -76,40 +72,41 @@ class StreamBatches:
         mesh: Mesh,
         seed: int = 0,
         test_batch_size: int | None = None,
-        workers: int | None = None,
+        augment: AugmentConfig = NO_AUGMENTATION,
         buffer: int = 2,
-        resized_crop: float = 0.0,
+        workers: int | None = None,
     ) -> None:
-        self._schedule, self._test_schedule = schedules(dataset, batch_size, mesh, seed, test_batch_size)
+        super().__init__(
+            dataset, batch_size, mesh, seed, test_batch_size, dataclasses.replace(augment, resized_crop=0.0)
+        )
         if not (isinstance(dataset.train, Encoded) and isinstance(dataset.test, Encoded)):
             raise ValueError(f'{dataset.name} is in memory already: use the pipeline "device" or "memory"')
         if importlib.util.find_spec("grain") is None:
             raise ValueError("grain, which streams images, is not installed: pip install 'shuffle_jax[tfds]' adds it")
-        self.batch_size, self.test_batch_size = batch_size, self._test_schedule.batch_size
-        self.steps_per_epoch = self._schedule.steps_per_epoch
-        self.dataset, self.crops = dataset, resized_crop > 0
-        self._train, self._test, self._mesh, self._smallest = dataset.train, dataset.test, mesh, resized_crop
+        self._train, self._test, self._smallest = dataset.train, dataset.test, augment.resized_crop
         self._workers = default_workers() if workers is None else workers
         self._buffer = buffer
 
     def train(self, start: int = 0) -> Iterator[Batch]:
-        """Training batches without end, from that of global step ``start``."""
-        rows = rows_here(self._mesh, self.batch_size)
-        return self._batches(_TrainReader(self._train, self._schedule, rows, start, self._smallest), self.batch_size)
+        """Training batches without end; the first is that of global step ``start``."""
+        rows = rows_here(self.mesh, self.batch_size)
+        return self._batches(
+            _TrainReader(self._train, self.train_sampler, rows, start, self._smallest), self.batch_size
+        )
 
     def test(self) -> Iterator[Batch]:
         """The test split once, in its own order; its last example at weight 0 fills up the last batch."""
-        rows = rows_here(self._mesh, self.test_batch_size)
-        return self._batches(_TestReader(self._test, self._test_schedule, rows), self.test_batch_size)
+        rows = rows_here(self.mesh, self.test_batch_size)
+        return self._batches(_TestReader(self._test, self.test_sampler, rows), self.test_batch_size)
 
     def _batches(self, reader: _Reader, batch_size: int) -> Iterator[Batch]:
         def put() -> Generator[Batch]:
             for images, labels, weight in _read(reader, min(self._workers, len(reader))):
                 # Copies: shared memory is given back with its array, and JAX on a CPU may keep what it is given.
                 local = np.array(images), np.array(labels), np.array(weight)
-                yield on_devices(local, self._mesh, batch_size)
+                yield on_devices(local, self.mesh, batch_size)
 
-        return ahead(put(), self._buffer)
+        return prefetch(put(), self._buffer)
 
 
 def default_workers() -> int:
@@ -123,7 +120,7 @@ class _Reader:
     """Batches by position, as grain's ``RandomAccessDataSource``; goes to every worker."""
 
     split: Encoded
-    schedule: Schedule
+    sampler: Sampler
     rows: Int[np.ndarray, "m"]
     start: int = 0
     smallest: float = 0.0
@@ -143,14 +140,14 @@ class _TrainReader(_Reader):
         return sys.maxsize
 
     def __getitem__(self, index: int) -> LocalBatch:
-        epoch, places, positions = self.schedule.train(self.start + index, self.rows)
+        epoch, places, positions = self.sampler.train(self.start + index, self.rows)
         images, labels = self._empty()
         for row, (place, position) in enumerate(zip(places.tolist(), positions.tolist(), strict=True)):
             if self.closed:
                 break
             window = None
             if self.smallest:
-                window = partial(random_window, self.schedule.seed, epoch, place, self.smallest)
+                window = partial(random_window, self.sampler.seed, epoch, place, self.smallest)
             images[row], labels[row] = self.split.read(position, window)
         return images, labels, np.ones(len(self.rows), np.float32)
 
@@ -159,10 +156,10 @@ class _TestReader(_Reader):
     """The batches of a split in its own order, filled up with its last image at weight 0."""
 
     def __len__(self) -> int:
-        return self.schedule.batches
+        return self.sampler.batches
 
     def __getitem__(self, index: int) -> LocalBatch:
-        positions, weight = self.schedule.test(index, self.rows)
+        positions, weight = self.sampler.test(index, self.rows)
         images, labels = self._empty()
         for row, position in enumerate(positions.tolist()):
             if self.closed:

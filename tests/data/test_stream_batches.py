@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from shuffle_jax.data import Dataset, stream
+from shuffle_jax.data import AugmentConfig, Dataset, stream_batches
 from shuffle_jax.data.encoded import Encoded, Record
-from shuffle_jax.data.order import epoch_order
 from shuffle_jax.data.resized_crop import random_window
-from shuffle_jax.data.stream import StreamBatches
+from shuffle_jax.data.sampler import epoch_order
+from shuffle_jax.data.stream_batches import StreamBatches
 from shuffle_jax.sharding import data_mesh
 
 pytest.importorskip("grain")
@@ -65,10 +65,9 @@ def ended(processes: list[int], seconds: float = 20) -> bool:
     return False
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_crop_is_that_of_its_place_in_the_training(pictures, workers):
-    source = StreamBatches(pictures, 4, MESH, seed=5, workers=workers, resized_crop=0.3)
-    assert source.crops
+    source = StreamBatches(pictures, 4, MESH, seed=5, workers=workers, augment=AugmentConfig(resized_crop=0.3))
     for step, batch in enumerate(take(source, 3, 4), start=3):  # over the end of an epoch
         epoch, index = divmod(step, 5)
         for row in range(4):
@@ -83,12 +82,12 @@ def test_a_crop_is_that_of_its_place_in_the_training(pictures, workers):
 
 
 def test_test_pictures_are_not_cropped(pictures):
-    source = StreamBatches(pictures, 4, MESH, workers=0, resized_crop=0.3, test_batch_size=10)
+    source = StreamBatches(pictures, 4, MESH, workers=0, augment=AugmentConfig(resized_crop=0.3), test_batch_size=10)
     (batch,) = source.test()
     np.testing.assert_array_equal(batch.images, pictures.test.take(np.arange(10))[0])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_broken_image_is_one_line_that_names_it_and_ends_the_readers(pictures, tmp_path, workers):
     from PIL import Image
 
@@ -106,6 +105,7 @@ def test_a_broken_image_is_one_line_that_names_it_and_ends_the_readers(pictures,
     assert children(os.getpid()) == []
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_iterator_is_dropped(pictures):
     steps = StreamBatches(pictures, 4, MESH, workers=2).train(0)
     next(steps)
@@ -115,6 +115,7 @@ def test_workers_end_when_the_iterator_is_dropped(pictures):
     assert ended(found)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_one_line(pictures):
     steps = StreamBatches(pictures, 4, MESH, workers=1).train(0)
     next(steps)
@@ -125,22 +126,23 @@ def test_a_worker_that_is_killed_is_one_line(pictures):
             next(steps)
 
 
+@pytest.mark.slow
 def test_without_room_in_shared_memory_batches_go_through_pipes(pictures, monkeypatch):
     expected = take(StreamBatches(pictures, 4, MESH, workers=0), 0, 3)
-    monkeypatch.setattr(stream.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
-    monkeypatch.setattr(stream, "_LARGE", 0)
+    monkeypatch.setattr(stream_batches.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 0))
+    monkeypatch.setattr(stream_batches, "_LARGE", 0)
     for one, two in zip(take(StreamBatches(pictures, 4, MESH, workers=1), 0, 3), expected, strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_workers_by_the_cores(monkeypatch):
     for number, workers in [(1, 0), (2, 0), (3, 2), (8, 7), (200, 16)]:
-        monkeypatch.setattr(stream, "cores", lambda number=number: number)
-        assert stream.default_workers() == workers
+        monkeypatch.setattr(stream_batches, "cores", lambda number=number: number)
+        assert stream_batches.default_workers() == workers
 
 
 def test_without_grain_the_extra_is_named(pictures, monkeypatch):
-    monkeypatch.setattr(stream.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(stream_batches.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         ValueError, match=r"^grain, which streams images, is not installed: pip install 'shuffle_jax\[t"
     ):
@@ -153,7 +155,7 @@ from pathlib import Path
 import jax
 from shuffle_jax.data import Dataset
 from shuffle_jax.data.encoded import Encoded, Record
-from shuffle_jax.data.stream import StreamBatches
+from shuffle_jax.data.stream_batches import StreamBatches
 from shuffle_jax.sharding import data_mesh
 
 def main():
@@ -174,6 +176,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_its_parent(pictures, tmp_path, how):
     script = tmp_path / "parent.py"
