@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, nearest, parse, quiet_libraries
+from experiments.cli import main, network_named, parse, quiet_libraries
 from shuffle_jax.models.config import NetworkConfig
 from shuffle_jax.models.convert import Source
 
 if TYPE_CHECKING:
     from shuffle_jax.data import Preprocessing
-    from shuffle_jax.models.catalogue import Entry
     from shuffle_jax.models.convert.arrays import Arrays
     from shuffle_jax.train.config import TrainConfig
     from shuffle_jax.typing import PyTree
@@ -80,13 +79,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
     from shuffle_jax.data import FolderConfig, Preprocessing
     from shuffle_jax.models import build
+    from shuffle_jax.models.catalogue import catalogue
     from shuffle_jax.models.convert import convert_network, count_classes, load_arrays
     from shuffle_jax.models.convert.variables import plain
     from shuffle_jax.train.config import TrainConfig
 
     if options.out.exists():
         raise ValueError(f"{options.out} exists: name another OUT, or remove it")
-    entry = entry_of(options.network)
+    entry = network_named(options.network, catalogue())
     arrays = plain(load_arrays(options.arrays))
     config = told(entry.config, arrays)
     classes = count_classes(arrays, options.source) or entry.classes
@@ -111,20 +111,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     print(f"write one file:      python -m experiments.export {options.out}")
     needs = "" if options.root else "   (convert again with --root)"
     print(f"measure on pictures: python -m experiments.evaluate {options.out}{needs}")
-
-
-def entry_of(name: str) -> Entry:
-    """A network of the catalogue.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
-    from shuffle_jax.models.catalogue import catalogue
-
-    entries = catalogue()
-    if name not in entries:
-        raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)} (all: experiments.count)")
-    return entries[name]
 
 
 def told(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:

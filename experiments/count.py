@@ -9,15 +9,13 @@ layers from each image. Nothing is run, the numbers are exact.
 
 from __future__ import annotations
 
-import csv
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, nearest, parse, print_table, quiet_libraries
+from experiments.cli import main, nearest, network_named, networks_with, parse, print_rows, quiet_libraries
 
 if TYPE_CHECKING:
     from shuffle_jax.analysis.count import Count, Known, Layer
@@ -64,13 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         columns, rows = NETWORK, count_networks(options.match, options.groups)
     else:
         columns, rows = LAYER, count_layers_of(options.layers, options.match, options.groups)
-    if options.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    else:
-        print_table(columns, rows)
-    sys.stdout.flush()
+    print_rows(columns, rows, options.csv)
 
 
 def count_networks(match: str, groups: int | None = None) -> list[Row]:
@@ -81,15 +73,11 @@ def count_networks(match: str, groups: int | None = None) -> list[Row]:
     """
     from shuffle_jax.analysis.count import share, total
 
-    entries = networks(groups)
-    names = [name for name in entries if match in name]
-    if not names:
-        raise ValueError(f"no network has {match!r} in its name; near: {nearest(match, entries)}")
     rows: list[Row] = []
     known: Known = {}
-    for name in names:
-        _, shape, classes = entries[name]
-        layers = layers_of(name, entries[name], known)
+    for name, entry in networks_with(match, networks(groups)).items():
+        _, shape, classes = entry
+        layers = layers_of(name, entry, known)
         generated = share(layers, GENERATOR).parameters
         rows.append((name, size(shape), classes, *in_columns(total(layers)), generated))
     return rows
@@ -101,10 +89,7 @@ def count_layers_of(name: str, match: str, groups: int | None = None) -> list[Ro
     Raises:
         ValueError: there is no such network, or no such layer in it, or the groups do not divide its channels.
     """
-    entries = networks(groups)
-    if name not in entries:
-        raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)}")
-    found = {layer.path: layer for layer in layers_of(name, entries[name], {})}
+    found = {layer.path: layer for layer in layers_of(name, network_named(name, networks(groups)), {})}
     paths = [path for path in found if match in path]
     if not paths:
         raise ValueError(f"no layer of {name} has {match!r} in its name; near: {nearest(match, found)}")

@@ -24,10 +24,10 @@ from typing import Annotated
 import tyro
 
 from experiments.cli import main, parse, quiet_libraries
+from shuffle_jax.deploy.freeze import dynamic_layers
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
-from shuffle_jax.models.build import is_dynamic
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.nn.dynamic_shuffle import Evaluation
 from shuffle_jax.train.console import Console
@@ -67,9 +67,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
     experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
-    dynamic = is_dynamic(experiment.config.network)
+    dynamic = bool(dynamic_layers(experiment.network, variables, experiment.dataset.image_shape))
     probed = Probe(experiment).numbers(variables) if dynamic else {}
-    rows, diagnoses = dynamic_results(experiment, variables) if dynamic else results(experiment, variables)
+    rows, diagnoses = results(experiment, variables, dynamic)
     if options.twin is not None:
         twin, twin_variables, _ = restore(options.twin, options.checkpoint, options.devices)
         if twin.config.data != experiment.config.data:
@@ -109,56 +109,40 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def results(
-    experiment: Experiment, variables: dict[str, PyTree]
+    experiment: Experiment, variables: dict[str, PyTree], dynamic: bool
 ) -> tuple[dict[str, dict[str, float]], dict[str, Diagnosis]]:
     """Accuracies by network, and the diagnosis of each learned permutation.
 
     Args:
         experiment: the parts of the run.
         variables: of its network.
+        dynamic: whether the network has dynamic layers; these have no relaxed permutation to diagnose.
 
     Returns:
-        ``top1``, ``top5`` and ``loss`` of "relaxed", "hardened" and "fixed shuffle, same weights"; of "as trained"
-        alone for a network without learned permutations.
+        ``top1``, ``top5`` and ``loss``. With dynamic layers those of "hard", "soft", "repaired" and frozen; with
+        learned permutations of "relaxed" and "hardened"; else of "as trained" alone. And of "fixed shuffle, same
+        weights", where the mixers are all that was learned or dynamic.
     """
-    if not relaxed_permutations(variables["params"]):
-        return {"as trained": _accuracy(experiment, variables)}, {}
-    hard = experiment.harden(variables)
-    fixed = dataclasses.replace(
-        experiment,
-        network=build(dataclasses.replace(experiment.config.network, mixer="shuffle"), len(experiment.dataset.classes)),
-    )
-    rows = {
-        "relaxed": _accuracy(experiment, variables),
-        "hardened": _accuracy(experiment, hard.variables),
-        "fixed shuffle, same weights": _accuracy(fixed, hard.variables),
-    }
-    return rows, hard.diagnoses
-
-
-def dynamic_results(
-    experiment: Experiment, variables: dict[str, PyTree]
-) -> tuple[dict[str, dict[str, float]], dict[str, Diagnosis]]:
-    """Accuracies of a network with dynamic layers, by what stands for their factors.
-
-    Args:
-        experiment: the parts of the run.
-        variables: of its network.
-
-    Returns:
-        ``top1``, ``top5`` and ``loss`` of "hard", "soft", "repaired" and frozen; and with dynamic mixers and plain 1x1
-        layers of "fixed shuffle, same weights". No diagnoses: dynamic layers have no relaxed permutation to certify.
-    """
-    modes: tuple[Evaluation, ...] = ("hard", "soft", "repaired")
+    network, shuffled = experiment.config.network, None
     rows: dict[str, dict[str, float]] = {}
-    for mode in modes:
-        rows[mode] = _accuracy(experiment.with_evaluation(mode), variables)
-    rows[FROZEN] = _accuracy(experiment, experiment.freeze(variables).variables)
-    network = experiment.config.network
-    if network.pointwise == "plain":
+    diagnoses: dict[str, Diagnosis] = {}
+    if dynamic:
+        modes: tuple[Evaluation, ...] = ("hard", "soft", "repaired")
+        for mode in modes:
+            rows[mode] = _accuracy(experiment.with_evaluation(mode), variables)
+        rows[FROZEN] = _accuracy(experiment, experiment.freeze(variables).variables)
+        shuffled = variables if network.pointwise == "plain" else None
+    elif relaxed_permutations(variables["params"]):
+        hard = experiment.harden(variables)
+        rows["relaxed"] = _accuracy(experiment, variables)
+        rows["hardened"] = _accuracy(experiment, hard.variables)
+        diagnoses, shuffled = hard.diagnoses, hard.variables
+    else:
+        rows["as trained"] = _accuracy(experiment, variables)
+    if shuffled is not None and network.mixer != "identity":  # a network from outside has mixers of its own
         fixed = build(dataclasses.replace(network, mixer="shuffle"), len(experiment.dataset.classes))
-        rows["fixed shuffle, same weights"] = _accuracy(dataclasses.replace(experiment, network=fixed), variables)
-    return rows, {}
+        rows["fixed shuffle, same weights"] = _accuracy(dataclasses.replace(experiment, network=fixed), shuffled)
+    return rows, diagnoses
 
 
 def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], images: int) -> str:

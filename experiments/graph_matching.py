@@ -8,16 +8,15 @@ cores. Minimised is |A M - M B|^2 for graphs and <A, P B P^T> for assignments, w
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, parse, print_table, quiet_libraries
+from experiments.cli import main, parse, print_rows, print_table, quiet_libraries, save_figure, write_csv
 from experiments.matching.methods import Outcome, Settings, check
 from experiments.matching.methods import run as run_method
 from shuffle_jax.problems.descent import DescentConfig
@@ -208,14 +207,10 @@ def show(options: Arguments, results: Results, instances: dict[str, Instance]) -
     goal = next(iter(instances.values())).goal
     columns = ASSIGNMENT if goal == "assignment" else MATCHING
     rows = [row(instances[name], method, one) for name, found in results.items() for method, one in found.items()]
-    if options.csv:
-        write_csv(sys.stdout, columns, rows)
-    else:
-        print_table(columns, rows)
-        if goal == "assignment" and (totals := summary(results, instances)):
-            print()
-            print_table(SUMMARY, totals)
-    sys.stdout.flush()
+    print_rows(columns, rows, options.csv)
+    if not options.csv and goal == "assignment" and (totals := summary(results, instances)):
+        print()
+        print_table(SUMMARY, totals)
     if options.out is not None:
         save(options.out, columns, rows, results, goal)
 
@@ -260,13 +255,6 @@ def summary(results: Results, instances: dict[str, Instance]) -> list[Row]:
     return rows
 
 
-def write_csv(file: TextIO, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    """Comma-separated values with a header."""
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-
-
 def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Results, goal: str) -> None:
     """Writes results.csv and the figures, each whole or not at all."""
     from experiments.matching.figures import descent_figure, recovery_figure
@@ -290,8 +278,7 @@ def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Res
     if goal == "matching" and all(counts.values()):
         figures["recovery.png"] = recovery_figure(counts)
     for name, figure in figures.items():
-        with replacing(folder / name) as temporary:
-            figure.savefig(temporary, format="png")
+        save_figure(figure, folder / name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ the numbers are exact. Permutations that are not trained yet are relaxed and con
 
 from __future__ import annotations
 
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, nearest, parse, print_table, quiet_libraries
+from experiments.cli import (
+    check_figure_file,
+    main,
+    network_named,
+    networks_with,
+    parse,
+    print_rows,
+    quiet_libraries,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -59,8 +67,6 @@ FIXED: dict[MixerKind, str] = {
 LEARNED: dict[MixerKind, str] = {"auto": "learned permutations", "factors": "learned factors"}
 """Mixers by their names in a configuration; the learned ones are hardened."""
 
-FORMATS = (".png", ".pdf", ".svg")
-
 Row = tuple[str | int, ...]
 
 
@@ -95,8 +101,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"{' and '.join(chosen)} are different tables: give one of them")
     if options.figure is not None and (options.match is not None or options.network is not None):
         raise ValueError(f"--figure compares mixers and {chosen[0]} does not: leave one of them out")
-    if options.figure is not None and options.figure.suffix not in FORMATS:
-        raise ValueError(f"a figure cannot be written as {options.figure.name!r}: name it {', '.join(FORMATS)}")
+    check_figure_file(options.figure)
     quiet_libraries()
     from shuffle_jax.analysis.channel_reach import Rules
 
@@ -111,13 +116,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         columns = MIXERS
         if options.figure is not None:
             draw(panels, options.figure)
-    if options.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    else:
-        print_table(columns, rows)
-    sys.stdout.flush()
+    print_rows(columns, rows, options.csv)
 
 
 def compare(runs: Sequence[Path], rules: Rules) -> dict[str, Lines]:
@@ -184,23 +183,22 @@ def rows_of_networks(match: str, rules: Rules) -> list[Row]:
     from shuffle_jax.analysis.channel_reach import ImageDependent
     from shuffle_jax.models.catalogue import catalogue
 
-    entries = catalogue()
-    names = [name for name in entries if match in name]
-    if not names:
-        raise ValueError(f"no network has {match!r} in its name; near: {nearest(match, entries)}")
+    entries = networks_with(match, catalogue())
     rows: list[Row] = []
     left_out: list[str] = []
-    for name in names:
+    for name, entry in entries.items():
         try:
-            found = reaches_of(entries[name], rules)
+            found = reaches_of(entry, rules)
         except ImageDependent as error:
-            if len(names) == 1:
+            if len(entries) == 1:
                 raise ValueError(f"{name}: {error}") from None
             left_out.append(name)
             continue
-        rows += [row(name, entries[name].config.mixer, reaches) for reaches in found.values()]
+        rows += [row(name, entry.config.mixer, reaches) for reaches in found.values()]
     if not rows:
-        raise ValueError(f"what {', '.join(names)} connect depends on the image: --match networks of which it does not")
+        raise ValueError(
+            f"what {', '.join(entries)} connect depends on the image: --match networks of which it does not"
+        )
     if left_out:
         print(f"left out, as what they connect depends on the image: {', '.join(left_out)}", file=sys.stderr)
     return rows
@@ -214,11 +212,9 @@ def rows_of_units(name: str, rules: Rules) -> list[Row]:
     """
     from shuffle_jax.models.catalogue import catalogue
 
-    entries = catalogue()
-    if name not in entries:
-        raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)}")
+    entry = network_named(name, catalogue())
     try:
-        found = reaches_of(entries[name], rules)
+        found = reaches_of(entry, rules)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return [
@@ -268,12 +264,10 @@ def title(config: NetworkConfig) -> str:
 def draw(panels: dict[str, Lines], path: Path) -> None:
     """Writes the figure, whole or not at all."""
     from shuffle_jax.analysis.reach_figure import reach_figure
-    from shuffle_jax.files import replacing
 
     stage = STAGE.replace("stage", "stage ")
     titled = {f"{name}: {stage}": lines for name, lines in panels.items()}
-    with replacing(path) as temporary:
-        reach_figure(titled).savefig(temporary, format=path.suffix[1:])
+    save_figure(reach_figure(titled), path)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ method misses it, it got stuck.
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from experiments.cli import main, parse, print_table, quiet_libraries
+from experiments.cli import check_figure_file, main, parse, print_rows, quiet_libraries, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +38,6 @@ COLUMNS: tuple[str, ...] = (
     "loss",
     "loss_rounded",
 )
-
-FORMATS = (".png", ".pdf", ".svg")
 
 WeightKind = Literal["gaussian", "identity"]
 
@@ -116,13 +113,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             print(f"\r{len(rows)} of {total} rows", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
-    if options.csv:
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
-    else:
-        print_table(COLUMNS, rows)
-    sys.stdout.flush()
+    print_rows(COLUMNS, rows, options.csv)
     if options.figure is not None:
         draw(outcomes, options.figure)
 
@@ -145,8 +136,7 @@ def check(options: Arguments) -> None:
         raise ValueError(f"{channels} channels have one order only: give 2 or more")
     if not 0 <= options.seed < 2**32:
         raise ValueError(f"the seed is {options.seed}: give one from 0 to {2**32 - 1}")
-    if options.figure is not None and options.figure.suffix not in FORMATS:
-        raise ValueError(f"a figure cannot be written as {options.figure.name!r}: name it {', '.join(FORMATS)}")
+    check_figure_file(options.figure)
 
 
 def inputs(options: Arguments, width: int) -> int:
@@ -255,12 +245,10 @@ def row(width: int, method: str, outcome: Outcome) -> tuple[str | int, ...]:
 def draw(outcomes: dict[str, dict[int, Outcome]], path: Path) -> None:
     """Writes the figure, whole or not at all."""
     from experiments.matching.two_layer_figure import two_layer_figure
-    from shuffle_jax.files import replacing
 
     recovered = {name: {width: found.recovered for width, found in some.items()} for name, some in outcomes.items()}
     certified = {name: {width: found.certified for width, found in some.items()} for name, some in outcomes.items()}
-    with replacing(path) as temporary:
-        two_layer_figure(recovered, certified).savefig(temporary, format=path.suffix[1:])
+    save_figure(two_layer_figure(recovered, certified), path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,22 @@
-"""What all commands share: options, mistakes in one line, tables, quiet libraries."""
+"""What all commands share: options, mistakes in one line, networks by name, tables and figures, quiet libraries."""
 
 from experiments.cli.command import TRACEBACK, main, quiet_libraries
+from experiments.cli.networks import network_named, networks_with
 from experiments.cli.options import nearest, parse, parse_preset
-from experiments.cli.table import print_table
+from experiments.cli.output import check_figure_file, print_rows, print_table, save_figure, write_csv
 
-__all__ = ["TRACEBACK", "main", "nearest", "parse", "parse_preset", "print_table", "quiet_libraries"]
+__all__ = [
+    "TRACEBACK",
+    "check_figure_file",
+    "main",
+    "nearest",
+    "network_named",
+    "networks_with",
+    "parse",
+    "parse_preset",
+    "print_rows",
+    "print_table",
+    "quiet_libraries",
+    "save_figure",
+    "write_csv",
+]
