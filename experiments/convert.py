@@ -88,7 +88,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"{options.out} exists: name another OUT, or remove it")
     entry = network_named(options.network, catalogue())
     arrays = plain(load_arrays(options.arrays))
-    config = told(entry.config, arrays)
+    config = as_arrays_say(entry.config, arrays)
     classes = count_classes(arrays, options.source) or entry.classes
     try:
         variables = convert_network(build(config, classes), arrays, options.source)
@@ -113,7 +113,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     print(f"measure on pictures: python -m experiments.evaluate {options.out}{needs}")
 
 
-def told(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:
+def as_arrays_say(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:
     """A configuration with what the arrays say better than a name: the kind of classifier, the width of heads."""
     if config.family not in ("mobilenet_v2", "resnet"):
         return config

@@ -71,14 +71,14 @@ def count_networks(match: str, groups: int | None = None) -> list[Row]:
     Raises:
         ValueError: there is none, or the groups do not divide the channels of one.
     """
-    from shuffle_jax.analysis.count import share, total
+    from shuffle_jax.analysis.count import inside, total
 
     rows: list[Row] = []
     known: Known = {}
     for name, entry in networks_with(match, networks(groups)).items():
         _, shape, classes = entry
         layers = layers_of(name, entry, known)
-        generated = share(layers, GENERATOR).parameters
+        generated = inside(layers, GENERATOR).parameters
         rows.append((name, size(shape), classes, *in_columns(total(layers)), generated))
     return rows
 

@@ -101,10 +101,11 @@ class Arguments:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, runs every method on every instance and prints."""
     options = parse(Arguments, arguments, prog="python -m experiments.graph_matching", description=__doc__)
-    if options.starts < 1 or options.relabellings < 1:
-        raise ValueError(f"{options.starts} starts and {options.relabellings} relabellings: give 1 or more of both")
+    for name in ("starts", "relabellings"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     if not options.seconds > 0:
-        raise ValueError(f"seconds is {options.seconds}: give more than 0")
+        raise ValueError(f"seconds must be positive, got {options.seconds}")
     quiet_libraries()
     instances = load(options)
     goal = instances[0].goal
@@ -136,7 +137,7 @@ def load(options: Arguments) -> list[Instance]:
         return [read_qaplib(path) for path in instance_files(options.qaplib)]
     if options.graphs:
         if len(options.graphs) != 2:
-            raise ValueError(f"--graphs takes two files, one for each graph, not {len(options.graphs)}")
+            raise ValueError(f"--graphs takes two files, one for each graph, got {len(options.graphs)}")
         return [read_graphs(*options.graphs)]
     return [embedded(name, seed) for name in options.embedded for seed in range(options.relabellings)]
 
@@ -147,7 +148,7 @@ def instance_files(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.glob("*.dat")) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path} holds no .dat file: name a folder of QAPLIB's instances, or the files")
+            raise ValueError(f"there is no .dat file in {path}: name a folder of QAPLIB's instances, or the files")
         files += inside
     return files
 
@@ -162,7 +163,7 @@ def embedded(name: str, seed: int) -> Instance:
 
     kind, _, size = name.rpartition("-")
     if not size.isdecimal():
-        raise ValueError(f"{name!r} names no matrix: write a kind and a size, such as moebius-16")
+        raise ValueError(f"the name of a matrix must be a kind and a size, such as moebius-16, got {name!r}")
     match kind:
         case "moebius":
             matrix = generators.moebius_ladder(int(size))

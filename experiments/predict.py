@@ -71,8 +71,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, classifies and prints."""
     options = parse(Arguments, arguments, prog="python -m experiments.predict", description=__doc__)
     quiet_libraries()
-    if options.batch_size < 1 or options.top < 1:
-        raise ValueError(f"batch-size is {options.batch_size} and top {options.top}: both start at 1")
+    for name in ("batch_size", "top"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     model = load_model(options.model, options.checkpoint)
     names, images = read(options, model.preprocessing)
     logits = in_batches(model.logits, images, options.batch_size)

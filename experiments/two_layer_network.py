@@ -122,20 +122,18 @@ def check(options: Arguments) -> None:
     """Raises ValueError for what cannot be run, before anything is."""
     for name in ("teachers", "starts", "steps"):
         if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}: give 1 or more")
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     if options.weights == "identity" and options.channels != Arguments.channels:
         raise ValueError(
-            f"{options.channels} channels do not fit identity weights, which have as many as units: give --widths alone"
+            f"with identity weights there are as many channels as units: leave out --channels {options.channels}"
         )
     if not options.widths or min(options.widths) < 1 or len(set(options.widths)) < len(options.widths):
-        raise ValueError(
-            f"the widths are {' '.join(map(str, options.widths)) or 'none'}: give some, each 1 or more, once"
-        )
+        raise ValueError(f"widths must be different and at least 1, got {' '.join(map(str, options.widths)) or 'none'}")
     channels = min(inputs(options, width) for width in options.widths)
     if channels < 2:
-        raise ValueError(f"{channels} channels have one order only: give 2 or more")
+        raise ValueError(f"there must be at least 2 channels to permute, got {channels}")
     if not 0 <= options.seed < 2**32:
-        raise ValueError(f"the seed is {options.seed}: give one from 0 to {2**32 - 1}")
+        raise ValueError(f"the seed must be from 0 to {2**32 - 1}, got {options.seed}")
     check_figure_file(options.figure)
 
 

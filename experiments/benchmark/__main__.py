@@ -127,7 +127,7 @@ def check(options: Arguments, work: Workload) -> None:
     """Raises ValueError for what cannot be measured, before anything is."""
     for name in ("rounds", "batch_size", "image_size"):
         if getattr(options, name) < 1:
-            raise ValueError(f"{name} is {getattr(options, name)}: give 1 or more")
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     names = tables(work)
     for name in options.only:
         if name not in names:

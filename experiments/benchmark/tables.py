@@ -130,8 +130,8 @@ def torch_tables(work: Workload) -> dict[str, Table]:
     title = f"{network}, training step without augmentation, batch {work.batch_size}"
     found["torch-training"] = _torch_table(title, "training", work, config)
     for name, config in TORCH_NETWORKS.items():
-        for size, stem, share in SIZES:
-            own = dataclasses.replace(work, batch_size=max(1, work.batch_size // share), image_size=size)
+        for size, stem, divisor in SIZES:
+            own = dataclasses.replace(work, batch_size=max(1, work.batch_size // divisor), image_size=size)
             title = f"{config.family} 1.0x, {size}x{size}, {work.dtype}, training step without augmentation"
             title = f"{title}, batch {own.batch_size}"
             found[f"torch-{name}-{size}"] = _torch_table(title, "training", own, dataclasses.replace(config, stem=stem))

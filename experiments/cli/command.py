@@ -21,7 +21,7 @@ NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 NOT_A_FOLDER = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 
 
-def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> None:
+def main(run: Callable[[], None], end: Callable[[int], Any] | None = None) -> None:
     """Runs a command and ends the process with an exit code.
 
     Mistakes in the input and files that cannot be read or written end with one line on standard error and code 2, a
@@ -30,7 +30,7 @@ def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> 
 
     Args:
         run: the command; reads ``sys.argv``.
-        leave: what ends the process with the code, also with 0; by default Python does.
+        end: what ends the process with the code, also with 0; by default Python does.
     """
     keep_freed_memory()
     before = sys.unraisablehook
@@ -38,12 +38,12 @@ def main(run: Callable[[], None], leave: Callable[[int], Any] | None = None) -> 
     try:
         code = _code(run)
     except Exception:  # a defect
-        if leave is None:
+        if end is None:
             raise
         traceback.print_exc()
         code = FAILED
-    if code or leave:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
-        (leave or sys.exit)(code)
+    if code or end:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
+        (end or sys.exit)(code)
     sys.unraisablehook = before
 
 

@@ -61,12 +61,12 @@ def read(path: Path) -> Comparison:
             raise ValueError(f"{path} has no field {key!r}: give {', '.join(known)}")
     for key in ("title", "text", "each_seed"):
         if not isinstance(given[key], str):
-            raise ValueError(f"{path}: {key} is {given[key]!r}: give a text")
+            raise ValueError(f"{path}: {key} must be a text, got {given[key]!r}")
     seeds, variants = given["seeds"], given["variants"]
     if not isinstance(seeds, list) or not seeds or any(type(s) is not int for s in seeds) or len({*seeds}) < len(seeds):
-        raise ValueError(f"{path}: seeds is {seeds!r}: give a list of different whole numbers")
+        raise ValueError(f"{path}: seeds must be a list of different whole numbers, got {seeds!r}")
     if not isinstance(variants, dict) or not variants or not all(isinstance(v, str) for v in variants.values()):
-        raise ValueError(f"{path}: variants is {variants!r}: give a table from labels to command lines")
+        raise ValueError(f"{path}: variants must be a table from labels to command lines, got {variants!r}")
     return Comparison(path.stem, given["title"], given["text"], tuple(seeds), given["each_seed"], variants)
 
 

@@ -54,7 +54,7 @@ def descent_figure(methods: Mapping[str, Curves], title: str = "") -> Figure:
     if not methods:
         raise ValueError("no descent to draw: give at least one method")
     if len(methods) > len(STYLES):
-        raise ValueError(f"{len(methods)} methods are more than can be told apart: draw at most {len(STYLES)}")
+        raise ValueError(f"at most {len(STYLES)} methods can be drawn in one figure, got {len(methods)}")
     curves = {name: _checked(name, method) for name, method in methods.items()}
     figure = blank(9.6, 4.8)
     left, right = figure.subplots(1, 2)
@@ -95,7 +95,7 @@ def recovery_figure(instances: Mapping[str, Mapping[str, tuple[int, int]]]) -> F
     for instance, counts in instances.items():
         for method, (recovered, starts) in counts.items():
             if not 0 <= recovered <= starts or starts < 1:
-                raise ValueError(f"{method} recovered {instance} {recovered} times of {starts}: give a count of starts")
+                raise ValueError(f"{method} must recover {instance} from 0 to {starts} times, got {recovered}")
     methods = list(dict.fromkeys(method for counts in instances.values() for method in counts))
     columns = min(len(instances), PANELS)
     rows = -(-len(instances) // PANELS)
@@ -136,11 +136,11 @@ def _checked(name: str, curves: Curves) -> tuple[np.ndarray, np.ndarray, np.ndar
         or not len(objective)
         or not objective.shape == penalty.shape == (len(objective), steps.size)
     ):
-        raise ValueError(f"{name} has {shapes}: give (records,), (starts, records) and (starts, records)")
+        raise ValueError(f"{name} must have (records,), (starts, records) and (starts, records), got {shapes}")
     if steps.ndim != 1 or steps.size < 2 or not (np.diff(steps) > 0).all():
-        raise ValueError(f"{name} has the steps {steps.tolist()}: give two or more, ascending")
+        raise ValueError(f"the steps of {name} must be at least two and ascend, got {steps.tolist()}")
     if not all(np.isfinite(array).all() for array in (steps, objective, penalty)):
-        raise ValueError(f"{name} recorded a number that is not finite: draw the starts that did not diverge")
+        raise ValueError(f"the numbers of {name} must be finite: leave out the starts that diverged")
     return steps, objective, penalty
 
 

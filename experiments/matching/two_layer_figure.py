@@ -41,10 +41,10 @@ def two_layer_figure(recovered: Hits, certified: Hits) -> Figure:
     if not recovered or not all(some and all(np.size(found) for found in some.values()) for some in recovered.values()):
         raise ValueError("no recovery to draw: give each method at least one width with one teacher and one start")
     if len(recovered) > len(STYLES):
-        raise ValueError(f"{len(recovered)} methods are more than can be told apart: draw at most {len(STYLES)}")
+        raise ValueError(f"at most {len(STYLES)} methods can be drawn in one figure, got {len(recovered)}")
     drawn, proved = ({name: set(found) for name, found in hits.items()} for hits in (recovered, certified))
     if drawn != proved:
-        raise ValueError("recovered and certified are of different methods or widths: give both of each")
+        raise ValueError("recovered and certified must be of the same methods and widths")
     figure = blank(10, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     for place, (name, found) in enumerate(recovered.items()):

@@ -89,7 +89,7 @@ def total(layers: Iterable[Layer]) -> Count:
     return Count(*map(sum, zip(NOTHING, *(layer.cost for layer in layers), strict=True)))
 
 
-def share(layers: Iterable[Layer], name: str) -> Count:
+def inside(layers: Iterable[Layer], name: str) -> Count:
     """What modules of one name, and all that is inside them, cost together.
 
     Args:

@@ -33,7 +33,7 @@ def reach_figure(panels: Mapping[str, Mapping[str, Sequence[Reach]]]) -> Figure:
         raise ValueError("no reach to draw: give each panel at least one mixer, and each mixer at least one unit")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     if len(names) > len(STYLES):
-        raise ValueError(f"{len(names)} mixers are more than can be told apart: draw at most {len(STYLES)}")
+        raise ValueError(f"at most {len(STYLES)} mixers can be drawn in one figure, got {len(names)}")
     figure = blank(max(4.8 * len(panels), 6.4), 5.2)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, lines) in zip(row, panels.items(), strict=True):

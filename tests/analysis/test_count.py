@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shuffle_jax.analysis.count import Count, count, count_layers, share, total
+from shuffle_jax.analysis.count import Count, count, count_layers, inside, total
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, shufflenet_v1, shufflenet_v2
 from shuffle_jax.nn import AutoShuffle, BatchNorm, ChannelShuffle, Conv, DepthwiseConv, FixedPermutation, PointwiseConv
 
@@ -254,9 +254,9 @@ def test_a_rule_of_its_own_leaves_the_layers_inside():
 def test_the_share_of_a_name_is_that_of_whole_parts_of_paths():
     layers = count_layers(Generating(), (5, 7, 4))
     once = HIDDEN.parameters + MATRIX.parameters
-    assert share(layers, "generator") == Count(once, 0, 2 * (HIDDEN.multiply_adds + MATRIX.multiply_adds), 0)
-    assert share(layers, "mixer") == Count(once + 3, 0, 2 * (4 * 2 + 2 * 12 + 5 * 7 * 4 * 3), 0)
-    assert share(layers, "gen") == share(count_layers(Small(), (11, 14, 2)), "generator") == Count(0, 0, 0, 0)
+    assert inside(layers, "generator") == Count(once, 0, 2 * (HIDDEN.multiply_adds + MATRIX.multiply_adds), 0)
+    assert inside(layers, "mixer") == Count(once + 3, 0, 2 * (4 * 2 + 2 * 12 + 5 * 7 * 4 * 3), 0)
+    assert inside(layers, "gen") == inside(count_layers(Small(), (11, 14, 2)), "generator") == Count(0, 0, 0, 0)
     assert total(layers) == count(Generating(), (5, 7, 4))
     # What is known from elsewhere has the paths of here.
     known: dict = {}

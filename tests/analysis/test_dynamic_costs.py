@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from shuffle_jax.analysis.count import Count, Known, count, count_layers, share, total
+from shuffle_jax.analysis.count import Count, Known, count, count_layers, inside, total
 from shuffle_jax.models import ShuffleNetV2, build, shufflenet_v2
 from shuffle_jax.models.config import DynamicConfig, NetworkConfig
 
@@ -60,7 +60,7 @@ def test_dynamic_mixers_cost_their_heads_and_soft_ones_two_contractions(width, g
     heads = heads_of_mixers(width, groups)
     hard = layers_of(width, mixer="dynamic", groups=groups)
     assert difference(hard, width) == tuple(heads)
-    assert share(hard, "generator") == Count(heads[0], 0, heads[1], 0)
+    assert inside(hard, "generator") == Count(heads[0], 0, heads[1], 0)
     assert heads[0] == parameters
     contractions = 0
     for channels, (height, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
@@ -96,4 +96,4 @@ def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel
             other += head + np.array([p * p + q * q - half**2, own**2 * half * (p + q - half)])
     layers = layers_of(1.0, mixer="shuffle", pointwise="static_dynamic")
     assert difference(layers, 1.0) == tuple(other)
-    assert share(layers, "generator") == Count(heads[0], 0, heads[1], 0)
+    assert inside(layers, "generator") == Count(heads[0], 0, heads[1], 0)

@@ -80,7 +80,7 @@ def test_what_cannot_be_drawn_is_said() -> None:
         with pytest.raises(ValueError, match="no reach to draw"):
             reach_figure(nothing)
     many = {str(i): reaches(1.0) for i in range(len(STYLES) + 1)}
-    with pytest.raises(ValueError, match="7 mixers are more than can be told apart: draw at most 6"):
+    with pytest.raises(ValueError, match="at most 6 mixers can be drawn in one figure, got 7"):
         reach_figure({"a": many})
 
 

@@ -25,7 +25,7 @@ from shuffle_jax.models.catalogue import catalogue
 from shuffle_jax.models.config import DecompositionConfig, NetworkConfig
 from shuffle_jax.models.convert.tables import modules
 from shuffle_jax.models.convert.variables import rows
-from shuffle_jax.nn.dynamic_conv import sizes
+from shuffle_jax.nn.dynamic_conv import default_sizes
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.trained import load_trained
 
@@ -183,13 +183,13 @@ def test_the_squeeze_of_every_published_width(width, squeeze):
         for i in range(units):
             features = mobilenet_v2.scale(out, width)
             for name, (a, b) in {"expand": (c, 6 * c), "project": (6 * c, features)}.items():
-                pool, latent, hidden = sizes("mobilenet", a, b, squeeze)
+                pool, latent, hidden = default_sizes(a, b, squeeze)
                 arrays[f"{out}.{i}.{name}.fc.0.weight"] = np.zeros((hidden, a * pool**2))
                 arrays[f"{out}.{i}.{name}.fc_phi.weight"] = np.zeros((latent**2, hidden))
             c = features
     arrays["classifier.0.fc.0.weight"] = np.zeros((32, 1280))
     config = NetworkConfig("mobilenet_v2", width, mixer="identity", pointwise="dcd")
-    assert convert.told(config, arrays).dcd.squeeze == squeeze
+    assert convert.as_arrays_say(config, arrays).dcd.squeeze == squeeze
 
 
 @pytest.fixture

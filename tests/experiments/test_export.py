@@ -189,7 +189,7 @@ MISTAKES = {
     "raw pixels": (lambda e, p, t: [e, saved(t / "a.npy", 1, 8, 8, 3), "--raw"], "with --raw give normalised floats"),
     "raw picture": (lambda e, p, t: [e, p, "--raw"], "--raw is for one .npy array of normalised images"),
     "array and picture": (lambda e, p, t: [e, p, saved(t / "a.npy", 1, 8, 8, 3)], "give the array {t}/a.npy alone"),
-    "top": (lambda e, p, t: [e, p, "--top", 0], "batch-size is 64 and top 0: both start at 1"),
+    "top": (lambda e, p, t: [e, p, "--top", 0], "top must be at least 1, got 0"),
     "option": (lambda e, p, t: [e, p, "--logit", "x"], "there is no option --logit; near: --logits"),
     "logits below a file": (lambda e, p, t: [e, p, "--logits", p / "x.npy"], "0.png: "),
     "truncated export": (lambda e, p, t: [halved(e), p], "network.jax is damaged"),

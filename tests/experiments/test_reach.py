@@ -163,7 +163,7 @@ def test_mistakes_are_one_line_and_code_2(runs, capsys):
         (["--match", "squeezenet"], "no network has 'squeezenet' in its name; near: "),
         (["--match", "a", "--network", "b"], "--match and --network are different tables: give one of them"),
         (["--match", "a", "--figure", "a.png"], "--figure compares mixers and --match does not: "),
-        (["--figure", "reach.jpg"], "a figure cannot be written as 'reach.jpg': name it .png, .pdf, .svg"),
+        (["--figure", "reach.jpg"], "the name of a figure must end with .png, .pdf, .svg, got 'reach.jpg'"),
         (["--run", str(resnet)], f"{resnet} is a resnet, which has no mixers: name a run of shufflenet_v1, "),
         (["--run", str(squeeze)], f"{squeeze}: what stage1_0 connects depends on the image, "),
     ):

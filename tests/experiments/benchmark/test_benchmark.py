@@ -202,7 +202,7 @@ def test_a_busy_machine_is_named_in_one_line(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--only", "permute", "trainig"], "there is no table 'trainig'; near: training"),
-        (["--rounds", "0"], "rounds is 0: give 1 or more"),
+        (["--rounds", "0"], "rounds must be at least 1, got 0"),
         (["--width", "0.7"], "has no width 0.7"),
         (["--only", "torch-training"], "torch is not installed"),
     ],

@@ -257,10 +257,10 @@ def test_json_loses_layout_and_nothing_else():
     [
         ("title =", "titel =", "has an unknown field 'titel'; near: title"),
         ('text = "A try."', "", "has no field 'text': give title, text, seeds, each_seed, variants"),
-        ("seeds = [3, 4]", "seeds = [3, 3]", "seeds is [3, 3]: give a list of different whole numbers"),
-        ("seeds = [3, 4]", 'seeds = "3"', "seeds is '3': give a list of different whole numbers"),
+        ("seeds = [3, 4]", "seeds = [3, 3]", "seeds must be a list of different whole numbers, got [3, 3]"),
+        ("seeds = [3, 4]", 'seeds = "3"', "seeds must be a list of different whole numbers, got '3'"),
         ("seeds = [3, 4]", "seeds = [3, 4", "is not TOML: "),
-        ('"digits"', "7", "give a table from labels to command lines"),
+        ('"digits"', "7", "variants must be a table from labels to command lines, got "),
         ("mixer shuffle", "mixer shufle", "variant 'fixed shuffle': "),
         ("mixer shuffle", "mixxer shuffle", "variant 'fixed shuffle': "),
         ("mixer shuffle", "mixer 'shuffle", "variant 'fixed shuffle': No closing quotation"),

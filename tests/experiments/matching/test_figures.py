@@ -87,15 +87,18 @@ def test_counts_stay_inside_their_panels(count: int) -> None:
     ("methods", "message"),
     [
         ({}, "no descent to draw"),
-        ({str(i): CURVES["none"] for i in range(len(STYLES) + 1)}, "7 methods are more than can be told apart"),
+        (
+            {str(i): CURVES["none"] for i in range(len(STYLES) + 1)},
+            "at most 6 methods can be drawn in one figure, got 7",
+        ),
         ({"a": Curves(STEPS, [1.0, 2.0, 3.0], [[1.0] * 3])}, r"a has steps \(3,\), an objective \(3,\) and a penalty"),
         ({"a": Curves(STEPS, [[1.0, 2.0]], [[1.0, 1.0]])}, r"a has steps \(3,\), an objective \(1, 2\) and a penalty"),
         (
             {"a": Curves([0, 2, 1], [[1.0] * 3], [[1.0] * 3])},
             r"a has the steps \[0.0, 2.0, 1.0\]: give two or more, asc",
         ),
-        ({"a": Curves([0], [[1.0]], [[1.0]])}, r"a has the steps \[0.0\]: give two or more, ascending"),
-        ({"a": Curves(STEPS, [[1.0, np.nan, 2.0]], [[1.0] * 3])}, "a recorded a number that is not finite"),
+        ({"a": Curves([0], [[1.0]], [[1.0]])}, r"the steps of a must be at least two and ascend, got \[0.0\]"),
+        ({"a": Curves(STEPS, [[1.0, np.nan, 2.0]], [[1.0] * 3])}, "the numbers of a must be finite"),
     ],
 )
 def test_a_descent_that_cannot_be_drawn_is_said(methods: dict[str, Curves], message: str) -> None:
@@ -108,7 +111,7 @@ def test_a_recovery_that_cannot_be_drawn_is_said() -> None:
         with pytest.raises(ValueError, match="no recovery to draw"):
             recovery_figure(nothing)
     for count in ((33, 32), (-1, 32), (0, 0)):
-        with pytest.raises(ValueError, match=rf"^penalty recovered a {count[0]} times of {count[1]}: give a count"):
+        with pytest.raises(ValueError, match=rf"^penalty must recover a from 0 to {count[1]} times, got {count[0]}"):
             recovery_figure({"a": {"penalty": count}})
 
 

@@ -159,13 +159,16 @@ def test_method_names():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--starts", "0"], "0 starts and 1 relabellings: give 1 or more of both"),
-        (["--seconds", "0"], "seconds is 0.0: give more than 0"),
+        (["--starts", "0"], "starts must be at least 1, got 0"),
+        (["--seconds", "0"], "seconds must be positive, got 0.0"),
         (["--methods", "sinkhorn+l1"], "there is no method 'sinkhorn[+]l1'; near: sinkhorn"),
-        (["--embedded", "moebius"], "'moebius' names no matrix: write a kind and a size"),
+        (
+            ["--embedded", "moebius"],
+            "the name of a matrix must be a kind and a size, such as moebius-16, got 'moebius'",
+        ),
         (["--embedded", "moebius-7"], "a Moebius ladder cannot have 7 nodes"),
         (["--embedded", "ring-7"], "there is no kind of matrix 'ring': choose moebius, erdos-renyi or gaussian"),
-        (["--graphs", "a.txt"], "--graphs takes two files, one for each graph, not 1"),
+        (["--graphs", "a.txt"], "--graphs takes two files, one for each graph, got 1"),
         (["--graphs", "a", "b", "--qaplib", "c"], "--qaplib and --graphs are different problems"),
         (["--descent.steps", "0"], "steps is 0: give 1 or more"),
         (["--solver.searches", "0"], "searches is 0: give 1 or more"),

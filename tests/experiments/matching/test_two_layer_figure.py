@@ -95,11 +95,11 @@ def test_what_cannot_be_drawn_is_said() -> None:
     for nothing in ({}, {"a": {}}, {"a": {2: found(1)}, "b": {2: np.zeros((0, 3), bool)}}):
         with pytest.raises(ValueError, match="no recovery to draw"):
             two_layer_figure(nothing, nothing)
-    with pytest.raises(ValueError, match="7 methods are more than can be told apart: draw at most 6"):
+    with pytest.raises(ValueError, match="at most 6 methods can be drawn in one figure, got 7"):
         many = {str(i): {2: found(1)} for i in range(len(STYLES) + 1)}
         two_layer_figure(many, many)
     for other in ({}, {"a": {4: found(1)}}, {"b": {2: found(1)}}):
-        with pytest.raises(ValueError, match="recovered and certified are of different methods or widths"):
+        with pytest.raises(ValueError, match="recovered and certified must be of the same methods and widths"):
             two_layer_figure({"a": {2: found(1)}}, other)
 
 

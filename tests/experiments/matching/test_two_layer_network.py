@@ -115,20 +115,20 @@ def test_methods_differ_in_what_they_say_and_share_their_steps(weights):
 
 def test_mistakes_are_one_line_and_code_2(capsys):
     for arguments, message in (
-        (["--teachers", "0"], "teachers is 0: give 1 or more"),
-        (["--starts", "-1"], "starts is -1: give 1 or more"),
-        (["--steps", "0"], "steps is 0: give 1 or more"),
-        (["--channels", "1"], "1 channels have one order only: give 2 or more"),
-        (["--widths", "4", "0"], "the widths are 4 0: give some, each 1 or more, once"),
-        (["--widths", "4", "4"], "the widths are 4 4: give some, each 1 or more, once"),
-        (["--widths"], "the widths are none: give some, each 1 or more, once"),
+        (["--teachers", "0"], "teachers must be at least 1, got 0"),
+        (["--starts", "-1"], "starts must be at least 1, got -1"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--channels", "1"], "there must be at least 2 channels to permute, got 1"),
+        (["--widths", "4", "0"], "widths must be different and at least 1, got 4 0"),
+        (["--widths", "4", "4"], "widths must be different and at least 1, got 4 4"),
+        (["--widths"], "widths must be different and at least 1, got none"),
         (
             ["--weights", "identity", "--channels", "8"],
-            "8 channels do not fit identity weights, which have as many as units: give --widths alone",
+            "with identity weights there are as many channels as units: leave out --channels 8",
         ),
-        (["--weights", "identity", "--widths", "1", "4"], "1 channels have one order only: give 2 or more"),
-        (["--seed", "-1"], "the seed is -1: give one from 0 to 4294967295"),
-        (["--figure", "a.jpg"], "a figure cannot be written as 'a.jpg': name it .png, .pdf, .svg"),
+        (["--weights", "identity", "--widths", "1", "4"], "there must be at least 2 channels to permute, got 1"),
+        (["--seed", "-1"], "the seed must be from 0 to 4294967295, got -1"),
+        (["--figure", "a.jpg"], "the name of a figure must end with .png, .pdf, .svg, got 'a.jpg'"),
         (["--width", "4"], "there is no option --width; near: --widths, "),
     ):
         with pytest.raises(SystemExit) as stop:
