@@ -49,13 +49,13 @@ compare: $(RUNTIME) ## train the mixers on the digits over five seeds (30 runs),
 	$(BIN)/python -m experiments.compare experiments/comparisons/digits.toml $(ARGS)
 
 kill: $(DEV) ## train while being killed fifty times, and compare with an undisturbed run
-	$(BIN)/python tests/kill_training.py --kills 50 --signal MIX $(ARGS)
+	$(BIN)/python tools/kill_training.py --kills 50 --signal MIX $(ARGS)
 
 count: $(RUNTIME) ## print parameters and multiply-adds of the networks
 	$(BIN)/python -m experiments.count $(ARGS)
 
 notebook: $(DEV) ## execute the notebooks in place
-	$(BIN)/python tests/write_notebooks.py
+	$(BIN)/python tools/write_notebooks.py
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
 # Every extra but bench and prepare: torch and TensorFlow pin dozens of packages more, for one command each.
@@ -66,7 +66,7 @@ constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 
 licenses: $(CREATED) ## renew the licences of all dependencies in THIRD_PARTY.md
 	$(PIP) 'pip>=25.1' packaging
-	$(BIN)/python tests/licenses.py
+	$(BIN)/python tools/licenses.py
 
 clean: ## remove caches and build output; runs and .venv stay
 	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

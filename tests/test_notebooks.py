@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SCRIPTS = sorted((ROOT / "notebooks").glob("*.py"))
-cells = runpy.run_path(str(ROOT / "tests" / "write_notebooks.py"))["cells"]
+cells = runpy.run_path(str(ROOT / "tools" / "write_notebooks.py"))["cells"]
 
 SAYS = {
     "tour": ["certified True"],

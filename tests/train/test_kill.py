@@ -1,4 +1,4 @@
-"""A run killed and resumed, as whole processes, ends like one that is not; tests/kill_training.py is the long form."""
+"""A run killed and resumed, as whole processes, ends like one that is not; tools/kill_training.py is the long form."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "kill_training.py"
+SCRIPT = Path(__file__).parents[2] / "tools" / "kill_training.py"
 FEW_UNITS = Path(__file__).with_name("few_units.py")
 SMALL = "--epochs 8 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 3 --devices 1"
 

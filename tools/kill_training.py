@@ -1,6 +1,6 @@
 """Kills a training run again and again, and shows that what it ends with is the same, bit for bit.
 
-    python tests/kill_training.py --kills 50 --signal KILL|TERM|INT|MIX --seed 0 [arguments of experiments.train]
+    python tools/kill_training.py --kills 50 --signal KILL|TERM|INT|MIX --seed 0 [arguments of experiments.train]
 
 One run is never disturbed. A second one gets a signal at random moments of its processes' lives: while they import,
 compile, train, save or harden; every third signal waits for a checkpoint that is being written. Each time the run is

@@ -1,4 +1,4 @@
-"""Measures what saving costs the training on a slow disk: `python tests/slow_disk.py`.
+"""Measures what saving costs the training on a slow disk: `python tools/slow_disk.py`.
 
 A disk is made slow by a library between this program and the system, compiled with `cc` and preloaded, that lets every
 write take as long as it would at a given rate. ShuffleNetV2 1.0x is trained on random images and saved every few steps,

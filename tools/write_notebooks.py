@@ -1,4 +1,4 @@
-"""Writes the notebooks that are kept as scripts: `python tests/write_notebooks.py`, then execute them.
+"""Writes the notebooks that are kept as scripts: `python tools/write_notebooks.py`, then execute them.
 
 A line `# %%` begins a cell of code, `# %% [markdown]` a cell of text, whose lines are comments.
 """
