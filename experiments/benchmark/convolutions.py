@@ -14,8 +14,9 @@ import optax
 from experiments.benchmark.cases import CLASSES, Cases, Workload, advancing, normal, random_batch, train_step
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import HeadKind, PointwiseKind
+from shuffle_jax.models.decomposition import basic_sizes
 from shuffle_jax.nn import CondConv, Conv, DYConv, DynamicConv
-from shuffle_jax.nn.dynamic_conv import Kind
+from shuffle_jax.nn.dynamic_conv import Rule, default_sizes
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, PyTree
@@ -37,16 +38,16 @@ class Shape(NamedTuple):
     kernel_size: int
     stride: int
     side: int
-    kind: Kind
+    rule: Rule = default_sizes
 
 
 SHAPES = {
-    "expand-24": Shape(24, 144, 1, 1, 16, "mobilenet"),
-    "project-24": Shape(144, 24, 1, 1, 16, "mobilenet"),
-    "expand-96": Shape(96, 576, 1, 1, 4, "mobilenet"),
-    "project-96": Shape(576, 96, 1, 1, 4, "mobilenet"),
-    "basic-64": Shape(64, 64, 3, 1, 32, "basic"),
-    "basic-256": Shape(256, 256, 3, 1, 8, "basic"),
+    "expand-24": Shape(24, 144, 1, 1, 16),
+    "project-24": Shape(144, 24, 1, 1, 16),
+    "expand-96": Shape(96, 576, 1, 1, 4),
+    "project-96": Shape(576, 96, 1, 1, 4),
+    "basic-64": Shape(64, 64, 3, 1, 32, basic_sizes),
+    "basic-256": Shape(256, 256, 3, 1, 8, basic_sizes),
 }
 """Layers of MobileNetV2 1.0x and ResNet-18, early and late."""
 
@@ -62,8 +63,8 @@ def layer(work: Workload, shape: Shape) -> Cases:
     window = shape.features, shape.kernel_size, shape.stride
     layers: dict[str, nn.Module] = {
         STATIC: Conv(*window),
-        f"{DECOMPOSED}, features": DynamicConv(*window, kind=shape.kind, form="features"),
-        f"{DECOMPOSED}, kernels": DynamicConv(*window, kind=shape.kind, form="kernels"),
+        f"{DECOMPOSED}, features": DynamicConv(*window, rule=shape.rule, form="features"),
+        f"{DECOMPOSED}, kernels": DynamicConv(*window, rule=shape.rule, form="kernels"),
         COND: CondConv(*window),
         DY: DYConv(*window),
     }

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import inspect
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from shuffle_jax.models import mobilenet_v2, resnet
-from shuffle_jax.models.addressnet import GROUPS, AddressNet
-from shuffle_jax.models.config import DynamicConfig, NetworkConfig
-from shuffle_jax.models.mobilenet_v2 import MobileNetV2
-from shuffle_jax.models.resnet import ResNet
-from shuffle_jax.models.shift_resnet import ShiftResNet
-from shuffle_jax.models.shufflenet_v1 import ShuffleNetV1
-from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
-from shuffle_jax.nn import (
-    AddressShift,
-    AutoShuffle,
-    ChannelShift,
-    ChannelShuffle,
-    CondConv,
-    DYConv,
-    DynamicConv,
-    DynamicDense,
-    DynamicShuffle,
-    FactorGenerator,
-    FixedPermutation,
-    Identity,
-    PointwiseConv,
-    SqueezeExcitation,
-    StaticDynamicShuffle,
-)
-from shuffle_jax.nn.dense import Dense
-from shuffle_jax.nn.dynamic_conv import Kind
+from shuffle_jax.models.config import GROUPS, NetworkConfig
+from shuffle_jax.models.options import COMMON, chosen_options, module_of, parameters, with_options
+from shuffle_jax.models.parts import KINDS, Factory, part
+from shuffle_jax.nn import FactorGenerator
 
-MIXING = ("shufflenet_v1", "shufflenet_v2", "addressnet")
-"""Families with a place for a mixer."""
-HEADED = ("mobilenet_v2", "resnet")
-"""Families with an exchangeable classifier."""
-Factory = Callable[..., nn.Module]
+PLACES = {"mixer": ("mixer",), "pointwise": ("pointwise", "conv"), "spatial": ("shift",), "head": ("head",)}
+"""The fields of a network that take the parts of each kind; ``conv`` those of any kernel size."""
+
+NEUTRAL = {"mixer": "identity", "pointwise": "plain", "spatial": "depthwise", "head": "plain"}
+"""What a network without a place has."""
 
 
 def build(config: NetworkConfig, classes: int) -> nn.Module:
@@ -54,181 +35,133 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
         A module ``(images, train) -> logits``.
 
     Raises:
-        ValueError: the configuration asks for something that the family has not.
+        ValueError: the configuration asks for something that the network, or another part, has not.
     """
-    _check(config)
-    dtype, pointwise = jnp.dtype(config.dtype), pointwise_factory(config)
-    match config.family:
-        case "shufflenet_v1":
-            mixer = mixer_factory(config, config.groups)
-            return ShuffleNetV1(classes, config.groups, config.width, config.stem, mixer, pointwise, dtype=dtype)
-        case "shufflenet_v2":
-            mixer = mixer_factory(config, groups=2)
-            return ShuffleNetV2(classes, config.width, config.stem, mixer, pointwise, dtype)
-        case "mobilenet_v2":
-            shift = partial(AddressShift, boundary=config.shift.boundary) if config.spatial == "address" else None
-            head = head_factory(config)
-            return MobileNetV2(classes, config.width, config.stem, pointwise, head, config.dropout, dtype, shift)
-        case "resnet":
-            conv, head = conv_factory(config), head_factory(config)
-            return ResNet(
-                classes, config.depth, config.width, config.stem, conv, pointwise, head, config.dropout, dtype
+    _check_options(config)
+    family = part("family", config.family)
+    takes = parameters(family)
+    family = partial(family, **_classes(config.family, family, takes, classes), **_common(config, takes))
+    family = with_options("family", family, _values(config, "family"))
+    network = family()
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{config.family} must make a linen module, got {network!r}")
+    parts: dict[str, Factory] = {}
+    for kind, places in PLACES.items():
+        name, free = getattr(config, kind), [place for place in places if place in takes]
+        if not free and name != NEUTRAL[kind]:
+            raise ValueError(
+                f"{config.family} has no place for --network.{kind} {name}: choose {NEUTRAL[kind]}, or a network of "
+                f"{', '.join(_with_place(places[0]))}"
             )
-        case "addressnet":
-            # None stands for the channel shift and the plain convolution that are fused.
-            return AddressNet(
-                classes,
-                config.depth,
-                config.stem,
-                config.shift.shortcut,
-                mixer=None if config.mixer == "shift" else mixer_factory(config, GROUPS),
-                pointwise=None if config.pointwise == "plain" else pointwise,
-                boundary=config.shift.boundary,
-                dtype=dtype,
-            )
-        case "shift_resnet":
-            return ShiftResNet(classes, config.depth, config.shift.expansion, pointwise=pointwise, dtype=dtype)
+        make = part(kind, name)
+        if make is not None:
+            made = factory(config, kind, network)
+            any_size = "kernel_size" in parameters(make)
+            parts |= {place: made for place in free if place != "conv" or any_size}
+    network = family(**parts) if parts else network
+    _check_replaced(config, network)
+    return network
 
 
-def _check(config: NetworkConfig) -> None:
-    if config.family not in MIXING and config.mixer != "identity":
-        raise ValueError(f"{config.family} has no shuffle for --network.mixer {config.mixer}: choose identity")
-    if config.family not in HEADED and (config.head != "plain" or config.dropout != 0):
-        raise ValueError(f"{config.family} has a plain classifier without dropout: leave --network.head and .dropout")
-    if config.family != "mobilenet_v2" and config.spatial != "depthwise":
-        raise ValueError(f"{config.family} has no place for --network.spatial {config.spatial}: leave it at depthwise")
-    if config.family == "shift_resnet" and config.stem != "small":
-        raise ValueError("shift_resnet is for small images: choose --network.stem small")
+def factory(config: NetworkConfig, kind: str, network: nn.Module | None = None) -> Factory:
+    """A part of a network with the options of the configuration.
+
+    Args:
+        config: of the network.
+        kind: "mixer", "pointwise", "spatial" or "head".
+        network: the one that it is for, which says what its layers start from (``layer_defaults``) and across how many
+            groups a mixer mixes (``mixing_groups``).
+
+    Raises:
+        ValueError: the configuration leaves this part to the network.
+    """
+    name = getattr(config, kind)
+    make = part(kind, name)
+    if make is None:
+        raise ValueError(f"--network.{kind} {name} is a choice of the network itself, and no part")
+    start: dict[str, Any] = {}
+    if (defaults := getattr(network, "layer_defaults", None)) is not None:
+        start |= defaults().get(module_of(make), {})
+    if kind == "mixer" and "groups" in parameters(make) and (count := getattr(network, "mixing_groups", None)):
+        start["groups"] = count
+    return with_options(kind, partial(make, **start) if start else make, _values(config, kind))
+
+
+def _classes(name: str, family: Factory, takes: Mapping[str, inspect.Parameter], classes: int) -> dict[str, int]:
+    """The number of classes under the name by which the network takes it: "classes", or the only one that it needs."""
+    fixed = family.keywords.get("classes", classes) if isinstance(family, partial) else classes
+    if fixed != classes:
+        raise ValueError(f"{name} has {fixed} classes, but {classes} are needed: leave them out")
+    needed = [word for word, one in takes.items() if one.default is inspect.Parameter.empty]
+    if "classes" in takes:
+        return {"classes": classes}
+    return {needed[0]: classes} if len(needed) == 1 and not isinstance(module_of(family), type) else {}
+
+
+def _common(config: NetworkConfig, takes: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The options that all networks share, of which this one has a field."""
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    found = {}
+    for name in COMMON:
+        value = getattr(config, name)
+        if name in takes and value is not None:
+            found[name] = jnp.dtype(value) if name == "dtype" else value
+        elif name not in takes and value != defaults[name]:
+            has = ", ".join(word for word in COMMON if word in takes)
+            raise ValueError(
+                f"{config.family} has no {name}, got {value}: leave --network.{name} at {defaults[name]}"
+                + (f" (it has {has})" if has else "")
+            )
+    return found
+
+
+def _values(config: NetworkConfig, kind: str) -> dict[str, Any]:
+    """The options of a part in the configuration; None where the part or the network decides."""
+    name = getattr(config, kind)
+    group = KINDS[kind][name].group or name if name in KINDS[kind] else ""
+    if group not in GROUPS:
+        return {}
+    options = getattr(config, group)
+    values = {f.name: (getattr(options, f.name), f.default) for f in dataclasses.fields(options)}
+    return {name: value for name, (value, default) in values.items() if value is not None or default is not None}
+
+
+def _check_options(config: NetworkConfig) -> None:
+    """Refuses options, in a group that the chosen parts share with others, that none of them has."""
+    for group, parts in chosen_options(config.parts()).items():
+        had = set().union(*parts.values())
+        options = getattr(config, group)
+        for field in dataclasses.fields(options):
+            if field.name not in had and getattr(options, field.name) != field.default:
+                raise ValueError(
+                    f"{' and '.join(parts)} has no option {field.name}: leave --network.{group}.{field.name} at "
+                    f"{field.default} (it has {', '.join(sorted(had))})"
+                )
+
+
+def _check_replaced(config: NetworkConfig, network: nn.Module) -> None:
+    """Refuses layers that would replace none of the network's."""
     if config.pointwise != "static_dynamic" or config.dynamic.replaced == "all":
         return
-    if config.family in ("shufflenet_v1", "mobilenet_v2", "addressnet", "shift_resnet"):
+    found = []
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        found.append(isinstance(context.module, FactorGenerator) and "mixer" not in context.module.path)
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    if not any(found):
         raise ValueError(
-            f"no 1x1 layer of {config.family} has as many channels out as in: choose --network.dynamic.replaced all"
+            f"no 1x1 layer of {config.family} has as many channels out as in: choose --network.dynamic.replaced all, "
+            "or another network"
         )
-    if config.family == "resnet" and config.depth < resnet.BOTTLENECK_FROM:
-        raise ValueError(f"a ResNet of depth {config.depth} has no 1x1 layers: choose a depth of 50 or more")
+
+
+def _with_place(field: str) -> list[str]:
+    return [name for name, (make, _, _) in KINDS["family"].items() if make is not None and field in parameters(make)]
 
 
 def is_dynamic(config: NetworkConfig) -> bool:
     """Whether the network has layers with factors, of :class:`shuffle_jax.nn.FactorGenerator`."""
     return config.mixer in ("dynamic", "factors") or config.pointwise == "static_dynamic"
-
-
-def mixer_factory(config: NetworkConfig, groups: int) -> Factory:
-    """The factory of the configured mixer for a network that mixes across ``groups`` channel groups."""
-    options = config.dynamic
-    match config.mixer:
-        case "auto":
-            return partial(
-                AutoShuffle,
-                start=config.auto_start,
-                candidates=config.auto_candidates,
-                noise=config.auto_noise,
-                groups=groups,
-            )
-        case "shuffle":
-            return partial(ChannelShuffle, groups=groups)
-        case "shift":
-            return partial(ChannelShift, groups=groups)
-        case "random":
-            return partial(FixedPermutation, seed=config.mixer_seed)
-        case "identity":
-            return Identity
-        case "dynamic" | "factors":
-            return partial(
-                DynamicShuffle,
-                groups=groups if options.groups is None else options.groups,
-                per_group=options.per_group,
-                generator=_generator(options, dynamic=config.mixer == "dynamic"),
-                binarize_from=options.binarize_from,
-                evaluation=options.evaluation,
-            )
-        case "squeeze":
-            return partial(SqueezeExcitation, groups=groups, hidden=options.hidden)
-
-
-def pointwise_factory(config: NetworkConfig) -> Factory:
-    """The factory of the configured 1x1 layers."""
-    if config.pointwise == "plain":
-        return mobilenet_v2.static_pointwise if config.family in HEADED else PointwiseConv
-    if config.pointwise != "static_dynamic":
-        return _dynamic_conv(config)
-    options = config.dynamic
-    return partial(
-        StaticDynamicShuffle,
-        blocks=options.pointwise_groups,
-        static=options.static,
-        replaced=options.replaced,
-        generator=_generator(options, dynamic=True),
-        binarize_from=options.binarize_from,
-        evaluation=options.evaluation,
-    )
-
-
-def conv_factory(config: NetworkConfig) -> Factory:
-    """The factory of the configured k x k layers of ResNet."""
-    return resnet.static_conv if config.pointwise in ("plain", "static_dynamic") else _dynamic_conv(config)
-
-
-def head_factory(config: NetworkConfig) -> Factory:
-    """The factory of the configured classifier of MobileNetV2 and ResNet."""
-    mobile = config.family == "mobilenet_v2"
-    if config.head == "plain":
-        return mobilenet_v2.small_normal_dense if mobile else Dense
-    init = _dense_init(config)
-    return partial(DynamicDense, kernel_init=init, head_init=init)
-
-
-def _dynamic_conv(config: NetworkConfig) -> Factory:
-    """Convolutions that depend on the image, of any kernel size."""
-    attention, count = config.attention, config.attention.kernels
-    match config.pointwise:
-        case "condconv":
-            return partial(CondConv, count=count or CondConv.count, form=attention.form)
-        case "dyconv":
-            return partial(
-                DYConv,
-                count=count or DYConv.count,
-                temperature=attention.temperature,
-                end_temperature=attention.end_temperature,
-                annealing=attention.annealing,
-                form=attention.form,
-            )
-        case _:
-            options, kind = config.dcd, _kind(config)
-            return partial(
-                DynamicConv,
-                kind=kind,
-                squeeze=options.squeeze,
-                latent=options.latent,
-                blocks=options.blocks,
-                elements=options.elements,
-                form=options.form,
-                head_init=_dense_init(config),
-            )
-
-
-def _kind(config: NetworkConfig) -> Kind:
-    if config.family != "resnet":
-        return "mobilenet"
-    return "bottleneck" if config.depth >= resnet.BOTTLENECK_FROM else "basic"
-
-
-def _dense_init(config: NetworkConfig) -> nn.initializers.Initializer:
-    """As the published networks start theirs: N(0, 0.01), in ResNet U(-1, 1) / sqrt(inputs)."""
-    if config.family == "resnet":
-        return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-    return nn.initializers.normal(0.01)
-
-
-def _generator(options: DynamicConfig, dynamic: bool) -> Factory:
-    return partial(
-        FactorGenerator,
-        dynamic=dynamic,
-        hidden=options.hidden,
-        start=options.start,
-        start_logit=options.start_logit,
-        normalization=options.normalization,
-        temperature=options.temperature,
-        end_temperature=options.end_temperature,
-    )

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from shuffle_jax.nn.convolution import fan_out_init
-from shuffle_jax.nn.normalization import BatchNorm
+from shuffle_jax.nn.limits import check_positive
+from shuffle_jax.nn.normalization import BatchNorm, absorbed
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import convolution, dynamic_conv, per_sample
 from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.precision import at_least_float32
-from shuffle_jax.typing import Array, Float, Images
-
-Kind = Literal["mobilenet", "basic", "bottleneck", "classifier"]
-"""Whose rule gives the sizes: the 1x1 layers of MobileNetV2, ResNet-18 and -34, ResNet-50 and deeper, a classifier."""
+from shuffle_jax.typing import Array, Float, Images, PyTree
 
 Form = Literal["auto", "fewest", "features", "kernels"]
 """What evaluation computes: two features and their sum, a kernel for each image, or what takes fewer multiply-adds.
@@ -43,34 +43,30 @@ class Sizes(NamedTuple):
     hidden: int
 
 
-def sizes(kind: Kind, channels: int, features: int, squeeze: int = 16) -> Sizes:
-    """The sizes that the published networks give a layer.
+Rule = Callable[[int, int, int], Sizes]
+"""From the channels in, the channels out and ``squeeze`` to the sizes of a layer."""
+
+
+def default_sizes(channels: int, features: int, squeeze: int = 16) -> Sizes:
+    """The sizes of a layer that is told nothing else: those of the 1x1 layers of the published MobileNetV2.
+
+    A layer that widens sees 2 x 2 bins and has up to an eighth as many latent channels, another sees the mean and has
+    up to half as many: fewer, where the square of their number is above twice what is seen.
 
     Args:
-        kind: which rule.
         channels: in.
         features: out.
-        squeeze: divides the width of the head: 8 or 16 in MobileNetV2, 16 in ResNet.
+        squeeze: divides the width of the head.
 
-    >>> sizes("mobilenet", 24, 144), sizes("basic", 16, 32).latent
-    (Sizes(pool=2, latent=12, hidden=9), 8)
+    >>> default_sizes(24, 144)
+    Sizes(pool=2, latent=12, hidden=9)
     """
-    match kind:
-        case "mobilenet":
-            pool, ratio = (2, 8) if channels < features else (1, 2)
-            seen = channels * pool**2
-            while (latent := min(seen // ratio, features // ratio)) ** 2 > 2 * seen:
-                ratio *= 2
-            latent = max(4, latent)
-            return Sizes(pool, latent, max(4, max(seen, latent**2) // squeeze))
-        case "basic":
-            latent = math.isqrt(4 * channels)
-            return Sizes(2, latent, max(4, max(4 * channels, latent**2) // squeeze))
-        case "bottleneck":
-            latent = math.isqrt(channels)
-            return Sizes(1, latent, max(1, max(channels, latent**2) // squeeze))
-        case "classifier":
-            return Sizes(1, 32, 32)
+    pool, ratio = (2, 8) if channels < features else (1, 2)
+    seen = channels * pool**2
+    while (latent := min(seen // ratio, features // ratio)) ** 2 > 2 * seen:
+        ratio *= 2
+    latent = max(4, latent)
+    return Sizes(pool, latent, max(4, max(seen, latent**2) // squeeze))
 
 
 class Coefficients(nn.Module):
@@ -128,8 +124,9 @@ class DynamicConv(nn.Module):
         stride: the same for all axes.
         padding: zeros before and after each axis; ``k // 2`` by default (None).
         groups: of the static kernel, a divisor of the channels in and out.
-        kind: whose rule gives the sizes of the dynamic part.
-        squeeze: divides the width of the head.
+        rule: gives the sizes of the dynamic part, called as ``rule(channels, features, squeeze)``; see also
+            ``shuffle_jax.models.decomposition``.
+        squeeze: divides the width of the head: 8 or 16 in the published MobileNetV2, 16 in ResNet.
         pool: bins along each axis, in place of the rule's.
         latent: L, in place of the rule's; at most the channels in.
         hidden: s, in place of the rule's.
@@ -149,7 +146,7 @@ class DynamicConv(nn.Module):
     stride: int = 1
     padding: tuple[tuple[int, int], ...] | None = None
     groups: int = 1
-    kind: Kind = "mobilenet"
+    rule: Rule = default_sizes
     squeeze: int = 16
     pool: int | None = None
     latent: int | None = None
@@ -211,6 +208,29 @@ class DynamicConv(nn.Module):
         view, channels = self._window(x.shape), x.shape[-1]
         return self._costs(view, channels)[self._synthesises(view, channels)]
 
+    @staticmethod
+    def scale_outputs(variables: dict[str, PyTree], scale: Float[np.ndarray, " o"]) -> dict[str, PyTree]:
+        """The variables with which the layer gives ``scale`` times its outputs, N1 and N2 absorbed where they can be.
+
+        W0, the bias and P are scaled. N1 goes into Q and leaves its shift, unless E copies share Q. The scale of N2
+        goes into the rows of Phi, that is into the head that makes it, and its shift is left.
+        """
+        own, statistics = variables["params"], dict(variables.get("batch_stats", {}))
+        params = {**own, **{name: np.asarray(own[name], np.float64) * scale for name in ("kernel", "p")}}
+        if "bias" in own:
+            params["bias"] = np.asarray(own["bias"], np.float64) * scale
+        latent, size = own["q"].shape[-1], own["p"].shape[2]
+        copies, blocks = len(own["norm1"]["bias"]) // latent, latent // size
+        if copies == 1 and "norm1" in statistics:
+            scale1, shift1 = absorbed(own["norm1"], statistics.pop("norm1"))
+            params |= {"q": np.asarray(own["q"], np.float64) * scale1, "norm1": {"bias": shift1}}
+        if "norm2" in statistics:
+            scale2, shift2 = absorbed(own["norm2"], statistics.pop("norm2"))
+            rows = np.broadcast_to(scale2.reshape(blocks, size, 1), (copies, blocks, size, size)).ravel()
+            fusion = np.asarray(own["generator"]["fusion"]["kernel"], np.float64) * rows
+            params |= {"generator": {**own["generator"], "fusion": {"kernel": fusion}}, "norm2": {"bias": shift2}}
+        return {**variables, "params": params, "batch_stats": statistics}
+
     def _synthesises(self, view: Window, channels: int) -> bool:
         if self.form in ("features", "kernels"):
             return self.form == "kernels"
@@ -232,6 +252,9 @@ class DynamicConv(nn.Module):
 
     def _sizes(self, channels: int) -> Sizes:
         """Those of the rule, or those given, checked."""
+        check_positive(squeeze=self.squeeze)
+        if self.elements < 0:
+            raise ValueError(f"elements must be 0 or more, got {self.elements}")
         for name, count in (("channels", channels), ("features", self.features)):
             check_groups(count, self.groups)
             if self._blocks < 1 or self._blocks % self.groups or count % self._blocks:
@@ -239,11 +262,10 @@ class DynamicConv(nn.Module):
                     f"{self._blocks} blocks do not fit {count} {name} in {self.groups} groups: choose a multiple of "
                     f"the groups that divides the {name}"
                 )
-        rule = sizes(self.kind, channels, self.features, self.squeeze)
+        rule = self.rule(channels, self.features, self.squeeze)
         given = (self.pool, self.latent, self.hidden)
         chosen = Sizes(*(a if b is None else b for a, b in zip(rule, given, strict=True)))
-        if min(chosen) < 1:
-            raise ValueError(f"{chosen} of a dynamic convolution: pool, latent and hidden must be at least 1")
+        check_positive(**chosen._asdict())
         if chosen.latent > channels or chosen.latent % self._blocks:
             raise ValueError(
                 f"{chosen.latent} latent channels in {self._blocks} blocks do not fit {channels} channels: set latent "
@@ -278,7 +300,7 @@ class DynamicDense(nn.Module):
         """Maps ``(n, c)`` to ``(n, features)``."""
         layer = DynamicConv(
             self.features,
-            kind="classifier",
+            pool=1,
             latent=self.latent,
             hidden=self.hidden,
             use_bias=True,

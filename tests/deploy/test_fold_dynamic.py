@@ -16,6 +16,7 @@ from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import load
 from shuffle_jax.deploy.fold import Unfoldable, fold
 from shuffle_jax.models import MobileNetV2, ResNet, mobilenet_v2, resnet
+from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.nn import (
     CondConv,
     Conv,
@@ -28,7 +29,7 @@ from shuffle_jax.nn import (
 
 LAYERS = {
     # features and stride of a 3x3 convolution in a ResNet of width 1/8: what it is
-    (8, 1): partial(DynamicConv, kind="basic"),
+    (8, 1): partial(DynamicConv, rule=basic_sizes),
     (16, 2): partial(DynamicConv, elements=2, blocks=2, latent=4, use_bias=True, form="features"),
     (16, 1): partial(DynamicConv, elements=1, groups=2, blocks=4, latent=8, pool=1, form="kernels"),
     (32, 2): partial(CondConv, count=3, use_bias=True, form="kernels"),
@@ -50,7 +51,7 @@ def sometimes_static(features, **options):
 NETWORKS = {
     # A network and the size of its images.
     "resnet": (ResNet(5, 10, 1 / 8, "small", of_every_kind, head=DynamicDense), (10, 7)),
-    "bottlenecks": (ResNet(5, 50, 1 / 8, "imagenet", pointwise=partial(DynamicConv, kind="bottleneck")), (16, 23)),
+    "bottlenecks": (ResNet(5, 50, 1 / 8, "imagenet", pointwise=partial(DynamicConv, rule=bottleneck_sizes)), (16, 23)),
     "mobilenet": (MobileNetV2(5, 0.35, "imagenet", sometimes_static, partial(DynamicDense, latent=7)), (23, 40)),
     "static mobilenet": (MobileNetV2(5, 0.5, "small"), (6, 9)),
 }

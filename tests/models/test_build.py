@@ -17,6 +17,7 @@ from shuffle_jax.models.config import (
     MixerKind,
     ShiftConfig,
 )
+from shuffle_jax.models.decomposition import basic_sizes
 from shuffle_jax.nn import (
     AddressShift,
     AutoShuffle,
@@ -33,6 +34,7 @@ from shuffle_jax.nn import (
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
+from shuffle_jax.nn.dynamic_conv import default_sizes
 
 
 def test_v1():
@@ -167,7 +169,9 @@ def test_dynamic_convolutions_have_their_options(family, kind):
     for layer in found:
         expected = DYNAMIC[kind]
         if kind == "dcd":  # Start and rule are those of the family.
-            expected = expected.clone(kind="basic" if family == "resnet" else "mobilenet", head_init=layer.head_init)
+            expected = expected.clone(
+                rule=basic_sizes if family == "resnet" else default_sizes, head_init=layer.head_init
+            )
         assert layer == expected
 
 

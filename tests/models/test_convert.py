@@ -20,14 +20,16 @@ import pytest
 
 from shuffle_jax.models import MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2, mobilenet_v2, resnet, shufflenet_v2
 from shuffle_jax.models.convert import convert_network, count_classes, dynamic_conv, dynamic_dense, load_arrays
+from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.nn import AutoShuffle, DynamicConv, DynamicDense
+from shuffle_jax.nn.dynamic_conv import default_sizes
 
 FIGURES = np.load(Path(__file__).parents[1] / "fixtures" / "dcd_blocks.npz")
 BLOCKS = {
-    "mb_expand_24_144_7": DynamicConv(144, kind="mobilenet", squeeze=16),
-    "mb_tiny_4_6_4": DynamicConv(6, kind="mobilenet", squeeze=8),
-    "rb_3x3_s2_16_32_7": DynamicConv(32, 3, 2, kind="basic"),
-    "rn_3x3_s1_32_32_8": DynamicConv(32, 3, 1, kind="bottleneck"),
+    "mb_expand_24_144_7": DynamicConv(144, rule=default_sizes, squeeze=16),
+    "mb_tiny_4_6_4": DynamicConv(6, rule=default_sizes, squeeze=8),
+    "rb_3x3_s2_16_32_7": DynamicConv(32, 3, 2, rule=basic_sizes),
+    "rn_3x3_s1_32_32_8": DynamicConv(32, 3, 1, rule=bottleneck_sizes),
 }
 CLASSES = 7
 COUNTER = "num_batches_tracked"
@@ -268,7 +270,7 @@ def test_mobilenet_v2_of_dcd(short, squeeze, head):
     x = images(17)
     pointwise = mobilenet_v2.static_pointwise
     if squeeze is not None:
-        pointwise = partial(DynamicConv, kind="mobilenet", squeeze=squeeze)
+        pointwise = partial(DynamicConv, rule=default_sizes, squeeze=squeeze)
     chosen = DynamicDense if head == "dcd" else mobilenet_v2.small_normal_dense
     network = MobileNetV2(CLASSES, 0.35, pointwise=pointwise, head=chosen)
     assert_same(network, "dcd", x, torch_mobilenet_v2(x, SHORT_TABLE, 48, "dcd", squeeze, head))
@@ -277,7 +279,7 @@ def test_mobilenet_v2_of_dcd(short, squeeze, head):
 @pytest.mark.parametrize(("depth", "units", "head"), [(10, (1, 1, 1, 1), "classifier.0"), (50, (2, 1), "classifier.1")])
 def test_resnet_of_dcd(short, depth, units, head):
     x = images(33)
-    conv = partial(DynamicConv, kind="bottleneck" if depth >= 50 else "basic")
+    conv = partial(DynamicConv, rule=bottleneck_sizes if depth >= 50 else basic_sizes)
     network = ResNet(CLASSES, depth, 0.25, conv=conv, pointwise=conv, head=DynamicDense)
     assert_same(network, "dcd", x, torch_resnet(x, units, 16, depth >= 50, dynamic=True, head=head))
 

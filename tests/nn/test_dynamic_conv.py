@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from shuffle_jax.analysis.count import count, count_layers, share
-from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense, Sizes, sizes
+from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense, Sizes, default_sizes
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 
 FIGURES = np.load(Path(__file__).parents[1] / "fixtures" / "dcd_blocks.npz")
 BLOCKS = {
-    "mb_expand_24_144_7": DynamicConv(144, kind="mobilenet", squeeze=16),
-    "mb_tiny_4_6_4": DynamicConv(6, kind="mobilenet", squeeze=8),
-    "rb_3x3_s2_16_32_7": DynamicConv(32, 3, 2, kind="basic"),
-    "rn_3x3_s1_32_32_8": DynamicConv(32, 3, 1, kind="bottleneck"),
+    "mb_expand_24_144_7": DynamicConv(144, rule=default_sizes, squeeze=16),
+    "mb_tiny_4_6_4": DynamicConv(6, rule=default_sizes, squeeze=8),
+    "rb_3x3_s2_16_32_7": DynamicConv(32, 3, 2, rule=basic_sizes),
+    "rn_3x3_s1_32_32_8": DynamicConv(32, 3, 1, rule=bottleneck_sizes),
     "cls_64_10": DynamicDense(10),
 }
 HEAD = {"fc.0": "squeeze", "fc.1.fc.0": "gate", "fc_phi": "fusion", "fc_scale": "scale"}
@@ -128,7 +129,7 @@ def reference(x, params, statistics, stride, latent, groups=1):
 @pytest.mark.parametrize("form", ["features", "kernels"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_both_forms_are_the_equations_to_ten_digits_in_float64(form, stride):
-    layer = DynamicConv(6, 3, stride, kind="basic", form=form, head_init=nn.initializers.normal(1.0))
+    layer = DynamicConv(6, 3, stride, rule=basic_sizes, form=form, head_init=nn.initializers.normal(1.0))
     x = rng.standard_normal((2, 5, 6, 7))
     variables = start(layer, x.astype(np.float32).transpose(0, 2, 3, 1))
     draw = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape) * rng.choice([-1.0, 1.0], leaf.shape), variables)
@@ -141,20 +142,19 @@ def test_both_forms_are_the_equations_to_ten_digits_in_float64(form, stride):
 
 
 def test_sizes_are_those_of_the_published_rules():
-    assert sizes("mobilenet", 24, 144, 16) == Sizes(2, 12, 9)
-    assert sizes("mobilenet", 4, 6, 8) == Sizes(2, 4, 4)
+    assert default_sizes(24, 144, 16) == Sizes(2, 12, 9)
+    assert default_sizes(4, 6, 8) == Sizes(2, 4, 4)
     # 960 -> 320: min(960, 320) / 2 = 160, 160^2 > 2 * 960; / 4 = 80; / 8 = 40, 40^2 = 1600 fits.
-    assert sizes("mobilenet", 960, 320, 8) == Sizes(1, 40, 1600 // 8)
-    assert sizes("basic", 16, 32) == Sizes(2, 8, 4)
-    assert sizes("basic", 512, 512) == Sizes(2, 45, 2048 // 16)
-    assert sizes("bottleneck", 32, 32) == Sizes(1, 5, 2)
-    assert sizes("bottleneck", 9, 9).hidden == 1  # The rule gives none.
-    assert sizes("classifier", 1280, 1000) == Sizes(1, 32, 32)
+    assert default_sizes(960, 320, 8) == Sizes(1, 40, 1600 // 8)
+    assert basic_sizes(16, 32) == Sizes(2, 8, 4)
+    assert basic_sizes(512, 512) == Sizes(2, 45, 2048 // 16)
+    assert bottleneck_sizes(32, 32) == Sizes(1, 5, 2)
+    assert bottleneck_sizes(9, 9).hidden == 1  # The rule gives none.
 
 
 def test_at_the_start_it_is_almost_the_static_convolution_with_its_latent_identity():
     x = rng.standard_normal((2, 6, 6, 8)).astype(np.float32)
-    layer = DynamicConv(12, 3, kind="basic")
+    layer = DynamicConv(12, 3, rule=basic_sizes)
     variables = start(layer, x)
     params = {**variables["params"], "p": jnp.zeros_like(variables["params"]["p"])}
     y = evaluated(layer, {**variables, "params": params}, x)
@@ -163,10 +163,10 @@ def test_at_the_start_it_is_almost_the_static_convolution_with_its_latent_identi
 
 
 LAYERS = {
-    "grouped": DynamicConv(8, 3, groups=2, kind="basic", latent=4),
+    "grouped": DynamicConv(8, 3, groups=2, rule=basic_sizes, latent=4),
     "sparse": DynamicConv(12, 1, blocks=4, latent=8),
-    "elements": DynamicConv(12, 3, 2, kind="basic", elements=2),
-    "bias, padding": DynamicConv(12, (3, 5), padding=((0, 1), (2, 2)), kind="basic", use_bias=True),
+    "elements": DynamicConv(12, 3, 2, rule=basic_sizes, elements=2),
+    "bias, padding": DynamicConv(12, (3, 5), padding=((0, 1), (2, 2)), rule=basic_sizes, use_bias=True),
 }
 
 
@@ -183,7 +183,7 @@ def test_both_forms_of_a_trained_layer_agree(layer):
 
 def test_a_sequence_is_an_image_of_one_row_whose_bins_are_its_own():
     x = rng.standard_normal((2, 9, 8)).astype(np.float32)
-    layer = DynamicConv(12, 3, 2, kind="basic", pool=1)
+    layer = DynamicConv(12, 3, 2, rule=basic_sizes, pool=1)
     variables = start(layer, x)
     assert variables["params"]["kernel"].shape == (1, 3, 8, 12)
     assert evaluated(layer, variables, x).shape == (2, 5, 12)
@@ -196,7 +196,7 @@ def test_a_sequence_is_an_image_of_one_row_whose_bins_are_its_own():
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_one_image_of_any_size_is_trained_and_evaluated(size):
     x = rng.standard_normal((1, size, size, 8)).astype(np.float32)
-    layer = DynamicConv(12, 3, 2, kind="basic")
+    layer = DynamicConv(12, 3, 2, rule=basic_sizes)
     variables = start(layer, x)
 
     def loss(params):
@@ -211,7 +211,7 @@ def test_one_image_of_any_size_is_trained_and_evaluated(size):
 @pytest.mark.parametrize("form", ["features", "kernels", "training"])
 def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(form):
     train = form == "training"
-    layer = DynamicConv(6, kernel_size=3, groups=2, latent=4, kind="basic", form="auto" if train else form)
+    layer = DynamicConv(6, kernel_size=3, groups=2, latent=4, rule=basic_sizes, form="auto" if train else form)
     x = jnp.asarray(rng.standard_normal((4, 6, 6, 8)), jnp.float32)
     mesh = data_mesh(jax.devices()[:2])
     split, whole = batch_sharding(mesh), replicated(mesh)
@@ -228,7 +228,7 @@ def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(
 
 
 def test_half_precision_stays_half_precision_with_parameters_in_float32():
-    layer = DynamicConv(12, 3, kind="basic", dtype=jnp.bfloat16)
+    layer = DynamicConv(12, 3, rule=basic_sizes, dtype=jnp.bfloat16)
     x = rng.standard_normal((2, 5, 5, 8)).astype(np.float32)
     variables = start(layer, x)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -259,8 +259,8 @@ def test_parameters_and_multiply_adds_are_counted_with_the_head_apart():
     [
         (DynamicConv(144), (16, 16, 24), "kernels", "kernels"),
         (DynamicConv(144), (2, 2, 24), "features", "features"),
-        (DynamicConv(64, 3, kind="basic"), (64, 64, 64), "kernels", "features"),
-        (DynamicConv(64, 3, kind="basic"), (4, 4, 64), "features", "features"),
+        (DynamicConv(64, 3, rule=basic_sizes), (64, 64, 64), "kernels", "features"),
+        (DynamicConv(64, 3, rule=basic_sizes), (4, 4, 64), "features", "features"),
     ],
 )
 def test_large_windows_are_added_even_where_kernels_take_fewer_multiply_adds(layer, shape, fewest, auto):
@@ -280,7 +280,7 @@ def test_large_windows_are_added_even_where_kernels_take_fewer_multiply_adds(lay
         (DynamicConv(12, groups=3), "8 channels"),
         (DynamicConv(12, blocks=3), "3 blocks do not fit 8 channels"),
         (DynamicConv(12, groups=2, blocks=1), "1 blocks do not fit 8 channels in 2 groups"),
-        (DynamicConv(12, latent=0), "must be at least 1"),
+        (DynamicConv(12, latent=0), "latent must be positive, got 0"),
         (DynamicConv(12, (3, 3, 3)), "is for 3 axes, the input has 2"),
         (DynamicConv(12, 3, padding=((1, 1),)), "is for 1 axes, the input has 2"),
         (DynamicConv(12, 9, padding=((0, 0), (0, 0))), "does not fit an image"),
