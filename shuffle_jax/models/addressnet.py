@@ -10,8 +10,10 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, PointwiseConv, ShiftedPointwise
+from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, shortcut_shift
 from shuffle_jax.ops.shifted_pointwise import Form
@@ -75,14 +77,17 @@ class AddressNet(nn.Module):
         stem: "imagenet", or "small" for images of 32 x 32 and below.
         shortcut: "add"; or "shift" in Enhanced AddressNet, whose units of stride 1 make half of their channels new.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit; the
-            channel shift, fused with what follows it, by default (None).
+            channel shift in the groups of the convolution behind it by default (None).
         pointwise: factory of the 1x1 convolutions, called as
-            ``pointwise(features=..., groups=..., dtype=..., name=...)``; plain ones by default (None).
+            ``pointwise(features=..., groups=..., dtype=..., name=...)``.
         groups: of the 1x1 convolutions, 4 in the paper.
         offsets: of the address shift; none leaves it out.
         boundary: of the address shift.
         form: of the fused step, :func:`shuffle_jax.ops.shifted_pointwise.shifted_pointwise`.
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
+            in float32.
+        dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
     """
 
     classes: int
@@ -90,19 +95,26 @@ class AddressNet(nn.Module):
     stem: StemKind = "small"
     shortcut: Shortcut = "add"
     mixer: Callable[..., nn.Module] | None = None
-    pointwise: Callable[..., nn.Module] | None = None
+    pointwise: Callable[..., nn.Module] = PointwiseConv
     groups: int = GROUPS
     offsets: Offsets = LEFT_UP_RIGHT_DOWN
     boundary: Boundary = "pointer"
     form: Form = "auto"
     dtype: jnp.dtype | None = None
+    head: Callable[..., nn.Module] = Dense
+    dropout: float = 0.0
+
+    @property
+    def mixing_groups(self) -> int:
+        """Channel groups of the layers on both sides of a mixer."""
+        return self.groups
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: there is no such depth, or a shift does not fit the channels.
+            ValueError: there is no such depth, a shift does not fit the channels, or the dropout is out of range.
         """
         first, stages = stages_of(self.stem, self.depth)
         step = partial(ShiftedPointwise, offsets=self.offsets, boundary=self.boundary, form=self.form)
@@ -111,7 +123,7 @@ class AddressNet(nn.Module):
             groups=self.groups,
             shortcut=self.shortcut,
             step=partial(step, mixer=self.mixer, pointwise=self.pointwise),
-            pointwise=self.pointwise or PointwiseConv,
+            pointwise=self.pointwise,
             dtype=self.dtype,
         )
 
@@ -120,8 +132,7 @@ class AddressNet(nn.Module):
             for i, expansion in enumerate(stage.expansions):
                 stride = stage.stride if i == 0 else 1
                 x = unit(stage.channels, stride, expansion=expansion, name=f"stage{number}_{i}")(x, train)
-        x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.classes, name="head")(x)
+        return classify(x, self.classes, self.head, self.dropout, train)
 
 
 class Unit(nn.Module):

@@ -8,8 +8,9 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.stem import Stem, StemKind
-from shuffle_jax.nn import BatchNorm, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn import BatchNorm, DepthwiseConv, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.typing import Array, Float, Images
@@ -44,7 +45,7 @@ def scale(channels: int, width: float) -> int:
 
 
 class MobileNetV2(nn.Module):
-    """MobileNetV2 with exchangeable 1x1 convolutions and an exchangeable classifier.
+    """MobileNetV2 with exchangeable 1x1 convolutions, an exchangeable classifier, and groups and mixers on request.
 
     The stem "small" keeps the size, and so does the first stage that otherwise halves it: 32 x 32 becomes 4 x 4. This
     is a widespread convention for images of that size and no paper's.
@@ -54,7 +55,7 @@ class MobileNetV2(nn.Module):
         width: 0.35, 0.5, 0.75 or 1.0; the last 1x1 convolution has 1280 channels at each of them.
         stem: "imagenet", or "small" for images of 32 x 32 and below.
         pointwise: factory of the 1x1 convolutions, called as
-            ``pointwise(features=..., groups=1, dtype=..., name=...)`` for the two of each unit that expands its input.
+            ``pointwise(features=..., groups=..., dtype=..., name=...)`` for the two of each unit that expands.
             The unit that does not and the last 1x1 convolution are always static.
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
@@ -62,6 +63,9 @@ class MobileNetV2(nn.Module):
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
         shift: factory of a shift in place of each depthwise convolution with its norm, called as
             ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
+        groups: of the exchangeable 1x1 convolutions; this project's own, the paper has none.
+        mixer: factory of the mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit that
+            expands; none by default.
     """
 
     classes: int
@@ -72,48 +76,57 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
     shift: Callable[..., nn.Module] | None = None
+    groups: int = 1
+    mixer: Callable[..., nn.Module] = Identity
+
+    @property
+    def mixing_groups(self) -> int:
+        """Channel groups of the layers on both sides of a mixer."""
+        return self.groups
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the width is not one of the four, or the dropout is no share.
+            ValueError: the width is not one of the four, the groups do not divide the channels, or the dropout is out
+                of range.
         """
         if self.width not in WIDTHS:
             raise ValueError(f"MobileNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"a dropout of {self.dropout} is none: give a share of the features, at least 0 and below 1"
-            )
         stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init)
 
         x = stem(scale(STEM, self.width), self.stem, self.dtype, name="stem")(x, train)
         for stage, (expansion, channels, units, stride) in enumerate(TABLE, start=1):
             unit = partial(
-                InvertedResidual, scale(channels, self.width), expansion=expansion, shift=self.shift, dtype=self.dtype
+                InvertedResidual,
+                scale(channels, self.width),
+                expansion=expansion,
+                groups=1 if expansion == 1 else self.groups,
+                mixer=self.mixer,
+                pointwise=static_pointwise if expansion == 1 else self.pointwise,
+                shift=self.shift,
+                dtype=self.dtype,
             )
-            pointwise = static_pointwise if expansion == 1 else self.pointwise
             for i in range(units):
                 keeps_size = i > 0 or (self.stem == "small" and stage == 2)
-                x = unit(stride=1 if keeps_size else stride, pointwise=pointwise, name=f"stage{stage}_{i}")(x, train)
+                x = unit(stride=1 if keeps_size else stride, name=f"stage{stage}_{i}")(x, train)
         x = static_pointwise(features=LAST, dtype=self.dtype, name="last")(x)
         x = nn.relu6(BatchNorm(self.dtype, name="last_norm")(x, train))
-        x = x.mean((1, 2), dtype=jnp.float32)
-        if train and self.dropout > 0:
-            x = nn.Dropout(self.dropout, deterministic=False, name="dropout")(x)
-        return self.head(features=self.classes, name="head")(x, train=train)
+        return classify(x, self.classes, self.head, self.dropout, train)
 
 
 class InvertedResidual(nn.Module):
-    """One unit: a 1x1 convolution to t times the channels, a depthwise 3x3, and a linear 1x1 to few channels.
+    """One unit: a 1x1 convolution to t times the channels, a mixer, a depthwise 3x3, and a linear 1x1 to few channels.
 
     With stride 1 and as many channels out as in, the result is added to the input.
 
     Attributes:
         features: output channels.
         stride: 1 or 2.
-        expansion: t; with 1 there is no first 1x1.
+        expansion: t; with 1 there is no first 1x1 and no mixer.
+        groups: of the 1x1 convolutions.
+        mixer: factory of the mixer behind the first 1x1.
         pointwise: factory of the 1x1 convolutions.
         shift: factory of what replaces the depthwise convolution, if anything does.
         dtype: type of the computation.
@@ -122,6 +135,8 @@ class InvertedResidual(nn.Module):
     features: int
     stride: int
     expansion: int
+    groups: int
+    mixer: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
     shift: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
@@ -130,13 +145,14 @@ class InvertedResidual(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         channels = x.shape[-1]
-        pointwise = partial(self.pointwise, groups=1, dtype=self.dtype)
+        pointwise = partial(self.pointwise, groups=self.groups, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         y = x
         if self.expansion != 1:
             y = pointwise(features=self.expansion * channels, name="expand")(y, train=train)
             y = nn.relu6(norm(name="norm1")(y, train))
+            y = self.mixer(name="mixer")(y, train=train)
         if self.shift is None:
             depthwise = DepthwiseConv(stride=self.stride, dtype=self.dtype, kernel_init=fan_out_init, name="depthwise")
             y = nn.relu6(norm(name="norm2")(depthwise(y), train))

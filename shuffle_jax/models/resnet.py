@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.models.stem import Stem, StemKind
-from shuffle_jax.nn import BatchNorm, Conv, PointwiseConv
+from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.typing import Array, Float, Images
@@ -30,10 +33,12 @@ BOTTLENECK = 4
 
 static_conv = partial(Conv, kernel_init=fan_out_init)
 static_pointwise = partial(PointwiseConv, kernel_init=fan_out_init)
+dynamic_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+"""U(-1, 1) / sqrt(inputs), with which the published dynamic ResNets start their heads and classifiers."""
 
 
 class ResNet(nn.Module):
-    """ResNet with exchangeable convolutions and an exchangeable classifier.
+    """ResNet with exchangeable convolutions, an exchangeable classifier, and groups and mixers on request.
 
     Stem and downsampling shortcuts are always static. Each residual branch starts at full scale: the scale of its last
     normalisation is 1, as in the paper.
@@ -44,13 +49,16 @@ class ResNet(nn.Module):
         width: multiplies all channels, for small machines and this project's own; ``64 width`` is a whole number.
         stem: "imagenet", 7x7 with stride 2 and pooled, or "small" for images of 32 x 32 and below, 3x3.
         conv: factory of the 3x3 convolutions of all units, called as
-            ``conv(features=..., kernel_size=3, stride=..., dtype=..., name=...)``.
+            ``conv(features=..., kernel_size=3, stride=..., groups=..., dtype=..., name=...)``.
         pointwise: factory of the 1x1 convolutions of bottlenecks, called as
-            ``pointwise(features=..., groups=1, dtype=..., name=...)``.
+            ``pointwise(features=..., groups=..., dtype=..., name=...)``.
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        groups: of all convolutions of the units; this project's own, the paper has none.
+        mixer: factory of the mixers, called as ``mixer(name=...)`` after the first convolution of each unit; none by
+            default.
     """
 
     classes: int
@@ -62,13 +70,29 @@ class ResNet(nn.Module):
     head: Callable[..., nn.Module] = Dense
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
+    groups: int = 1
+    mixer: Callable[..., nn.Module] = Identity
+
+    @property
+    def mixing_groups(self) -> int:
+        """Channel groups of the layers on both sides of a mixer."""
+        return self.groups
+
+    def layer_defaults(self) -> dict[type, dict[str, Any]]:
+        """What layers of a class start from in this network, where that is not what the class says."""
+        rule = bottleneck_sizes if self.depth >= BOTTLENECK_FROM else basic_sizes
+        return {
+            DynamicConv: {"rule": rule, "head_init": dynamic_init},
+            DynamicDense: {"kernel_init": dynamic_init, "head_init": dynamic_init},
+        }
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: there is no such depth, the width makes no whole number of channels, or the dropout is no share.
+            ValueError: there is no such depth, the width makes no whole number of channels, the groups do not divide
+                them, or the dropout is out of range.
         """
         if self.depth not in UNITS:
             raise ValueError(f"ResNet has no depth {self.depth}: choose one of {list(UNITS)}")
@@ -77,58 +101,59 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"ResNet of width {self.width} has {STEM * self.width:g} channels: give a multiple of 1/{STEM} above 0"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"a dropout of {self.dropout} is none: give a share of the features, at least 0 and below 1"
-            )
         stem = partial(Stem, kernel_size=3 if self.stem == "small" else 7, kernel_init=fan_out_init)
-        unit: Callable[..., nn.Module] = partial(BasicUnit, conv=self.conv, dtype=self.dtype)
+        unit: Callable[..., nn.Module] = BasicUnit
         if self.depth >= BOTTLENECK_FROM:
-            unit = partial(Bottleneck, conv=self.conv, pointwise=self.pointwise, dtype=self.dtype)
+            unit = partial(Bottleneck, pointwise=self.pointwise)
+        unit = partial(unit, groups=self.groups, mixer=self.mixer, conv=self.conv, dtype=self.dtype)
 
         x = stem(features, self.stem, self.dtype, name="stem")(x, train)
         for stage, units in enumerate(UNITS[self.depth], start=1):
             for i in range(units):
                 x = unit(features, stride=2 if i == 0 and stage > 1 else 1, name=f"stage{stage}_{i}")(x, train)
             features *= 2
-        x = x.mean((1, 2), dtype=jnp.float32)
-        if train and self.dropout > 0:
-            x = nn.Dropout(self.dropout, deterministic=False, name="dropout")(x)
-        return self.head(features=self.classes, name="head")(x, train=train)
+        return classify(x, self.classes, self.head, self.dropout, train)
 
 
 class BasicUnit(nn.Module):
-    """Two 3x3 convolutions, added to the shortcut.
+    """Two 3x3 convolutions with a mixer between them, added to the shortcut.
 
     Attributes:
         features: output channels.
         stride: 1 or 2, of the first convolution.
-        conv: factory of both.
+        groups: of both convolutions.
+        mixer: factory of the mixer.
+        conv: factory of both convolutions.
         dtype: type of the computation.
     """
 
     features: int
     stride: int
+    groups: int
+    mixer: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
-        conv = partial(self.conv, features=self.features, kernel_size=3, dtype=self.dtype)
+        conv = partial(self.conv, features=self.features, kernel_size=3, groups=self.groups, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         y = nn.relu(norm(name="norm1")(conv(stride=self.stride, name="conv1")(x, train=train), train))
+        y = self.mixer(name="mixer")(y, train=train)
         y = norm(name="norm2")(conv(stride=1, name="conv2")(y, train=train), train)
         return nn.relu(_shortcut(x, self.features, self.stride, self.dtype, train) + y)
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 convolution, a 3x3 one, and a 1x1 one to four times the channels, added to the shortcut.
+    """A 1x1 convolution, a mixer, a 3x3 one, and a 1x1 one to four times the channels, added to the shortcut.
 
     Attributes:
         features: channels between the 1x1 convolutions; the output has four times as many.
         stride: 1 or 2, of the 3x3 convolution; the paper has it on the first.
+        groups: of all three convolutions.
+        mixer: factory of the mixer.
         conv: factory of the 3x3 convolution.
         pointwise: factory of the 1x1 convolutions.
         dtype: type of the computation.
@@ -136,6 +161,8 @@ class Bottleneck(nn.Module):
 
     features: int
     stride: int
+    groups: int
+    mixer: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
@@ -144,12 +171,14 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), 4 features)``."""
         out = BOTTLENECK * self.features
-        conv = partial(self.conv, features=self.features, kernel_size=3, stride=self.stride, dtype=self.dtype)
-        pointwise = partial(self.pointwise, groups=1, dtype=self.dtype)
+        grouped: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
+        conv = partial(self.conv, features=self.features, kernel_size=3, stride=self.stride, **grouped)
+        pointwise = partial(self.pointwise, **grouped)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         y = pointwise(features=self.features, name="conv1")(x, train=train)
         y = nn.relu(norm(name="norm1")(y, train))
+        y = self.mixer(name="mixer")(y, train=train)
         y = nn.relu(norm(name="norm2")(conv(name="conv2")(y, train=train), train))
         y = norm(name="norm3")(pointwise(features=out, name="conv3")(y, train=train), train)
         return nn.relu(_shortcut(x, out, self.stride, self.dtype, train) + y)

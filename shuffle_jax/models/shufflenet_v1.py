@@ -8,8 +8,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.typing import Array, Float, Images
 
@@ -38,8 +40,11 @@ class ShuffleNetV1(nn.Module):
             paper's shuffle in ``groups`` groups by default (None).
         pointwise: factory of the 1x1 convolutions, called as
             ``pointwise(features=..., groups=..., dtype=..., name=...)``.
-        head_bias: whether the classifier has a bias; published counts exist with and without.
+        head_bias: whether the plain classifier has a bias; published counts exist with and without.
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
+            in float32; a dense layer by default (None).
+        dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
     """
 
     classes: int
@@ -50,13 +55,21 @@ class ShuffleNetV1(nn.Module):
     pointwise: Callable[..., nn.Module] = PointwiseConv
     head_bias: bool = True
     dtype: jnp.dtype | None = None
+    head: Callable[..., nn.Module] | None = None
+    dropout: float = 0.0
+
+    @property
+    def mixing_groups(self) -> int:
+        """Channel groups of the layers on both sides of a mixer."""
+        return self.groups
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the number of groups or the width is not published, or the groups do not divide the channels.
+            ValueError: the number of groups or the width is not published, the groups do not divide the channels, or
+                the dropout is out of range.
         """
         if self.groups not in CHANNELS:
             raise ValueError(f"ShuffleNetV1 has no {self.groups} groups: choose one of {list(CHANNELS)}")
@@ -72,8 +85,8 @@ class ShuffleNetV1(nn.Module):
                 first = stage == 2 and i == 0
                 x = unit(features, stride=2 if i == 0 else 1, group_first=not first, name=f"stage{stage}_{i}")(x, train)
             features *= 2
-        x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.classes, use_bias=self.head_bias, name="head")(x)
+        head = self.head or partial(Dense, use_bias=self.head_bias)
+        return classify(x, self.classes, head, self.dropout, train)
 
 
 class Unit(nn.Module):

@@ -8,8 +8,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
+from shuffle_jax.nn.dense import Dense
 from shuffle_jax.typing import Array, Float, Images
 
 WIDTHS = {
@@ -35,6 +37,9 @@ class ShuffleNetV2(nn.Module):
         pointwise: factory of the 1x1 convolutions, called as
             ``pointwise(features=..., groups=1, dtype=..., name=...)``.
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
+            in float32.
+        dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
     """
 
     classes: int
@@ -43,13 +48,20 @@ class ShuffleNetV2(nn.Module):
     mixer: Callable[..., nn.Module] = ChannelShuffle
     pointwise: Callable[..., nn.Module] = PointwiseConv
     dtype: jnp.dtype | None = None
+    head: Callable[..., nn.Module] = Dense
+    dropout: float = 0.0
+
+    @property
+    def mixing_groups(self) -> int:
+        """Channel groups that a mixer brings together: the two branches of a unit."""
+        return 2
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the width is not published.
+            ValueError: the width is not published, or the dropout is out of range.
         """
         if self.width not in WIDTHS:
             raise ValueError(f"ShuffleNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
@@ -62,8 +74,7 @@ class ShuffleNetV2(nn.Module):
                 x = unit(features, stride=2 if i == 0 else 1, name=f"stage{stage}_{i}")(x, train)
         x = self.pointwise(features=last, groups=1, dtype=self.dtype, name="conv5")(x, train=train)
         x = nn.relu(BatchNorm(self.dtype, name="norm5")(x, train))
-        x = x.mean((1, 2), dtype=jnp.float32)
-        return nn.Dense(self.classes, name="head")(x)
+        return classify(x, self.classes, self.head, self.dropout, train)
 
 
 class Unit(nn.Module):

@@ -46,12 +46,13 @@ though each output sees one of them: that is what the published networks use, an
 
 
 class Conv(nn.Module):
-    """A dense convolution, :func:`shuffle_jax.ops.convolution.convolution`.
+    """A dense or grouped convolution, :func:`shuffle_jax.ops.convolution.convolution`.
 
     Attributes:
         features: output channels.
         kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
         stride: the same for rows and columns.
+        groups: divides the channels in and out.
         use_bias: adds a learned constant to every output channel.
         dtype: type of the computation; that of the input by default. Parameters are float32.
         kernel_init: start of the kernel.
@@ -60,6 +61,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: int = 3
     stride: int = 1
+    groups: int = 1
     use_bias: bool = False
     dtype: jnp.dtype | None = None
     kernel_init: nn.initializers.Initializer = kernel_init
@@ -67,14 +69,15 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        check_groups(x.shape[-1], self.groups)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
         x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
-        y = ops.convolution(x, kernel, self.stride)
+        y = ops.convolution(x, kernel, self.stride, groups=self.groups)
         return _add_bias(self, y) if self.use_bias else y
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and weight it sees."""
-        return math.prod(y.shape[1:]) * self.kernel_size**2 * x.shape[-1]
+        return math.prod(y.shape[1:]) * self.kernel_size**2 * (x.shape[-1] // self.groups)
 
     scale_outputs = staticmethod(scale_outputs)
 

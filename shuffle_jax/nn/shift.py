@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from shuffle_jax.nn.convolution import kernel_init
+from shuffle_jax.nn.convolution import PointwiseConv
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import shift
 from shuffle_jax.ops.permutation import check_groups, half_group
@@ -63,47 +64,47 @@ class GridShift(nn.Module):
 class ShiftedPointwise(nn.Module):
     """A mixer, an address shift and a grouped 1x1 convolution: the step of AddressNet.
 
-    With the channel shift (the default) and a plain convolution it is one operation,
-    :func:`shuffle_jax.ops.shifted_pointwise.shifted_pointwise`; another mixer runs in front of it, and with another 1x1
-    layer nothing is fused.
+    The address shift and a :class:`shuffle_jax.nn.PointwiseConv` are one operation with the kernel as its own
+    parameter, :func:`shuffle_jax.ops.shifted_pointwise.shifted_pointwise`, and a :class:`ChannelShift` is part of it;
+    another mixer runs in front of it, and with another 1x1 layer nothing is fused.
 
     Attributes:
         features: output channels.
-        groups: of the convolution and of the channel shift.
-        mixer: factory of another mixer, called as ``mixer(name="mixer")``; None for the channel shift.
-        pointwise: factory of another 1x1 layer, called as
-            ``pointwise(features=..., groups=..., dtype=..., name="pointwise")``; None for the plain one.
+        groups: of the convolution.
+        mixer: factory of the mixer, called as ``mixer(name="mixer")``; the channel shift in ``groups`` groups by
+            default (None). A channel shift is in no more groups than the convolution.
+        pointwise: factory of the 1x1 layer, called as
+            ``pointwise(features=..., groups=..., dtype=..., name="pointwise")``.
         offsets: of the address shift; none for no address shift.
         boundary: of the address shift.
-        form: of the plain 1x1 layer.
+        form: of the fused operation.
         dtype: type of the computation; that of the input by default. Parameters are float32.
-        kernel_init: start of the plain kernel.
     """
 
     features: int
     groups: int = 4
     mixer: Callable[..., nn.Module] | None = None
-    pointwise: Callable[..., nn.Module] | None = None
+    pointwise: Callable[..., nn.Module] = PointwiseConv
     offsets: Offsets = LEFT_UP_RIGHT_DOWN
     boundary: Boundary = "pointer"
     form: Form = "auto"
     dtype: jnp.dtype | None = None
-    kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
+        mixer = (self.mixer or partial(ChannelShift, self.groups))(name="mixer")
+        layer = self.pointwise(features=self.features, groups=self.groups, dtype=self.dtype, name="pointwise")
         rotation = 0
-        if self.mixer is None:
-            rotation = half_group(x.shape[-1], self.groups)
+        if type(mixer) is ChannelShift:
+            rotation = half_group(x.shape[-1], min(mixer.groups, self.groups))
         else:
-            x = self.mixer(name="mixer")(x, train=train)
-        if self.pointwise is not None:
+            x = mixer(x, train=train)
+        if type(layer) is not PointwiseConv or layer.use_bias:
             x = shift.address_shift(shift.rotate(x, rotation), self.offsets, self.boundary)
-            layer = self.pointwise(features=self.features, groups=self.groups, dtype=self.dtype, name="pointwise")
             return layer(x, train=train)
         check_groups(x.shape[-1], self.groups)
-        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1] // self.groups, self.features))
+        kernel = self.param("kernel", layer.kernel_init, (1, 1, x.shape[-1] // self.groups, self.features))
         dtype = self.dtype or x.dtype
         return shifted_pointwise(
             x.astype(dtype), kernel.astype(dtype), self.groups, rotation, self.offsets, self.boundary, self.form
@@ -111,6 +112,7 @@ class ShiftedPointwise(nn.Module):
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside the layers inside: one for each output value and channel of its group."""
-        return 0 if self.pointwise is not None else math.prod(y.shape[1:]) * (x.shape[-1] // self.groups)
+        fused = self.has_variable("params", "kernel")
+        return math.prod(y.shape[1:]) * (x.shape[-1] // self.groups) if fused else 0
 
     scale_outputs = staticmethod(scale_outputs)
