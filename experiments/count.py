@@ -102,8 +102,10 @@ def networks(groups: int | None) -> dict[str, Entry]:
 
     entries = catalogue()
     for name, entry in entries.items():
-        dynamic = replace(entry.config.dynamic, groups=groups, pointwise_groups=groups)
-        entries[name] = entry._replace(config=replace(entry.config, dynamic=dynamic))
+        config = entry.config
+        own = {"groups": groups} if config.mixer in ("dynamic", "factors") else {}
+        own |= {"blocks": groups} if config.pointwise == "static_dynamic" else {}
+        entries[name] = entry._replace(config=replace(config, dynamic=replace(config.dynamic, **own)))
     return entries
 
 

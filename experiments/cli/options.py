@@ -17,6 +17,7 @@ import tyro
 from experiments.cli.command import TRACEBACK
 
 HELP = ("-h", "--help")
+NETWORK = "--network."
 
 Options = TypeVar("Options")
 
@@ -110,7 +111,17 @@ def _parse(kind: Any, words: Sequence[str], prog: str, description: str | None, 
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:
-    return [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+    """The words of the command line, options of earlier versions under the names that they have now."""
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+    return [_renamed(word) if word.startswith(NETWORK) else word for word in words]
+
+
+def _renamed(word: str) -> str:
+    from shuffle_jax.models.config import RENAMED
+
+    option, equals, value = word.removeprefix(NETWORK).partition("=")
+    name = RENAMED.get(option.replace("-", "_"), option)
+    return f"{NETWORK}{name.replace('_', '-')}{equals}{value}"
 
 
 def _first_section(box: str) -> str:

@@ -24,7 +24,7 @@ class Network(NamedTuple):
 AUTO = Network(
     "ShuffleNetV2 {width}x with learned shuffles (AutoShuffleNet)",
     "Mixers: learned permutations; ``--network.mixer shuffle`` is the baseline, ``random`` a control.",
-    NetworkConfig(family="shufflenet_v2", stem="small", mixer="auto", auto_candidates=4),
+    NetworkConfig(family="shufflenet_v2", stem="small", mixer="auto", auto={"candidates": 4}),
 )
 AUTO_V1 = Network(
     "ShuffleNetV1 {width}x of three groups with learned shuffles (AutoShuffleNet)",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shuffle_jax.models import addressnet, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
-from shuffle_jax.models.addressnet import Shortcut
-from shuffle_jax.models.config import HeadKind, MixerKind, NetworkConfig, PointwiseKind, SpatialKind
+from shuffle_jax.models.config import NetworkConfig
+from shuffle_jax.models.stem import StemKind
 
 
 class Entry(NamedTuple):
@@ -25,60 +25,54 @@ class Entry(NamedTuple):
     classes: int
 
 
-class Variant(NamedTuple):
-    """What moves information across the channels of a network.
+Variant = Mapping[str, Any]
+"""What moves information across the channels of a network, by the fields of a configuration; the others stay."""
 
-    Attributes:
-        mixer: where a ShuffleNet shuffles.
-        pointwise: its 1x1 layers; of ResNet all convolutions of its units.
-        head: the classifier.
-        squeeze: of "dcd".
-        spatial: of MobileNetV2.
-        shortcut: of AddressNet.
-    """
+DCD = {"pointwise": "dcd", "head": "dcd"}
+"""Decomposed, and counted in the form with the fewest multiply-adds; by default a layer takes what is faster."""
 
-    mixer: MixerKind
-    pointwise: PointwiseKind = "plain"
-    head: HeadKind = "plain"
-    squeeze: int = 16
-    spatial: SpatialKind = "depthwise"
-    shortcut: Shortcut = "add"
-
-
-SHUFFLENETS = {
-    "": Variant("shuffle"),
-    "auto_": Variant("auto"),
-    "dynamic_": Variant("dynamic"),
-    "factors_": Variant("factors"),
-    "squeeze_": Variant("squeeze"),
-    "static_dynamic_": Variant("shuffle", "static_dynamic"),
+SHUFFLENETS: dict[str, Variant] = {
+    "": {"mixer": "shuffle"},
+    "auto_": {"mixer": "auto"},
+    "dynamic_": {"mixer": "dynamic"},
+    "factors_": {"mixer": "factors"},
+    "squeeze_": {"mixer": "squeeze"},
+    "static_dynamic_": {"mixer": "shuffle", "pointwise": "static_dynamic"},
 }
-"""Variants of ShuffleNetV1 and V2 by the prefix of a name."""
+"""Variants of ShuffleNetV2 by the prefix of a name."""
 
-RESNETS = {
-    "": Variant("identity"),
-    "dcd_": Variant("identity", "dcd", "dcd"),
-    "condconv_": Variant("identity", "condconv"),
-    "dyconv_": Variant("identity", "dyconv"),
+SHUFFLENETS_V1 = SHUFFLENETS | {
+    "static_dynamic_": {"mixer": "shuffle", "pointwise": "static_dynamic", "dynamic": {"replaced": "all"}}
+}
+"""Variants of ShuffleNetV1, all of whose 1x1 layers change the number of channels."""
+
+RESNETS: dict[str, Variant] = {
+    "": {},
+    "dcd_": DCD | {"dcd": {"form": "fewest"}},
+    "condconv_": {"pointwise": "condconv"},
+    "dyconv_": {"pointwise": "dyconv"},
 }
 """Variants of ResNet."""
 
 MOBILENETS = RESNETS | {
-    "dcd8_": Variant("identity", "dcd", "dcd", squeeze=8),
-    "address_": Variant("identity", spatial="address"),
+    "dcd8_": DCD | {"dcd": {"form": "fewest", "squeeze": 8}},
+    "address_": {"spatial": "address"},
 }
 """Variants of MobileNetV2, whose decomposition is published with two sizes of its heads."""
 
-ADDRESSNETS = {
-    "": Variant("shift"),
-    "enhanced_": Variant("shift", shortcut="shift"),
-    "shuffle_": Variant("shuffle"),
-    "auto_": Variant("auto"),
+ADDRESSNETS: dict[str, Variant] = {
+    "": {"mixer": "shift"},
+    "enhanced_": {"mixer": "shift", "shift": {"shortcut": "shift"}},
+    "shuffle_": {"mixer": "shuffle"},
+    "auto_": {"mixer": "auto"},
 }
 """Variants of AddressNet; with the fixed shuffle it is the control of its paper."""
 
-SHIFT_RESNETS = {"": Variant("identity")}
+SHIFT_RESNETS: dict[str, Variant] = {"": {}}
 """Variants of ShiftResNet."""
+
+
+SUFFIXES: dict[str, StemKind] = {"": "imagenet", "_32": "small"}
 
 
 def catalogue() -> dict[str, Entry]:
@@ -98,41 +92,25 @@ def catalogue() -> dict[str, Entry]:
     for name, config, variants in _families():
         shape, classes = ((224, 224, 3), 1000) if config.stem == "imagenet" else ((32, 32, 3), 10)
         for prefix, variant in variants.items():
-            entries[f"{prefix}{name}"] = Entry(configured(config, variant), shape, classes)
+            entries[f"{prefix}{name}"] = Entry(replace(config, **variant), shape, classes)
     return entries
 
 
-def configured(config: NetworkConfig, variant: Variant) -> NetworkConfig:
-    """A network of the catalogue in one of its variants."""
-    # All 1x1 layers of ShuffleNetV1 change the number of channels.
-    all_layers = (config.family, variant.pointwise) == ("shufflenet_v1", "static_dynamic")
-    return replace(
-        config,
-        mixer=variant.mixer,
-        pointwise=variant.pointwise,
-        head=variant.head,
-        dynamic=replace(config.dynamic, replaced="all" if all_layers else "square"),
-        spatial=variant.spatial,
-        shift=replace(config.shift, shortcut=variant.shortcut),
-        # What is counted of them; "auto" takes what is faster.
-        dcd=replace(config.dcd, squeeze=variant.squeeze, form="fewest" if variant.pointwise == "dcd" else "auto"),
-    )
-
-
 def _families() -> Iterator[tuple[str, NetworkConfig, dict[str, Variant]]]:
-    """Name, configuration and variants of each network; the variant is configured later. A family is one more loop."""
+    """Name, plain configuration and variants of each network. A family is one more loop."""
     for groups in shufflenet_v1.CHANNELS:
         for width in shufflenet_v1.WIDTHS if groups in (3, 8) else (1.0,):
-            name, config = f"shufflenet_v1_g{groups}_{width}x", NetworkConfig(family="shufflenet_v1", groups=groups)
-            yield name, replace(config, width=width, stem="imagenet"), SHUFFLENETS
-    for suffix, config in (("", NetworkConfig(stem="imagenet")), ("_32", NetworkConfig(stem="small"))):
+            config = NetworkConfig("shufflenet_v1", width, groups=groups, stem="imagenet")
+            yield f"shufflenet_v1_g{groups}_{width}x", config, SHUFFLENETS_V1
+    for suffix, stem in SUFFIXES.items():
+        config = NetworkConfig(stem=stem, mixer="identity")
         for width in shufflenet_v2.WIDTHS:
             yield f"shufflenet_v2_{width}x{suffix}", replace(config, family="shufflenet_v2", width=width), SHUFFLENETS
         for width in mobilenet_v2.WIDTHS:
             yield f"mobilenet_v2_{width}x{suffix}", replace(config, family="mobilenet_v2", width=width), MOBILENETS
         for depth in addressnet.DEPTHS if suffix else (None,):
             name = f"addressnet{depth or ''}{suffix}"
-            yield name, replace(config, family="addressnet", depth=depth or config.depth), ADDRESSNETS
+            yield name, replace(config, family="addressnet", depth=depth), ADDRESSNETS
         for depth in shift_resnet.DEPTHS if suffix else ():
             yield f"shift_resnet{depth}{suffix}", replace(config, family="shift_resnet", depth=depth), SHIFT_RESNETS
         for depth in resnet.UNITS:

@@ -2,216 +2,147 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
-from shuffle_jax.models.addressnet import Shortcut
+from shuffle_jax.models.options import COMMON, chosen_options, groups, parameters
+from shuffle_jax.models.parts import HEADS, KINDS, MIXERS, NETWORKS, POINTWISE, SPATIAL, Part, named, part
 from shuffle_jax.models.stem import StemKind
-from shuffle_jax.nn.dynamic_conv import Form
-from shuffle_jax.nn.dynamic_shuffle import Evaluation
-from shuffle_jax.ops.shift import Boundary
 
-Family = Literal["shufflenet_v1", "shufflenet_v2", "mobilenet_v2", "resnet", "addressnet", "shift_resnet"]
-MixerKind = Literal["auto", "shuffle", "shift", "random", "identity", "dynamic", "factors", "squeeze"]
-PointwiseKind = Literal["plain", "static_dynamic", "dcd", "condconv", "dyconv"]
-HeadKind = Literal["plain", "dcd"]
-SpatialKind = Literal["depthwise", "address"]
+RENAMED = {
+    "mixer_seed": "random.seed",
+    "auto_start": "auto.start",
+    "auto_candidates": "auto.candidates",
+    "auto_noise": "auto.noise",
+    "dynamic.pointwise_groups": "dynamic.blocks",
+    "attention.kernels": "attention.count",
+}
+"""Fields of a network that had another name in earlier versions: those of the command line and those of a run."""
+
+GROUPS = groups()
+"""The options of the parts by group, each a frozen dataclass."""
+
+if TYPE_CHECKING:
+    Family: TypeAlias = Any
+    MixerKind: TypeAlias = Any
+    PointwiseKind: TypeAlias = Any
+    SpatialKind: TypeAlias = Any
+    HeadKind: TypeAlias = Any
+
+    @dataclass(frozen=True, kw_only=True)
+    class _Options:
+        """Of the groups those that code of the library names; the real class has all of :data:`GROUPS`."""
+
+        auto: Any = None
+        random: Any = None
+        dynamic: Any = None
+        dcd: Any = None
+        attention: Any = None
+        shift: Any = None
+
+else:
+    Family, MixerKind, PointwiseKind, SpatialKind, HeadKind = (
+        Union[Literal[tuple(table)], str]  # noqa: UP007 (made of values)
+        for table in KINDS.values()
+    )
+    _Options = make_dataclass(
+        "_Options",
+        [(name, kind, field(default_factory=kind)) for name, kind in GROUPS.items()],
+        frozen=True,
+        kw_only=True,
+    )
+
+DynamicConfig, DecompositionConfig, AttentionConfig, ShiftConfig = (
+    GROUPS[name] for name in ("dynamic", "dcd", "attention", "shift")
+)
 
 
-@dataclass(frozen=True)
-class DynamicConfig:
-    """Layers that depend on the image: mixers "dynamic", "factors" and "squeeze", 1x1 layers "static_dynamic"."""
-
-    groups: int | None = None
-    """Groups of the Kronecker product and of the shuffle behind it; those of the network's own shuffle by default. More
-    groups have smaller factors and a smaller head."""
-
-    per_group: bool = False
-    """A pair of factors for each group, and not one that all share. Mixers only."""
-
-    hidden: int | None = None
-    """Hidden units of each head; the larger of 4 and a sixteenth of the channels by default."""
-
-    start: Literal["identity", "random"] = "identity"
-    """Start of the factors: identities, with which mixers are the fixed shuffle, or random."""
-
-    start_logit: float = 4.0
-    """How far the start "identity" is from the next permutation: the logits on the diagonals, above 0."""
-
-    normalization: Literal["rows", "sinkhorn"] = "rows"
-    """Of the factors: the softmax of every row, or of rows and columns in turn."""
-
-    temperature: float = 1.0
-    """Of the softmax of the factors at the start."""
-
-    end_temperature: float | None = None
-    """At the end of the training, approached geometrically; None for no change."""
-
-    binarize_from: float = 0.0
-    """Share of the training from which factors are binarized, with straight-through gradients; 1 for in evaluation
-    only."""
-
-    evaluation: Evaluation = "hard"
-    """Factors in evaluation: "hard", "soft", or "repaired" (by assignment where the hard ones are no permutations)."""
-
-    pointwise_groups: int | None = None
-    """Groups of the Kronecker product of 1x1 layers; those of the convolution they replace by default."""
-
-    static: Literal["kronecker", "grouped"] = "kronecker"
-    """Static part of 1x1 layers: factors added to the dynamic ones, or a grouped convolution before a shuffle."""
-
-    replaced: Literal["square", "all"] = "square"
-    """Which 1x1 layers become static-dynamic: those with as many channels out as in, or all."""
-
-    def __post_init__(self) -> None:
-        for name in ("groups", "pointwise_groups", "hidden"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of dynamic layers is {value}: give 1 or more, or None for the default")
-        for name in ("temperature", "end_temperature", "start_logit"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} of dynamic layers is {value}: give a number above 0")
-        if not 0 <= self.binarize_from <= 1:
-            raise ValueError(f"binarize_from is {self.binarize_from}: give a share of the training, from 0 to 1")
+def _choices(table: Mapping[str, Part]) -> str:
+    return f"{'; '.join(f'{name}: {text}' for name, (_, text, _) in table.items())}; or your own as module:Name"
 
 
 @dataclass(frozen=True)
-class DecompositionConfig:
-    """Dynamic convolution decomposition: 1x1 layers and classifiers "dcd"."""
+class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
+    __doc__ = f"""Which network, and what it mixes channels with.
 
-    squeeze: int = 16
-    """Divides the width of each head: 8 or 16 in the published MobileNetV2, 16 in ResNet."""
+    A part is a name, or the text of one from outside the library, such as ``my_module:Butterfly(levels=2)``. In Python
+    it may be handed over itself, as a class or a ``functools.partial`` (:func:`shuffle_jax.models.parts.spec`), and the
+    options of a group as a mapping: ``NetworkConfig(mixer=Butterfly, auto=dict(candidates=4))``.
 
-    latent: int | None = None
-    """Latent channels L, at most the channels of every layer; by default what the published networks give each."""
-
-    blocks: int | None = None
-    """Blocks of the residual, which see nothing of each other; one by default, or those of the layer's groups."""
-
-    elements: int = 0
-    """Factors over the elements of k x k kernels; 0 for the element in the middle alone, as published."""
-
-    form: Form = "auto"
-    """What evaluation computes: two "features" and their sum, "kernels" for each image, what takes the "fewest"
-    multiply-adds, or "auto" for that in 1x1 layers and features in others, where they are faster."""
-
-    def __post_init__(self) -> None:
-        for name in ("squeeze", "latent", "blocks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} of a decomposition is {value}: give 1 or more")
-        if self.elements < 0:
-            raise ValueError(f"elements of a decomposition is {self.elements}: give 0 or more")
-
-
-@dataclass(frozen=True)
-class AttentionConfig:
-    """Layers that weigh whole kernels for each image: "condconv" and "dyconv"."""
-
-    kernels: int | None = None
-    """How many, K; by default 8 in "condconv" and 4 in "dyconv"."""
-
-    temperature: float = 30.0
-    """Of the softmax at the start. dyconv only."""
-
-    end_temperature: float = 1.0
-    """Where it ends. dyconv only."""
-
-    annealing: float = 0.1
-    """Share of the training in which it falls. dyconv only."""
-
-    form: Form = "auto"
-    """What evaluation and training compute: K "features" and their sum, "kernels" for each image, or ("auto" and
-    "fewest") what takes fewer multiply-adds."""
-
-    def __post_init__(self) -> None:
-        for name in ("kernels", "temperature", "end_temperature"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} of kernel attention is {value}: give a number above 0")
-
-
-@dataclass(frozen=True)
-class ShiftConfig:
-    """Shifts over the image, of AddressNet, ShiftResNet and MobileNetV2."""
-
-    boundary: Boundary = "pointer"
-    """What an address shift reads beyond the edge: the neighbour in memory ("pointer"), "zero", or the opposite edge
-    ("wrap")."""
-
-    shortcut: Shortcut = "add"
-    """"add", or "shift" in Enhanced AddressNet. AddressNet only."""
-
-    expansion: int = 3
-    """Inner channels of a unit over those of its output. ShiftResNet only."""
-
-    def __post_init__(self) -> None:
-        if self.expansion < 1:
-            raise ValueError(f"an expansion of {self.expansion} leaves no channels: give 1 or more")
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Which network, and what it mixes channels with."""
+    Attributes:
+        family: The network. {_choices(NETWORKS)}.
+        width: Multiplies the channels: 0.5, 1.0, 1.5 or 2.0 in ShuffleNets; 0.35, 0.5, 0.75 or 1.0 in MobileNetV2.
+        depth: Layers: 10, 18, 34, 50, 101 or 152 of ResNet; 6 n + 2 of AddressNet for small images, such as 20, 32 or
+            44, and of ShiftResNet, such as 20, 56 or 110. By default the network's own.
+        groups: Of the convolutions on both sides of a mixer: 1, 2, 3, 4 or 8 in ShuffleNetV1. By default the network's
+            own.
+        stem: "imagenet" divides height and width by 4 before the first stage; "small" (up to 32 x 32) keeps them.
+        mixer: What carries information across channel groups. {_choices(MIXERS)}.
+        pointwise: 1x1 layers, and where they are of any size all convolutions of ResNet's units. {_choices(POINTWISE)}.
+        spatial: What moves information over the image. {_choices(SPATIAL)}.
+        head: The classifier. {_choices(HEADS)}.
+        dropout: Share of the classifier's inputs that training sets to 0.
+        dtype: Type of the computation. Parameters, statistics and penalties are float32 in either case.
+    """
 
     family: Family = "shufflenet_v2"
-    """The network family."""
-
     width: float = 1.0
-    """Multiplies the channels: 0.5, 1.0, 1.5 or 2.0; of MobileNetV2 0.35, 0.5, 0.75 or 1.0."""
-
-    depth: int = 18
-    """Layers: 10, 18, 34, 50, 101 or 152 of ResNet; 6 n + 2 of AddressNet for small images, such as 20, 32 or
-    44, and of ShiftResNet, such as 20, 56 or 110."""
-
-    groups: int = 3
-    """Groups of the 1x1 convolutions: 1, 2, 3, 4 or 8. ShuffleNetV1 only."""
-
+    depth: int | None = None
+    groups: int | None = None
     stem: StemKind = "small"
-    """"imagenet" divides height and width by 4 before the first stage; "small" (up to 32 x 32) keeps them."""
-
     mixer: MixerKind = "auto"
-    """"auto": learned permutations; "shuffle": the fixed one of ShuffleNet; "shift": the channel shift of AddressNet;
-    "random": fixed random ones; "identity"; "dynamic": made for each image; "factors": the same, learned once for all
-    images; "squeeze": squeeze-excitation. ShuffleNets and AddressNet only."""
-
-    mixer_seed: int = 0
-    """Seed of the random permutations. mixer = random only."""
-
-    auto_start: Literal["random", "shuffle"] = "random"
-    """Start of the learned permutations: random, or the fixed shuffle blended with it. mixer = auto only."""
-
-    auto_candidates: int | None = None
-    """Inputs that each output of a learned permutation averages at the start; None for all. mixer = auto only."""
-
-    auto_noise: float = 0.5
-    """Share of noise in the start "shuffle", above 0 and at most 1. mixer = auto only."""
-
     pointwise: PointwiseKind = "plain"
-    """1x1 layers, of ResNet all convolutions of its units: "plain" ones, "static_dynamic" shuffles (1x1 only), or
-    dynamic convolutions: "dcd", "condconv" and "dyconv"."""
-
     spatial: SpatialKind = "depthwise"
-    """What moves information over the image: "depthwise" convolutions, or "address" shifts. MobileNetV2 only."""
-
     head: HeadKind = "plain"
-    """The classifier: "plain", or "dcd". MobileNetV2 and ResNet only."""
-
     dropout: float = 0.0
-    """Share of the classifier's inputs that training sets to 0. MobileNetV2 and ResNet only."""
-
-    dynamic: DynamicConfig = field(default_factory=DynamicConfig)
-    """Options of dynamic mixers and static-dynamic 1x1 layers."""
-
-    dcd: DecompositionConfig = field(default_factory=DecompositionConfig)
-    """Options of "dcd"."""
-
-    attention: AttentionConfig = field(default_factory=AttentionConfig)
-    """Options of "condconv" and "dyconv"."""
-
-    shift: ShiftConfig = field(default_factory=ShiftConfig)
-    """Options of shifts over the image."""
-
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation. Parameters, statistics and penalties are float32 in either case."""
+
+    def __post_init__(self) -> None:
+        for kind in KINDS:
+            object.__setattr__(self, kind, named(kind, getattr(self, kind)))
+        for group, options in GROUPS.items():
+            if isinstance(value := getattr(self, group), Mapping):
+                object.__setattr__(self, group, options(**value))
+
+    def parts(self) -> dict[str, str]:
+        """The names of the parts by kind, such as ``{"family": "shufflenet_v2", "mixer": "auto", ...}``."""
+        return {kind: getattr(self, kind) for kind in KINDS}
+
+    def resolved(self) -> NetworkConfig:
+        """The same with the network's own depth and groups where none are given."""
+        takes = parameters(part("family", self.family))
+        own = {n: takes[n].default for n in ("depth", "groups") if getattr(self, n) is None and n in takes}
+        return replace(self, **own)
+
+
+def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's configuration as plain values, as this version writes it, from that of this or an earlier version.
+
+    Fields that did not exist have the values that stand for what those versions did. What a network had no use for,
+    which they wrote as well, is gone.
+
+    >>> upgraded({"family": "shufflenet_v1", "groups": 8, "depth": 18, "mixer_seed": 3})["random"]["seed"]
+    3
+    """
+    old = "auto" not in value
+    found: dict[str, Any] = {name: dict(item) if isinstance(item, Mapping) else item for name, item in value.items()}
+    for before, after in RENAMED.items():
+        place, name = before.rpartition(".")[::2]
+        fields = found.get(place, {}) if place else found
+        if name in fields:
+            new_place, new_name = after.split(".")
+            found.setdefault(new_place, {})[new_name] = fields.pop(name)
+    for group, options in GROUPS.items():
+        found[group] = {**dataclasses.asdict(options()), **found.get(group, {}), "type": options.__name__}
+    common = {f.name: f.default for f in dataclasses.fields(NetworkConfig) if f.name not in GROUPS}
+    found = {**common, **found}
+    if old:
+        takes = parameters(part("family", found["family"]))
+        found |= {name: common[name] for name in COMMON if name not in takes}
+        for group, parts in chosen_options({kind: found[kind] for kind in KINDS}).items():
+            had = set().union(*parts.values())
+            own = dataclasses.asdict(GROUPS[group]())
+            found[group] |= {name: default for name, default in own.items() if name not in had}
+    return found

@@ -1,4 +1,7 @@
-"""Parts by name: texts such as ``my_module:Butterfly(levels=2)``, which a configuration keeps and finds again."""
+"""What networks are made of: one table for each kind of part, one line for each part; others by where they are.
+
+A part from outside the library has a text such as ``my_module:Butterfly(levels=2)``, under which it is found again.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,121 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+
+from shuffle_jax.models.addressnet import AddressNet
+from shuffle_jax.models.mobilenet_v2 import MobileNetV2
+from shuffle_jax.models.resnet import ResNet
+from shuffle_jax.models.shift_resnet import ShiftResNet
+from shuffle_jax.models.shufflenet_v1 import ShuffleNetV1
+from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
+from shuffle_jax.nn import (
+    AddressShift,
+    AutoShuffle,
+    ChannelShift,
+    ChannelShuffle,
+    CondConv,
+    DYConv,
+    DynamicConv,
+    DynamicDense,
+    DynamicShuffle,
+    FactorGenerator,
+    FixedPermutation,
+    Identity,
+    SqueezeExcitation,
+    StaticDynamicShuffle,
+)
 
 Factory = Callable[..., nn.Module]
 """What makes a module: its class, a function, or a partial of one."""
 
 ELSEWHERE = "put it at the top level of a module file and hand that over, or its name as module:Name"
+
+
+class Part(NamedTuple):
+    """A part that the library names.
+
+    Attributes:
+        make: its class, or a partial of it whose values stand in for the defaults of the class; None for the network's
+            own.
+        text: what it is, for ``--help``.
+        group: where its options stand in a configuration; the name of the part if empty.
+    """
+
+    make: Any
+    text: str
+    group: str = ""
+
+
+NETWORKS = {
+    "shufflenet_v1": Part(ShuffleNetV1, "ShuffleNet, 2017"),
+    "shufflenet_v2": Part(ShuffleNetV2, "ShuffleNetV2, 2018"),
+    "mobilenet_v2": Part(MobileNetV2, "MobileNetV2, 2018"),
+    "resnet": Part(ResNet, "ResNet, 2015"),
+    "addressnet": Part(AddressNet, "AddressNet, 2019, whose only layers with weights are 1x1", "shift"),
+    "shift_resnet": Part(ShiftResNet, "ShiftResNet, 2018, for small images", "shift"),
+}
+MIXERS = {
+    "auto": Part(AutoShuffle, "learned permutations"),
+    "shuffle": Part(ChannelShuffle, "the fixed one of ShuffleNet"),
+    "shift": Part(ChannelShift, "the channel shift of AddressNet"),
+    "random": Part(FixedPermutation, "fixed random ones"),
+    "identity": Part(Identity, "none"),
+    "dynamic": Part(DynamicShuffle, "permutations made for each image"),
+    "factors": Part(
+        partial(DynamicShuffle, generator=partial(FactorGenerator, dynamic=False)),
+        "the same, learned once for all images",
+        "dynamic",
+    ),
+    "squeeze": Part(SqueezeExcitation, "squeeze-excitation before the fixed one", "dynamic"),
+}
+POINTWISE = {
+    "plain": Part(None, "those of the network"),
+    "static_dynamic": Part(partial(StaticDynamicShuffle, replaced="square"), "static-dynamic shuffles", "dynamic"),
+    "dcd": Part(DynamicConv, "dynamic convolution decomposition"),
+    "condconv": Part(CondConv, "a sum of kernels, weighted for each image", "attention"),
+    "dyconv": Part(DYConv, "the same, with a softmax", "attention"),
+}
+SPATIAL = {
+    "depthwise": Part(None, "the network's own, depthwise convolutions in most"),
+    "address": Part(AddressShift, "address shifts", "shift"),
+}
+HEADS = {
+    "plain": Part(None, "a dense layer"),
+    "dcd": Part(DynamicDense, "dynamic convolution decomposition", "classifier"),
+}
+KINDS = {"family": NETWORKS, "mixer": MIXERS, "pointwise": POINTWISE, "spatial": SPATIAL, "head": HEADS}
+"""The tables by the field of a configuration that chooses from them. A part is one line here."""
+
+
+def named(kind: str, thing: object) -> str:
+    """What a configuration keeps for a part: its name in the table, or its text, see :func:`spec`.
+
+    Args:
+        kind: a field of :data:`KINDS`.
+        thing: a name, a text, or what :func:`spec` takes.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    if not isinstance(thing, str):
+        return spec(thing)
+    if thing in KINDS[kind]:
+        return thing
+    if ":" in thing:
+        return canonical(thing)
+    near = sorted(KINDS[kind], key=lambda name: difflib.SequenceMatcher(None, thing, name).ratio(), reverse=True)
+    raise ValueError(
+        f"--network.{kind} has no choice {thing!r}; near: {', '.join(near[:3])} (all of them: "
+        f"{', '.join(KINDS[kind])}; or your own as module:Name)"
+    )
+
+
+def part(kind: str, name: str) -> Any:
+    """The part behind a name or text of :func:`named`; None for the network's own."""
+    return KINDS[kind][name].make if name in KINDS[kind] else load_part(name)
 
 
 def spec(thing: object) -> str:
