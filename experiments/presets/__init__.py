@@ -19,7 +19,7 @@ from shuffle_jax.train.config import TrainConfig
 
 Preset = Callable[[], TrainConfig]
 
-RESULTS = "experiments/README.md"
+RESULTS = "docs/results"
 """Where measured results are."""
 
 _MINUTE = "about a minute on two CPU cores, compilation included."

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 import shlex
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from experiments import train
+from experiments import presets, train
 from experiments.presets import PRESETS
-from shuffle_jax.analysis.count import count
+from shuffle_jax.analysis.count import Known, count
 from shuffle_jax.data import DigitsConfig
 from shuffle_jax.models import build
-from shuffle_jax.models.config import NetworkConfig
-from shuffle_jax.nn.collections import RELAXED
 
 SETS = {
     "cifar10": (50_000, 32, 10),
@@ -28,17 +23,27 @@ SETS = {
 """Training images, side and classes of the known sets."""
 NETWORKS = ["auto", "auto-v1", "dynamic", "static-dynamic", "mobilenet", "resnet", "addressnet", "shift-resnet"]
 KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" != "imagenet-shift-resnet"]
+FIVE = ["", "-dynamic", "-mobilenet", "-resnet", "-addressnet", "-shift-resnet"]
 PUBLISHED = {
     "imagenet-auto": 2_278_604,
+    "imagenet-auto --network.mixer shuffle": 2_278_604,
+    "imagenet-auto --network.width 0.5": 1_366_792,
     "imagenet-auto-v1": 1_865_728,
+    "imagenet-auto-v1 --network.groups 8": 2_434_768,
     "imagenet-mobilenet": 5_720_028,
+    "imagenet-mobilenet --network.width 0.5": 2_664_300,
+    "imagenet-mobilenet --network.pointwise plain --network.head plain": 3_504_872,
     "imagenet-resnet": 29_835_056,
+    "imagenet-resnet --network.pointwise plain --network.head plain": 25_557_032,
     "imagenet-addressnet": 3_703_688,
     "cifar100-addressnet": 139_096,
+    "cifar100-addressnet --network.depth 20": 81_640,
+    "cifar100-addressnet --network.depth 44": 196_552,
     "cifar10-shift-resnet": 95_642,
 }
-"""Parameters of networks as they are known from elsewhere."""
-PARTS = ["Data", "Expected", "Cost", "Command"]
+"""Parameters of networks as they are known from elsewhere: of presets, and of what is an option away."""
+TRACED: Known = {}
+"""What one network has in common with another is traced once."""
 
 
 def about(name):
@@ -61,21 +66,35 @@ def number(text):
     return int(text.replace(",", ""))
 
 
-def test_every_known_set_has_every_network():
-    others = [name for name in PRESETS if name.partition("-")[0] not in ("digits", "folder")]
-    assert others == KNOWN
+def counted(name, config):
+    _, side, classes = about(name)
+    return count(build(config.network, classes), (side, side, 3), known=TRACED)
+
+
+def test_the_names_are_those_of_earlier_versions_and_functions_of_the_package():
+    assert list(PRESETS) == [f"{data}{ending}" for data in ("digits", "folder") for ending in FIVE] + KNOWN
+    for name, preset in PRESETS.items():
+        assert preset.__name__ == name.replace("-", "_")
+        assert getattr(presets, preset.__name__) is preset
+    with pytest.raises(AttributeError, match="has no attribute 'digit'"):
+        _ = presets.digit
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_docstring_has_its_parts_in_order_and_speaks_of_presets_that_there_are(name):
+def test_a_docstring_has_its_parts_in_order_and_options_that_there_are(name):
     starts = [text.partition(":")[0] for text in paragraphs(name)]
-    assert [start for start in starts if start in PARTS] == PARTS
-    assert starts[-1] == "Command"
-    for mentioned in re.findall(r":func:`(\w+)`", inspect.getdoc(PRESETS[name])):
-        assert mentioned.replace("_", "-") in PRESETS and mentioned.replace("_", "-") != name
+    assert [start for start in starts if start in ("Data", "Recipe", "Expected", "Cost", "Command")] == starts[2:]
+    assert len(starts) == 7 and max(map(len, inspect.getdoc(PRESETS[name]).splitlines())) <= 120
+    root = " --data.root ROOT" if name.startswith(("folder", "tiny-")) else ""
+    assert part(name, "Command") == f"``python -m experiments.train {name}{root}``"
+    for option, value in re.findall(r"``--network\.([\w.-]+) (\w+)", paragraphs(name)[1]):
+        field, config = option.split("."), PRESETS[name]().network
+        for step in field:
+            config = getattr(config, step)
+        assert value  # the field is there; what it takes is tested where it is read
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", ["digits", "folder-dynamic", "cifar10-auto", "tiny-imagenet-addressnet"])
 def test_the_command_of_a_docstring_gives_the_preset(name):
     (command,) = re.findall(r"``python -m experiments.train (.*)``", part(name, "Command"))
     words = shlex.split(command)
@@ -88,70 +107,63 @@ def test_the_command_of_a_docstring_gives_the_preset(name):
         assert read.config == config
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_data_are_those_of_the_name(name):
-    _, side, _ = about(name)
+def test_help_of_a_preset_shows_its_docstring(capsys):
+    with pytest.raises(SystemExit):
+        train.parse(["cifar10-dynamic", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(text in shown for text in paragraphs("cifar10-dynamic"))
+
+
+def others_slow(names):
+    """The sets that differ from these two in sides and classes alone are counted in the long run of the tests."""
+    return [n if n.startswith(("cifar10-", "imagenet-")) else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize("name", others_slow(KNOWN))
+def test_data_steps_and_sizes_are_those_that_a_preset_states(name):
+    images, side, _ = about(name)
     config = PRESETS[name]()
-    assert f" at {side} x {side}." in paragraphs(name)[0] and config.data.image_size == side
-    if name.startswith("tiny-"):
-        return
-    named = {"imagenet": "imagenet2012"}.get(name.partition("-")[0], name.partition("-")[0])
-    assert config.data.name == named
-    text = part(f"{name.partition('-')[0]}-auto", "Data")
-    assert f"``{named}`` of" in text and f"``python -m experiments.prepare {named}``" in text
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_steps_that_a_preset_states_are_those_it_takes(name):
-    images, _, _ = about(name)
-    config = PRESETS[name]()
-    (stated,) = re.findall(r"([\d,]+) steps of (\d+) images, ", part(name, "Cost"))
-    assert (number(stated[0]), int(stated[1])) == (config.epochs * (images // config.batch_size), config.batch_size)
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_size_that_a_preset_states_is_that_of_its_network(name):
-    _, side, classes = about(name)
-    found = count(build(PRESETS[name]().network, classes), (side, side, 3))
-    cost = part(name, "Cost")
-    (stated,) = re.findall(r"([\d,]+) parameters(?: and ([\d,]+) more in training)?, ([\d,]+) multiply-adds an", cost)
-    assert found.parameters == PUBLISHED.get(name, found.parameters)
-    assert [number(text or "0") for text in stated] == [
+    assert paragraphs(name)[0].endswith(f" at {side} x {side}.") and config.data.image_size == side
+    if not name.startswith("tiny-"):
+        named = {"imagenet": "imagenet2012"}.get(name.partition("-")[0], name.partition("-")[0])
+        text = part(name, "Data")
+        assert config.data.name == named
+        assert f"``{named}`` of" in text and f"``python -m experiments.prepare {named}``" in text
+    pattern = (
+        r"not measured; ([\d,]+) steps of (\d+) images, ([\d,]+) parameters(?: and ([\d,]+) more in training)?, "
+        r"([\d,]+) multiply-adds an image."
+    )
+    stated = [number(text or "0") for text in re.fullmatch(pattern, part(name, "Cost")).groups()]
+    found = counted(name, config)
+    assert stated == [
+        config.epochs * (images // config.batch_size),
+        config.batch_size,
         found.parameters,
         found.training_only_parameters,
         found.multiply_adds,
     ]
 
 
+@pytest.mark.parametrize("command", PUBLISHED)
+def test_networks_have_the_published_sizes(command):
+    words = command.split()
+    config = train.parse(words).config if words[1:] else PRESETS[command]()
+    assert counted(words[0], config).parameters == PUBLISHED[command]
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in KNOWN])
 def test_the_other_presets_build_too(name):
     config = PRESETS[name]()
-    shape = (1, 8, 8, 1) if isinstance(config.data, DigitsConfig) else (1, *[config.data.image_size] * 2, 3)
-    network = build(config.network, 7)
-    logits = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), jnp.zeros(shape), train=False)[0])
-    assert logits.shape == (1, 7)
+    shape = (8, 8, 1) if isinstance(config.data, DigitsConfig) else (*[config.data.image_size] * 2, 3)
+    assert count(build(config.network, 7), shape, known=TRACED).multiply_adds > 0
 
 
-def parameters(network: NetworkConfig, side, classes):
-    """How many parameters a network is trained with, those of relaxed permutations left out: they become indices."""
-    module = build(network, classes)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
-    leaves = jax.tree.leaves_with_path(shapes["params"])
-    return sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key != RELAXED)
-
-
-@pytest.mark.parametrize(
-    ("command", "published"),
-    [
-        ("imagenet-auto --network.mixer shuffle", 2_278_604),
-        ("imagenet-auto --network.width 0.5", 1_366_792),
-        ("imagenet-auto-v1 --network.groups 8", 2_434_768),
-        ("imagenet-mobilenet --network.width 0.5", 2_664_300),
-        ("cifar100-addressnet --network.depth 20", 81_640),
-        ("cifar100-addressnet --network.depth 44", 196_552),
-    ],
-)
-def test_other_networks_of_the_papers_are_an_option_away(command, published):
-    words = command.split()
-    _, side, classes = about(words[0])
-    assert parameters(train.parse(words).config.network, side, classes) == published
+@pytest.mark.parametrize("name", ["cifar10-mobilenet", "cifar10-resnet"])
+def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
+    sizes = [counted(name, PRESETS[name]()).parameters]
+    for pointwise, head in (("dcd", "dcd"), ("condconv", "plain"), ("dyconv", "plain")):
+        config = train.parse([name, "--network.pointwise", pointwise, "--network.head", head]).config
+        assert (config.network.pointwise, config.network.head) == (pointwise, head)
+        sizes.append(counted(name, config).parameters)
+    static, dcd, condconv, dyconv = sizes
+    assert static < dcd < dyconv < condconv  # 4 and 8 kernels in place of one

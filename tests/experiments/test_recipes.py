@@ -7,8 +7,6 @@ import json
 import math
 
 import flax.linen as fnn
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +15,6 @@ from experiments import train
 from experiments.presets import PRESETS, cifar100_auto, imagenet_auto, imagenet_mobilenet, imagenet_resnet
 from shuffle_jax.data import DigitsConfig, Preprocessing
 from shuffle_jax.data.augment import mixup_alpha
-from shuffle_jax.models import build
 from shuffle_jax.train import experiment
 from shuffle_jax.train.optimizer import learning_rate
 from shuffle_jax.train.run import Run
@@ -119,43 +116,6 @@ def test_the_rate_of_shift_resnet_falls_at_81_and_122_of_164_epochs(data, name):
     found = [float(rate(step)) for epoch in (81, 122) for step in (epoch * per_epoch - 1, epoch * per_epoch)]
     np.testing.assert_allclose(found, [0.1, 0.01, 0.01, 0.001], rtol=1e-5)
     assert (config.optimizer.weight_decay, config.batch_size, config.augment.crop_padding) == (5e-4, 128, 4)
-
-
-def parameters(config, classes):
-    """How many parameters the network of a preset has, counted without computing one."""
-    size = config.data.image_size
-    network = build(config.network, classes)
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), jnp.zeros((1, size, size, 3)), train=False))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-
-
-def override(name, *words):
-    return train.parse([name, "--data.root", "nowhere", *words]).config
-
-
-@pytest.mark.parametrize(
-    ("name", "pointwise", "count"),
-    [
-        ("imagenet-mobilenet", "dcd", 5_720_028),
-        ("imagenet-mobilenet", "plain", 3_504_872),
-        ("imagenet-resnet", "dcd", 29_835_056),
-        ("imagenet-resnet", "plain", 25_557_032),
-    ],
-)
-def test_the_networks_of_the_released_recipes_have_the_published_sizes(name, pointwise, count):
-    words = () if pointwise == "dcd" else ("--network.pointwise", "plain", "--network.head", "plain")
-    assert parameters(override(name, *words), 1000) == count
-
-
-@pytest.mark.parametrize("name", ["cifar10-mobilenet", "cifar10-resnet"])
-def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
-    sizes = [parameters(override(name), 10)]
-    for pointwise, head in (("dcd", "dcd"), ("condconv", "plain"), ("dyconv", "plain")):
-        config = override(name, "--network.pointwise", pointwise, "--network.head", head)
-        assert (config.network.pointwise, config.network.head) == (pointwise, head)
-        sizes.append(parameters(config, 10))
-    static, dcd, condconv, dyconv = sizes
-    assert static < dcd < dyconv < condconv  # 4 and 8 kernels in place of one
 
 
 def test_a_released_recipe_trains_with_its_ramp_and_its_crops(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from shuffle_jax.data import DeviceBatches
 from shuffle_jax.models.build import mixer_factory
 from shuffle_jax.train import experiment, finish, loop
 
-HERE = Path(__file__).parents[3] / "experiments"
+ROOT = Path(__file__).parents[3]
 
 QUICK = "--epochs 2 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5"
 FILE = f"""
@@ -307,7 +307,7 @@ def test_a_run_killed_before_its_end_is_not_finished(out, tmp_path):
 
 
 def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_on(tmp_path):
-    planned = plan(read(HERE / "comparisons" / "digits.toml"), tmp_path)
+    planned = plan(read(ROOT / "experiments" / "comparisons" / "digits.toml"), tmp_path)
     assert len(planned) == 30
     assert {one.config.data.seed for one in planned} == {1, 2, 3, 4, 5}
     assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
@@ -319,14 +319,16 @@ def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_
     assert len(base) == 5  # the fixed and the learned shuffle differ in the mixer alone
 
 
-COMMITTED = sorted((HERE / "comparisons").glob("*.toml"))
+COMMITTED = sorted((ROOT / "experiments" / "comparisons").glob("*.toml"))
 
 
 @pytest.mark.parametrize("toml", COMMITTED, ids=lambda path: path.stem)
-def test_the_readme_shows_the_committed_results(toml):
+def test_a_page_shows_the_committed_results(toml):
     found = json.loads(toml.with_suffix(".json").read_text(encoding="utf-8"))
-    readme = HERE / "README.md"
-    assert compare.inserted(readme, toml.stem, block(found)) == readme.read_text(encoding="utf-8")
+    command, _, page = toml.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ").rpartition(" --into ")
+    assert command == found["command"]
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert compare.inserted(ROOT / page, toml.stem, block(found)) == text
     stated = tomllib.loads(toml.read_text(encoding="utf-8"))
     assert {v["label"]: v["command"] for v in found["variants"]} == stated["variants"]
     for key in ("title", "text", "seeds", "each_seed"):

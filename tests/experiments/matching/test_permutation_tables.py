@@ -1,4 +1,4 @@
-"""The tables of experiments/README.md on permutations alone say what the commands wrote."""
+"""The tables of docs/results on permutations alone say what the commands wrote."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[3] / "experiments"
-PAGE = (EXPERIMENTS / "README.md").read_text().splitlines()
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "results" / "permutations.md").read_text().splitlines()
 
 
 def read(name):
-    return list(csv.DictReader((EXPERIMENTS / "comparisons" / name).read_text().splitlines()))
+    return list(csv.DictReader((ROOT / "experiments" / "comparisons" / name).read_text().splitlines()))
 
 
 def row_of(*start):
