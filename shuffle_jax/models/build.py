@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import flax.linen as nn
@@ -42,7 +43,8 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
     takes = parameters(family)
     family = partial(family, **_classes(config.family, family, takes, classes), **_common(config, takes))
     family = with_options("family", family, _values(config, "family"))
-    network = family()
+    unset = [p for p in chain(*PLACES.values()) if p in takes and takes[p].default is inspect.Parameter.empty]
+    network = family(**dict.fromkeys(unset))
     if not isinstance(network, nn.Module):
         raise ValueError(f"{config.family} must make a linen module, got {network!r}")
     parts: dict[str, Factory] = {}
@@ -58,6 +60,8 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
             made = factory(config, kind, network)
             any_size = "kernel_size" in parameters(make)
             parts |= {place: made for place in free if place != "conv" or any_size}
+    if missing := [place for place in unset if place not in parts]:
+        raise ValueError(f"{config.family} needs a choice for {' and '.join(missing)}: it has none of its own")
     network = family(**parts) if parts else network
     _check_replaced(config, network)
     return network

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
-from shuffle_jax.models.options import COMMON, chosen_options, groups, parameters
+from shuffle_jax.models.options import chosen_options, groups, parameters
 from shuffle_jax.models.parts import HEADS, KINDS, MIXERS, NETWORKS, POINTWISE, SPATIAL, Part, named, part
 from shuffle_jax.models.stem import StemKind
 
@@ -138,9 +138,10 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         found[group] = {**dataclasses.asdict(options()), **found.get(group, {}), "type": options.__name__}
     common = {f.name: f.default for f in dataclasses.fields(NetworkConfig) if f.name not in GROUPS}
     found = {**common, **found}
-    if old:
+    if old:  # They wrote a depth of 18 and 3 groups for every network.
         takes = parameters(part("family", found["family"]))
-        found |= {name: common[name] for name in COMMON if name not in takes}
+        found["depth"] = found["depth"] if "depth" in takes else None
+        found["groups"] = found["groups"] if found["family"] == "shufflenet_v1" else None
         for group, parts in chosen_options({kind: found[kind] for kind in KINDS}).items():
             had = set().union(*parts.values())
             own = dataclasses.asdict(GROUPS[group]())
