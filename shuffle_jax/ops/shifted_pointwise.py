@@ -1,30 +1,15 @@
 """The fused step of AddressNet: a channel shift, an address shift and a grouped 1x1 convolution as one operation.
 
-A grouped 1x1 convolution reads slices of its input. A channel shift in front of it only makes the slices begin
-elsewhere. An address shift commutes with it where each of its groups moves as a whole: then it is the smaller of the
-two arrays that moves, and the image as it was shifted is never made.
+Here the form is chosen; two of them stand in files of their own.
 """
 
 from __future__ import annotations
 
-import math
-from functools import partial
 from typing import Literal, get_args
 
-import jax
-import jax.numpy as jnp
-
 from shuffle_jax.ops import convolution
-from shuffle_jax.ops.shift import (
-    LEFT_UP_RIGHT_DOWN,
-    Boundary,
-    Offsets,
-    address_shift,
-    channels_from,
-    check_shift,
-    pointer_reads,
-    rotate,
-)
+from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, address_shift, check_shift, rotate
+from shuffle_jax.ops.shifted_pointwise_folded import folded
 from shuffle_jax.typing import Array, Float, Images
 
 Form = Literal["auto", "plain", "folded", "kernel"]
@@ -45,8 +30,7 @@ def shifted_pointwise(
     ``y = pointwise(address_shift(rotate(x, r), offsets, boundary), K, g)``
 
     - "plain" is this equation, left to XLA to fuse.
-    - "folded" rotates the rows of the kernel, or the slices that are read, at no cost. Where there are several groups,
-      and fewer channels out than in, the products move and not the image; if several offsets share a group, its parts.
+    - "folded" is :func:`~shuffle_jax.ops.shifted_pointwise_folded.folded`, which moves products where they are fewer.
     - "kernel" is :func:`~shuffle_jax.ops.shifted_pointwise_kernel.shift_and_convolve`, one kernel for GPU.
     - "auto" is the fastest known on the platform: "folded". On GPU nothing has been measured, and the kernel has only
       been lowered and interpreted, not run: it is there to be asked for.
@@ -67,6 +51,7 @@ def shifted_pointwise(
         ValueError: as :func:`~shuffle_jax.ops.shift.address_shift` and
             :func:`~shuffle_jax.ops.convolution.pointwise`, or there is no such form, or not here.
 
+    >>> import jax.numpy as jnp
     >>> x, kernel = jnp.arange(4.0).reshape(1, 1, 1, 4), jnp.ones((1, 1, 2, 2))
     >>> shifted_pointwise(x, kernel, groups=2, rotation=1, offsets=()).ravel().tolist()
     [3.0, 3.0]
@@ -82,54 +67,4 @@ def shifted_pointwise(
         return shift_and_convolve(x, kernel, groups, rotation, offsets, boundary)
     if form == "plain":
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
-    # In as many groups as both need, each moves as a whole; those that make the same outputs are added afterwards.
-    channels, outputs = x.shape[-1], kernel.shape[-1]
-    parts = math.lcm(groups, len(offsets) or 1)
-    if parts > groups == 1 or parts * outputs > groups * channels:
-        return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
-    if parts > groups:
-        jax.eval_shape(partial(convolution.pointwise, groups=groups), x, kernel)  # what does not fit is told in groups
-        kernel = _split_groups(kernel, groups, parts // groups)
-    products = convolution.pointwise(x, kernel, parts, rotation)
-    if boundary == "pointer" and offsets:
-        moved = _products_by_pointer(x, products, kernel, parts, rotation, offsets)
-    else:
-        moved = address_shift(products, offsets, boundary)
-    return moved if parts == groups else _add_neighbours(moved, groups, parts // groups)
-
-
-def _split_groups(kernel: Float[Array, "1 1 i o"], groups: int, by: int) -> Float[Array, "1 1 j p"]:
-    """The kernel of a convolution in ``by`` times as many groups, whose outputs remain to be added."""
-    _, _, inputs, outputs = kernel.shape
-    table = kernel.reshape(by, inputs // by, groups, outputs // groups)
-    return table.transpose(1, 2, 0, 3).reshape(1, 1, inputs // by, by * outputs)
-
-
-def _add_neighbours(x: Images, groups: int, by: int) -> Images:
-    parts = jnp.split(x, groups * by, axis=-1)
-    return jnp.concatenate([sum(parts[k * by + 1 : (k + 1) * by], parts[k * by]) for k in range(groups)], axis=-1)
-
-
-def _products_by_pointer(
-    x: Images,
-    products: Images,
-    kernel: Float[Array, "1 1 i o"],
-    groups: int,
-    rotation: int,
-    offsets: Offsets,
-) -> Images:
-    """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
-    n, h, w, c = x.shape
-    rows, parts = x.reshape(n, 1, h * w, c), jnp.split(products.reshape(n, 1, h * w, -1), len(offsets), axis=-1)
-    kernels = jnp.split(kernel, len(offsets), axis=-1)
-    size, moved = c // len(offsets), []
-    for k, (part, weights, (dh, dw)) in enumerate(zip(parts, kernels, offsets, strict=True)):
-        pieces = []
-        for start, stop, further in pointer_reads(h * w, dh * w + dw):
-            if further == 0:
-                pieces.append(part[:, :, start:stop])
-            else:
-                rim = channels_from(rows[:, :, start:stop], k * size + rotation + further, size)
-                pieces.append(convolution.pointwise(rim, weights, groups // len(offsets)))
-        moved.append(jnp.concatenate(pieces, axis=2))
-    return jnp.concatenate(moved, axis=-1).reshape(n, h, w, -1)
+    return folded(x, kernel, groups, rotation, offsets, boundary)

@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton
 
 from shuffle_jax.ops import convolution, shift
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, check_shift
-from shuffle_jax.ops.shifted_pointwise import shifted_pointwise
+from shuffle_jax.ops.shifted_pointwise_folded import folded
 from shuffle_jax.typing import Array, Float, Images, Int, Num
 
 
@@ -42,8 +42,8 @@ def shift_and_convolve(
     ``jax.default_matmul_precision`` changes both. Sums are float32, rounded once.
 
     Backward, the image's gradient is the same kernel with the offsets negated, where the boundary is "zero" or "wrap"
-    (or nothing moves) and the number of offsets divides the groups. All else is the gradient of the form "folded" of
-    :func:`~shuffle_jax.ops.shifted_pointwise.shifted_pointwise`, by XLA: that of the 1x1 kernel always, and with the
+    (or nothing moves) and the number of offsets divides the groups. All else is the gradient of
+    :func:`~shuffle_jax.ops.shifted_pointwise_folded.folded`, by XLA: that of the 1x1 kernel always, and with the
     boundary "pointer", whose groups read some cells twice, both. There is no forward-mode derivative.
 
     XLA does not divide a kernel over devices: call this within ``jax.shard_map``, with ``check_vma=False``, or each of
@@ -138,11 +138,11 @@ def _backward(
     x, kernel = saved
     options = (step.groups, step.rotation, step.offsets, step.boundary)
 
-    def folded(x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
-        return shift.rotate(shifted_pointwise(x, kernel, *options, form="folded"), -step.rotated)
+    def by_xla(x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
+        return shift.rotate(folded(x, kernel, *options), -step.rotated)
 
     if not step.as_one or (step.offsets and step.boundary == "pointer"):
-        return jax.vjp(folded, x, kernel)[1](gradient)
+        return jax.vjp(by_xla, x, kernel)[1](gradient)
     back = replace(
         step,
         rotation=step.rotated,
@@ -150,7 +150,7 @@ def _backward(
         offsets=tuple((-dh, -dw) for dh, dw in step.offsets),
     )
     blocks = kernel.reshape(kernel.shape[2], step.groups, -1)
-    (kernel_gradient,) = jax.vjp(partial(folded, x), kernel)[1](gradient)
+    (kernel_gradient,) = jax.vjp(partial(by_xla, x), kernel)[1](gradient)
     return _step(back, gradient, blocks.T.reshape(1, 1, -1, x.shape[-1])), kernel_gradient
 
 
