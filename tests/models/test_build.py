@@ -1,224 +1,179 @@
-"""Every field of a configuration reaches its network."""
+"""Every choice and every option of a configuration reaches its network, and what a network has not is refused."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import get_args
+import dataclasses
+from functools import partial
+from typing import Literal, get_args, get_origin
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from shuffle_jax.models import NetworkConfig, ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.config import (
-    AttentionConfig,
-    DecompositionConfig,
-    DynamicConfig,
-    Family,
-    MixerKind,
-    ShiftConfig,
-)
-from shuffle_jax.models.decomposition import basic_sizes
+from shuffle_jax.models import NetworkConfig, build
+from shuffle_jax.models.build import factory
+from shuffle_jax.models.config import GROUPS
+from shuffle_jax.models.options import module_of, options
+from shuffle_jax.models.parts import KINDS, MIXERS, NETWORKS
 from shuffle_jax.nn import (
-    AddressShift,
     AutoShuffle,
     ChannelShift,
     ChannelShuffle,
-    CondConv,
-    DYConv,
     DynamicConv,
     DynamicDense,
-    DynamicShuffle,
     FactorGenerator,
-    FixedPermutation,
-    Identity,
-    SqueezeExcitation,
     StaticDynamicShuffle,
 )
-from shuffle_jax.nn.dynamic_conv import default_sizes
+
+CALLED = {"mixer": {}, "pointwise": {"features": 4}, "spatial": {"stride": 1}, "head": {"features": 2}}
+"""What a network gives a part when it makes it."""
+WITH_OPTIONS = [
+    (kind, name)
+    for kind, table in KINDS.items()
+    for name, part in table.items()
+    if part.make is not None and options(kind, part.make)
+]
 
 
-def test_v1():
-    config = NetworkConfig("shufflenet_v1", width=1.5, groups=8, stem="imagenet", dtype="bfloat16")
-    network = build(config, classes=7)
-    assert isinstance(network, ShuffleNetV1)
-    assert (network.classes, network.groups, network.width, network.stem) == (7, 8, 1.5, "imagenet")
-    assert network.dtype == jnp.bfloat16
-    assert network.head_bias
+def other(option):
+    """A value that is not the default."""
+    kind = next((one for one in get_args(option.kind) if one is not type(None)), option.kind)
+    if get_origin(option.kind) is Literal:
+        return next(choice for choice in get_args(option.kind) if choice != option.default)
+    return not option.default if kind is bool else kind(0.125 if kind is float else 13)
 
 
-def test_v2():
-    network = build(NetworkConfig("shufflenet_v2", width=2.0, groups=8), classes=7)
-    assert isinstance(network, ShuffleNetV2)
-    assert (network.classes, network.width, network.stem, network.dtype) == (7, 2.0, "small", jnp.float32)
+@pytest.mark.parametrize(("kind", "name"), WITH_OPTIONS)
+def test_every_option_reaches_its_module(kind, name):
+    make, _, group = KINDS[kind][name]
+    chosen = {option.name: other(option) for option in options(kind, make).values()}
+    config = NetworkConfig(**{"family": "shufflenet_v2", kind: name, (group or name): chosen})
+    made = build(config, 5) if kind == "family" else factory(config, kind)(**CALLED[kind])
+    assert isinstance(made, module_of(make))
+    inner = made.generator(sizes=(2, 3)) if "start_logit" in chosen else made
+    for option, value in chosen.items():
+        assert getattr(made if hasattr(made, option) else inner, option) == value, option
+    if name in ("dynamic", "factors", "static_dynamic"):
+        assert isinstance(inner, FactorGenerator)
+        assert inner.dynamic == (name != "factors")
+    assert {option.name for option in dataclasses.fields(GROUPS[group or name])} >= set(chosen)
 
 
-MIXERS = {
-    "auto": lambda groups: AutoShuffle(start="shuffle", noise=0.25, groups=groups),
-    "shuffle": lambda groups: ChannelShuffle(groups=groups),
-    "shift": lambda groups: ChannelShift(groups=groups),
-    "random": lambda groups: FixedPermutation(seed=9),
-    "identity": lambda groups: Identity(),
-    "squeeze": lambda groups: SqueezeExcitation(groups=groups, hidden=5),
-}
-OPTIONS = DynamicConfig(
-    per_group=True,
-    hidden=5,
-    start="random",
-    start_logit=2.5,
-    normalization="sinkhorn",
-    temperature=2.0,
-    end_temperature=0.5,
-    binarize_from=0.25,
-    evaluation="repaired",
-    pointwise_groups=7,
-    static="grouped",
-    replaced="all",
-)
+@pytest.mark.parametrize("family", NETWORKS)
+def test_every_network_has_the_common_options(family):
+    values = {"width": 0.5, "depth": 50, "groups": 8, "stem": "imagenet", "dropout": 0.25, "dtype": "bfloat16"}
+    names = {field.name for field in dataclasses.fields(NETWORKS[family].make)}
+    has = {name: value for name, value in values.items() if name in names}
+    network = build(NetworkConfig(family, **has), 7)
+    assert type(network) is NETWORKS[family].make
+    assert network.classes == 7
+    assert {name: getattr(network, name) for name in has} == has
+    assert set(values) - set(has) == {
+        "shufflenet_v1": {"depth"},
+        "shufflenet_v2": {"depth", "groups"},
+        "mobilenet_v2": {"depth"},
+        "resnet": set(),
+        "addressnet": {"width"},
+        "shift_resnet": {"width", "stem"},
+    }[family]  # fmt: skip
+    for name in set(values) - set(has):
+        with pytest.raises(ValueError, match=f"{family} has no {name}, got .*: leave --network.{name} at .*it has "):
+            build(NetworkConfig(family, **{name: values[name]}), 7)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-@pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2), ("addressnet", 4)])
-def test_mixers_have_their_options_and_the_groups_of_the_family(family, groups, mixer):
-    options = {"auto_start": "shuffle", "auto_noise": 0.25, "dynamic": OPTIONS}
-    config = NetworkConfig(family, groups=4, mixer=mixer, mixer_seed=9, **options)
-    found = build(config, classes=2).mixer
-    if (family, mixer) == ("addressnet", "shift"):
-        assert found is None  # It is fused with what follows it.
-    else:
-        assert found() == MIXERS[mixer](groups)
+@pytest.mark.parametrize("family", NETWORKS)
+def test_every_network_takes_every_mixer_in_its_groups_or_others(family):
+    own = build(NetworkConfig(family), 2).mixing_groups
+    for mixer, (make, _, group) in MIXERS.items():
+        found = build(NetworkConfig(family, mixer=mixer), 2).mixer()
+        assert isinstance(found, module_of(make))
+        if "groups" in options("mixer", make):
+            assert found.groups == own
+            assert build(NetworkConfig(family, mixer=mixer, **{group or mixer: {"groups": 6}}), 2).mixer().groups == 6
+    assert type(build(NetworkConfig(family), 2).mixer()) is AutoShuffle
 
 
-def test_addressnet_has_its_options():
-    shift = ShiftConfig(boundary="wrap", shortcut="shift")
-    network = build(NetworkConfig("addressnet", depth=44, mixer="shift", shift=shift, dtype="bfloat16"), classes=7)
-    assert (network.classes, network.depth, network.stem) == (7, 44, "small")
-    assert (network.shortcut, network.boundary, network.pointwise, network.dtype) == ("shift", "wrap", None, "bfloat16")
-
-
-def test_shift_resnet_has_its_options():
-    network = build(
-        NetworkConfig("shift_resnet", depth=56, mixer="identity", shift=ShiftConfig(expansion=6)), classes=7
+def test_dense_networks_have_no_groups_and_others_those_of_their_papers():
+    groups = {family: build(NetworkConfig(family), 2).mixing_groups for family in NETWORKS}
+    assert groups == {"shufflenet_v1": 3, "shufflenet_v2": 2, "addressnet": 4} | dict.fromkeys(
+        ("mobilenet_v2", "resnet", "shift_resnet"), 1
     )
-    assert (network.classes, network.depth, network.expansion) == (7, 56, 6)
+    assert build(NetworkConfig("addressnet", mixer="shift"), 2).mixer() == ChannelShift(groups=4)
 
 
-def test_mobilenet_takes_address_shifts_for_its_depthwise_convolutions():
-    config = NetworkConfig("mobilenet_v2", mixer="identity", spatial="address", shift=ShiftConfig(boundary="zero"))
-    assert build(config, classes=2).shift(stride=2) == AddressShift(boundary="zero", stride=2)
-    assert build(replace(config, spatial="depthwise"), classes=2).shift is None
+def test_layers_of_any_size_are_those_of_resnet_and_1x1_layers_are_not():
+    for pointwise in ("dcd", "condconv", "dyconv"):
+        network = build(NetworkConfig("resnet", pointwise=pointwise), 2)
+        assert network.conv(features=4) == network.pointwise(features=4)
+    layers = build(NetworkConfig("resnet", pointwise="static_dynamic", dynamic={"replaced": "all"}), 2)
+    plain = build(NetworkConfig("resnet"), 2)
+    assert layers.conv == plain.conv
+    assert isinstance(layers.pointwise(features=4), StaticDynamicShuffle)
+    assert (plain.pointwise, plain.head) == (type(plain)(2).pointwise, type(plain)(2).head)
 
 
-@pytest.mark.parametrize("mixer", ["dynamic", "factors"])
-@pytest.mark.parametrize(("family", "groups"), [("shufflenet_v1", 4), ("shufflenet_v2", 2)])
-@pytest.mark.parametrize("own_groups", [None, 12])
-def test_dynamic_mixers_have_their_options(family, groups, mixer, own_groups):
-    options = replace(OPTIONS, groups=own_groups)
-    found = build(NetworkConfig(family, groups=4, mixer=mixer, dynamic=options), classes=2).mixer()
-    assert isinstance(found, DynamicShuffle)
-    assert (found.groups, found.per_group) == (own_groups or groups, True)
-    assert (found.binarize_from, found.evaluation) == (0.25, "repaired")
-    assert found.generator(sizes=(2, 3)) == generator(dynamic=mixer == "dynamic")
-
-
-def generator(dynamic):
-    starts = {"start": "random", "start_logit": 2.5}
-    options = {"normalization": "sinkhorn", "temperature": 2.0, "end_temperature": 0.5}
-    return FactorGenerator((2, 3), dynamic=dynamic, hidden=5, **starts, **options)
-
-
-@pytest.mark.parametrize("family", get_args(Family))
-def test_static_dynamic_layers_have_their_options(family):
-    config = NetworkConfig(family, mixer="identity", pointwise="static_dynamic", dynamic=OPTIONS)
-    found = build(config, classes=2).pointwise(features=14)
-    assert isinstance(found, StaticDynamicShuffle)
-    assert (found.blocks, found.static, found.replaced) == (7, "grouped", "all")
-    assert (found.binarize_from, found.evaluation) == (0.25, "repaired")
-    assert found.generator(sizes=(2, 3)) == generator(dynamic=True)
-
-
-def test_every_kind_of_mixer_is_built():
-    assert {*MIXERS, "dynamic", "factors"} == set(get_args(MixerKind))
-
-
-def test_shufflenet_v1_has_no_square_layers_to_replace():
-    with pytest.raises(ValueError, match=r"as many channels out as in: choose --network\.dynamic\.replaced all"):
-        build(NetworkConfig("shufflenet_v1", pointwise="static_dynamic"), classes=2)
-
-
-@pytest.mark.parametrize("family", ["shufflenet_v1", "shufflenet_v2"])
-def test_by_default_permutations_are_learned_in_a_network_for_small_images(family):
-    network = build(NetworkConfig(family), classes=2)
-    assert isinstance(network.mixer(), AutoShuffle)
-    assert network.stem == "small"
-
-
-DYNAMIC = {
-    "dcd": DynamicConv(14, squeeze=8, latent=6, blocks=2, elements=3, form="kernels"),
-    "condconv": CondConv(14, count=5, form="features"),
-    "dyconv": DYConv(14, count=5, temperature=9.0, end_temperature=2.0, form="features"),
-}
-
-
-@pytest.mark.parametrize("kind", DYNAMIC)
-@pytest.mark.parametrize("family", get_args(Family))
-def test_dynamic_convolutions_have_their_options(family, kind):
-    dcd = DecompositionConfig(squeeze=8, latent=6, blocks=2, elements=3, form="kernels")
-    attention = AttentionConfig(kernels=5, temperature=9.0, end_temperature=2.0, form="features")
-    network = build(NetworkConfig(family, mixer="identity", pointwise=kind, dcd=dcd, attention=attention), classes=2)
-    found = [network.pointwise(features=14)] + ([network.conv(features=14)] if family == "resnet" else [])
-    for layer in found:
-        expected = DYNAMIC[kind]
-        if kind == "dcd":  # Start and rule are those of the family.
-            expected = expected.clone(
-                rule=basic_sizes if family == "resnet" else default_sizes, head_init=layer.head_init
-            )
-        assert layer == expected
+def test_layers_start_from_what_their_network_says_and_from_what_is_chosen():
+    network = build(NetworkConfig("resnet", depth=50, pointwise="dcd", head="dcd", dcd={"latent": 6}), 2)
+    own = network.layer_defaults()
+    layer, head = network.conv(features=4), network.head(features=2)
+    assert (layer.rule, layer.head_init, layer.latent) == (own[DynamicConv]["rule"], own[DynamicConv]["head_init"], 6)
+    assert (head.kernel_init, head.latent) == (own[DynamicDense]["kernel_init"], 32)
+    assert layer.rule is not build(NetworkConfig("resnet", pointwise="dcd"), 2).conv(features=4).rule
 
 
 def test_kernels_are_as_many_as_in_their_papers():
-    counts = [
-        build(NetworkConfig("mobilenet_v2", mixer="identity", pointwise=kind), classes=2).pointwise(features=4).count
-        for kind in ("condconv", "dyconv")
-    ]
-    assert counts == [8, 4]
-
-
-def test_sizes_of_deep_resnets_are_those_of_bottlenecks():
-    config = NetworkConfig("resnet", depth=50, mixer="identity", pointwise="dcd", head="dcd")
-    network = build(config, classes=2)
-    assert network.conv(features=4).kind == network.pointwise(features=4).kind == "bottleneck"
-    assert isinstance(network.head(features=2), DynamicDense)
+    kinds = ("condconv", "dyconv")
+    assert [factory(NetworkConfig(pointwise=kind), "pointwise")(features=4).count for kind in kinds] == [8, 4]
 
 
 @pytest.mark.parametrize(
-    "config, message",
+    ("config", "message"),
     [
-        (NetworkConfig("resnet"), "resnet has no shuffle for --network.mixer auto: choose identity"),
-        (NetworkConfig("shufflenet_v2", head="dcd"), "has a plain classifier without dropout"),
-        (NetworkConfig("addressnet", head="dcd"), "has a plain classifier without dropout"),
-        (NetworkConfig("addressnet", mixer="shift", pointwise="static_dynamic"), "replaced all"),
-        (NetworkConfig("resnet", mixer="identity", spatial="address"), "no place for --network.spatial address"),
-        (NetworkConfig("shift_resnet", mixer="identity", stem="imagenet"), "choose --network.stem small"),
-        (NetworkConfig("shift_resnet", mixer="shift"), "has no shuffle for --network.mixer shift"),
-        (NetworkConfig("shufflenet_v1", dropout=0.5), "has a plain classifier without dropout"),
-        (NetworkConfig("mobilenet_v2", mixer="identity", pointwise="static_dynamic"), "replaced all"),
-        (NetworkConfig("resnet", mixer="identity", pointwise="static_dynamic"), "depth of 50 or more"),
+        ({"mixer": "shufle"}, "--network.mixer has no choice 'shufle'; near: shuffle, .*or your own as module:Name"),
+        ({"family": "addressnet", "spatial": "address"}, "no place for --network.spatial address: choose depthwise"),
+        (
+            {"family": "addressnet", "shift": {"expansion": 2}},
+            "no option expansion: leave .* at 3 .it has boundary",
+        ),
+        (
+            {"mixer": "squeeze", "dynamic": {"blocks": 2}},
+            "no option blocks: leave --network.dynamic.blocks at None",
+        ),
+        ({"pointwise": "condconv", "attention": {"annealing": 0.5}}, "condconv has no option annealing: leave"),
+        ({"family": "shufflenet_v1", "pointwise": "static_dynamic"}, "choose --network.dynamic.replaced all"),
+        ({"family": "resnet", "pointwise": "static_dynamic"}, "no 1x1 layer of resnet has as many channels out as in"),
     ],
 )
-def test_what_a_family_has_not_is_refused(config, message):
+def test_what_a_network_has_not_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
-        build(config, classes=2)
+        build(NetworkConfig(**config), classes=2)
+
+
+def test_options_of_parts_that_are_not_chosen_are_not_read():
+    """So that a preset with options for its mixer is one of every mixer."""
+    preset = NetworkConfig(auto={"candidates": 4}, dcd={"squeeze": 8})
+    assert build(dataclasses.replace(preset, mixer="shuffle"), 2).mixer() == ChannelShuffle(groups=2)
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("kind", "name", "wrong"),
     [
-        lambda: ShiftConfig(expansion=0),
-        lambda: DecompositionConfig(squeeze=0),
-        lambda: DecompositionConfig(elements=-1),
-        lambda: AttentionConfig(0),
+        ("mixer", "auto", {"start": "shuffle", "noise": 0.0}),
+        *(("mixer", "dynamic", wrong) for wrong in ({"groups": 0}, {"start_logit": 0.0}, {"binarize_from": 1.5})),
+        *(("mixer", "factors", wrong) for wrong in ({"temperature": 0.0}, {"end_temperature": -1.0})),
+        *(("mixer", name, {"hidden": 0}) for name in ("dynamic", "squeeze")),
+        ("pointwise", "static_dynamic", {"replaced": "all", "blocks": 0}),
+        *(("pointwise", "dcd", wrong) for wrong in ({"squeeze": 0}, {"latent": 0}, {"elements": -1}, {"blocks": 0})),
+        *(("pointwise", "dyconv", wrong) for wrong in ({"count": 0}, {"temperature": 0.0}, {"annealing": 0.0})),
+        ("family", "shift_resnet", {"expansion": 0}),
     ],
 )
-def test_options_below_their_range_are_refused(make):
-    with pytest.raises(ValueError, match="give"):
-        make()
+def test_values_out_of_range_are_refused_by_the_part_itself(kind, name, wrong):
+    config = NetworkConfig(**{kind: name, (KINDS[kind][name].group or name): wrong})
+    made = build(config, 2) if kind == "family" else factory(config, kind)(**CALLED[kind])
+    apply = partial(made.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r".") as error:
+        jax.eval_shape(apply, jnp.zeros((1, 8, 8, 12)))
+    option = list(wrong)[-1]
+    assert str(wrong[option]) in str(error.value)
+    assert "\n" not in str(error.value)
