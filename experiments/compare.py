@@ -31,8 +31,9 @@ from experiments.comparison.figure import figure
 from experiments.comparison.plan import Comparison, Planned, naming, plan, read
 from experiments.comparison.runs import run_result
 from experiments.comparison.table import Results, block, table
-from shuffle_jax.analysis.records import read_records
 from shuffle_jax.files import replace_file
+from shuffle_jax.records import read_records
+from shuffle_jax.run import Run
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ def check(planned: Sequence[Planned]) -> None:
     Raises:
         ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
     """
+    from shuffle_jax.train.config import check_config
     from shuffle_jax.train.experiment import prepare
-    from shuffle_jax.train.run import Run
 
     built = set()
     for one in planned:
         folder = Run(one.path)
         if folder.exists():
-            folder.check(one.config)
+            check_config(folder, one.config)
         else:
             folder.check_free()
         if one.label not in built and not finished(one.path):
@@ -98,7 +99,7 @@ def check(planned: Sequence[Planned]) -> None:
 
 def finished(path: Path) -> bool:
     """Whether the run there has its results."""
-    metrics = path / "metrics.jsonl"
+    metrics = Run(path).metrics
     return metrics.exists() and run_result(read_records(metrics)) is not None
 
 
@@ -117,10 +118,8 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
         return {}
     import jax
 
-    from shuffle_jax.train.interrupt import Stopped
-    from shuffle_jax.train.loop import train
-    from shuffle_jax.train.meter import NonFiniteLoss
-    from shuffle_jax.train.run import Run
+    from shuffle_jax.train.loop import Stopped, train
+    from shuffle_jax.train.metrics import NonFiniteLoss
 
     out.mkdir(parents=True, exist_ok=True)
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -171,11 +170,11 @@ def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[P
     written = []
     for one in planned:
         said = {"failed": failures[one.path]} if one.path in failures else None
-        said = said or run_result(read_records(one.path / "metrics.jsonl")) or {"failed": "not finished"}
+        said = said or run_result(read_records(Run(one.path).metrics)) or {"failed": "not finished"}
         variants[one.label]["runs"].append({"seed": one.seed, **said})
-        for name, text in json.loads((one.path / "config.json").read_text(encoding="utf-8"))["versions"].items():
+        for name, text in Run(one.path).versions().items():
             versions.setdefault(name, set()).add(text)
-        written.append((one.path / "metrics.jsonl").stat().st_mtime)
+        written.append(Run(one.path).metrics.stat().st_mtime)
     return {
         "name": comparison.name,
         "title": comparison.title,
@@ -203,7 +202,6 @@ def costs(label: str, planned: Sequence[Planned]) -> dict[str, int]:
     """
     from shuffle_jax.analysis.count import Count, Known, count
     from shuffle_jax.models import build
-    from shuffle_jax.train.run import Run
 
     known: Known = {}
     found: set[Count] = set()

@@ -173,27 +173,19 @@ def write(
         preprocessing: from pictures to images.
     """
     import jax
-    import jax.numpy as jnp
     import optax
 
+    from shuffle_jax.run import Run
     from shuffle_jax.train.checkpoint import Checkpoints
+    from shuffle_jax.train.config import to_json
     from shuffle_jax.train.optimizer import make_optimizer
-    from shuffle_jax.train.run import Run
-    from shuffle_jax.train.state import TrainState
+    from shuffle_jax.train.state import first_state
 
-    params = variables["params"]
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        statistics=variables["batch_stats"],
-        permutations={},
-        opt_state=make_optimizer(config.optimizer, optax.constant_schedule(0.0)).init(params),
-        average=None,
-        key=jax.random.key(config.seed),
-    )
+    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
+    state = first_state(jax.random.key(config.seed), variables, optimizer)
     run = Run(out)
     try:
-        run.start(config, classes, preprocessing)
+        run.start(to_json(config), classes, preprocessing)
         with Checkpoints(run.checkpoints) as checkpoints:
             checkpoints.save(state)
     except BaseException:

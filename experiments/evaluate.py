@@ -24,16 +24,12 @@ from typing import Annotated
 import tyro
 
 from experiments.cli import main, parse, quiet_libraries
-from shuffle_jax.deploy.freeze import dynamic_layers
+from shuffle_jax.console import Console
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
-from shuffle_jax.nn.collections import relaxed_permutations
-from shuffle_jax.nn.dynamic_shuffle import Evaluation
-from shuffle_jax.train.console import Console
 from shuffle_jax.train.experiment import Experiment, restore
-from shuffle_jax.train.probe import Probe
-from shuffle_jax.train.step import evaluate, make_eval_step
+from shuffle_jax.train.trained import forms, hardened_experiment
 from shuffle_jax.typing import PyTree
 
 FROZEN = "frozen to the mean permutation"
@@ -67,8 +63,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
     experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
-    dynamic = bool(dynamic_layers(experiment.network, variables, experiment.dataset.image_shape))
-    probed = Probe(experiment).numbers(variables) if dynamic else {}
+    dynamic = experiment.probe is not None
+    probed = experiment.probe.numbers(variables) if experiment.probe is not None else {}
     rows, diagnoses = results(experiment, variables, dynamic)
     if options.twin is not None:
         twin, twin_variables, _ = restore(options.twin, options.checkpoint, options.devices)
@@ -76,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 f"{options.twin} was trained on other data than {options.run}: name a twin on the same data"
             )
-        rows[f"twin: {options.twin}"] = _accuracy(twin, twin_variables)
+        rows[f"twin: {options.twin}"] = twin.evaluate(twin_variables)
 
     console = Console(total_steps=1, steps_per_epoch=1)
     title = f"{options.run}, step {step}, {len(experiment.dataset.test)} test images"
@@ -123,26 +119,16 @@ def results(
         learned permutations of "relaxed" and "hardened"; else of "as trained" alone. And of "fixed shuffle, same
         weights", where the mixers are all that was learned or dynamic.
     """
-    network, shuffled = experiment.config.network, None
-    rows: dict[str, dict[str, float]] = {}
-    diagnoses: dict[str, Diagnosis] = {}
-    if dynamic:
-        modes: tuple[Evaluation, ...] = ("hard", "soft", "repaired")
-        for mode in modes:
-            rows[mode] = _accuracy(experiment.with_evaluation(mode), variables)
-        rows[FROZEN] = _accuracy(experiment, experiment.freeze(variables).variables)
-        shuffled = variables if network.pointwise == "plain" else None
-    elif relaxed_permutations(variables["params"]):
-        hard = experiment.harden(variables)
-        rows["relaxed"] = _accuracy(experiment, variables)
-        rows["hardened"] = _accuracy(experiment, hard.variables)
-        diagnoses, shuffled = hard.diagnoses, hard.variables
-    else:
-        rows["as trained"] = _accuracy(experiment, variables)
-    if shuffled is not None and network.mixer != "identity":  # a network from outside has mixers of its own
+    hard = hardened_experiment(experiment, variables)
+    shown = {"relaxed": "hard", "frozen": FROZEN} if dynamic else {} if hard.permutations else {"relaxed": "as trained"}
+    rows = {shown.get(name, name): result for name, result in forms(experiment, variables, hard)}
+    network = experiment.config.network
+    learned = network.pointwise == "plain" if dynamic else bool(hard.permutations)
+    if learned and network.mixer != "identity":  # a network from outside has mixers of its own
         fixed = build(dataclasses.replace(network, mixer="shuffle"), len(experiment.dataset.classes))
-        rows["fixed shuffle, same weights"] = _accuracy(dataclasses.replace(experiment, network=fixed), shuffled)
-    return rows, diagnoses
+        kept = variables if dynamic else hard.variables
+        rows["fixed shuffle, same weights"] = dataclasses.replace(experiment, network=fixed).evaluate(kept)
+    return rows, hard.diagnoses
 
 
 def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], images: int) -> str:
@@ -161,11 +147,6 @@ def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], ima
     if hard - frozen <= error:
         return f"static in effect: {told}, within the standard error of {100 * error:.2f}; {seen}"
     return f"dynamic in effect: {told}, standard error {100 * error:.2f}; {seen}"
-
-
-def _accuracy(experiment: Experiment, variables: dict[str, PyTree]) -> dict[str, float]:
-    step = make_eval_step(experiment.network, experiment.mesh, pixels=experiment.pixels)
-    return evaluate(step, variables, experiment.batches.test())
 
 
 if __name__ == "__main__":

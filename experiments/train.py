@@ -20,7 +20,8 @@ from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
 from experiments.presets import PRESETS
 from experiments.presets.source import source
 from shuffle_jax.data.pipelines import InputConfig
-from shuffle_jax.distributed import DistributedConfig, connect, is_lead, leave, part
+from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
+from shuffle_jax.run import newest, next_free
 from shuffle_jax.train.config import TrainConfig
 
 
@@ -69,9 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     quiet_libraries()
     connect(options.distributed)
-    from shuffle_jax.train.interrupt import Stopped
-    from shuffle_jax.train.loop import train
-    from shuffle_jax.train.run import newest, next_free
+    from shuffle_jax.train.loop import Stopped, train
 
     default = Path("runs") / options.preset
     folder = options.run
@@ -91,9 +90,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
             profile=options.profile,
         )
     except Stopped:  # on which all processes agree
-        part()
+        shutdown()
         raise
-    part()
+    shutdown()
 
 
 def _summary(preset: object) -> str:
@@ -101,4 +100,4 @@ def _summary(preset: object) -> str:
 
 
 if __name__ == "__main__":
-    main(run, leave)
+    main(run, exit_process)

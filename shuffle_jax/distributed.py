@@ -57,13 +57,15 @@ class DistributedConfig:
         if missing and len(missing) < len(given):
             raise ValueError(f"coordinator, processes and index go together: {' and '.join(missing)} is missing")
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
-            raise ValueError(f"coordinator is {self.coordinator!r}: give HOST:PORT, such as node0:9876")
+            raise ValueError(f"coordinator must be HOST:PORT, such as node0:9876, got {self.coordinator!r}")
         if self.processes is not None and self.processes < 1:
-            raise ValueError(f"processes is {self.processes}: give 1 or more")
+            raise ValueError(f"processes must be at least 1, got {self.processes}")
         if self.index is not None and not 0 <= self.index < (self.processes or 0):
-            raise ValueError(f"index is {self.index}: give each process its own from 0 to {(self.processes or 0) - 1}")
+            raise ValueError(
+                f"index must be from 0 to {(self.processes or 0) - 1}, another one for each process, got {self.index}"
+            )
         if self.timeout < 1:
-            raise ValueError(f"timeout is {self.timeout}: give 1 second or more")
+            raise ValueError(f"timeout must be at least 1 second, got {self.timeout}")
 
 
 class ProcessLost(ConnectionError):
@@ -74,8 +76,8 @@ def connect(config: DistributedConfig) -> None:
     """Makes this process one of several, before anything is computed; a process that is alone stays as it is.
 
     From then on ``jax.devices()`` are the devices of all processes. A process that is lost ends the others within
-    ``config.timeout`` seconds, on CPUs at once. :func:`part` ends the connection when all are done, and :func:`leave` a
-    process that is not.
+    ``config.timeout`` seconds, on CPUs at once. :func:`shutdown` ends the connection when all are done, and
+    :func:`exit_process` a process that is not.
 
     Args:
         config: where the others are.
@@ -92,7 +94,7 @@ def connect(config: DistributedConfig) -> None:
         f"start all within {STARTUP} s, with one --distributed.coordinator, whose port is free, and each with its own "
         "--distributed.index"
     )
-    _last_words.leave(f"the other processes could not be connected {where}: {advice}")
+    _watchdog.start(f"the other processes could not be connected {where}: {advice}")
     try:
         jax.distributed.initialize(
             config.coordinator,
@@ -108,9 +110,9 @@ def connect(config: DistributedConfig) -> None:
         reason = _first_line(error)
         raise ValueError(f"the other processes could not be connected {where} ({reason}): {advice}") from error
     finally:
-        _last_words.take_back()
+        _watchdog.stop()
     if jax.process_count() > 1:
-        _last_words.leave(
+        _watchdog.start(
             f"process {jax.process_index()} of {jax.process_count()} was ended: another process ended or was lost, see "
             "what it says, or this one was killed; continue with --resume"
         )
@@ -206,7 +208,7 @@ def same(what: str, value: object) -> None:
         )
 
 
-def part() -> None:
+def shutdown() -> None:
     """Ends the connection, together with all other processes.
 
     Raises:
@@ -218,15 +220,15 @@ def part() -> None:
             jax.distributed.shutdown()
         except (RuntimeError, ValueError) as error:
             raise lost(error) from error
-        _last_words.take_back()
+        _watchdog.stop()
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Ends this process with an exit code; one that still has a connection to others does not wait for them."""
     if jax.distributed.is_initialized():
-        if _last_words.left and jax.process_index() == 0:
+        if _watchdog.running and jax.process_index() == 0:
             time.sleep(GRACE)
-        _last_words.take_back()
+        _watchdog.stop()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # an orderly end would wait for processes that wait for this one
@@ -249,7 +251,7 @@ def _detects(detect: str, environment: Mapping[str, str]) -> bool:
     return slurm or mpi or kubernetes or tpu
 
 
-class _LastWords:
+class _Watchdog:
     """Has a line printed if this process ends without a word of its own.
 
     JAX's runtime aborts a process that does not find the others, or that lost the one which coordinates them. Python
@@ -262,20 +264,20 @@ class _LastWords:
         self._speaker: subprocess.Popen[bytes] | None = None
 
     @property
-    def left(self) -> bool:
+    def running(self) -> bool:
         return self._speaker is not None
 
-    def leave(self, text: str) -> None:
+    def start(self, text: str) -> None:
         command = [sys.executable, "-I", "-S", "-c", self.script, text]
         self._speaker = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
-    def take_back(self) -> None:
+    def stop(self) -> None:
         if self._speaker is not None:
             self._speaker.communicate(b".")
             self._speaker = None
 
 
-_last_words = _LastWords()
+_watchdog = _Watchdog()
 
 
 def _first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,27 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Errors of the disk, which libraries raise as many kinds of exceptions, as OSError with a path."""
+    try:
+        yield
+    except Exception as error:
+        number = _error_number(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _error_number(error: BaseException | None) -> int | None:
+    """The system's error behind an exception: an OSError's, or the one in a message of tensorstore."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        if told:
+            return int(told[1])
+        error = error.__cause__ or error.__context__
+    return None

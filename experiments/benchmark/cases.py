@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shuffle_jax.data import AugmentConfig, Batch
+from shuffle_jax.data import Batch
 from shuffle_jax.deploy.fold import Folded, fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
-from shuffle_jax.nn.collections import PERMUTATIONS
 from shuffle_jax.ops import convolution, mixing, permutation, relaxation
 from shuffle_jax.sharding import data_mesh
+from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
-from shuffle_jax.train.state import TrainState, init_state
+from shuffle_jax.train.state import first_state, init_state
 from shuffle_jax.train.step import make_train_step
 from shuffle_jax.typing import Array, Images, PyTree
 
@@ -124,17 +124,9 @@ def training(work: Workload) -> Cases:
     batch = random_batch(work)
     cases: Cases = {}
     for label, (network, variables) in networks(work).items():
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            statistics=variables["batch_stats"],
-            permutations=variables.get(PERMUTATIONS, {}),
-            opt_state=optimizer.init(variables["params"]),
-            average=None,
-            key=jax.random.key(1),
-        )
+        state = first_state(jax.random.key(1), variables, optimizer)
         # A copy: steps donate their state, and networks share arrays.
-        cases[label] = advancing(train_step(network, optimizer), jax.tree.map(jnp.copy, state), batch)
+        cases[label] = advancing(train_step(network), jax.tree.map(jnp.copy, state), batch)
     return cases
 
 
@@ -170,20 +162,14 @@ def lower_training(work: Workload, mixer: MixerKind) -> jax.stages.Lowered:
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     images = jnp.zeros((1, work.image_size, work.image_size, 3))
     start = partial(init_state, network=network, images=images, optimizer=optimizer)
-    return train_step(network, optimizer).lower(jax.eval_shape(start, jax.random.key(0)), random_batch(work))  # type: ignore[attr-defined]
+    return train_step(network).lower(jax.eval_shape(start, jax.random.key(0)), random_batch(work))  # type: ignore[attr-defined]
 
 
-def train_step(network: nn.Module, optimizer: optax.GradientTransformation) -> Callable:
-    """The library's training step on one device, with its augmentation."""
-    return make_train_step(
-        network,
-        optimizer,
-        optax.constant_schedule(1e-3),
-        data_mesh(jax.devices()[:1]),
-        classes=CLASSES,
-        pixels=((0.5,) * 3, (0.25,) * 3),
-        augmentation=AugmentConfig(),
-    )
+def train_step(network: nn.Module) -> Callable:
+    """The library's training step on one device, without augmentation and warm-up."""
+    config = TrainConfig(optimizer=OptimizerConfig(warmup_epochs=0.0))
+    mesh, mean_std = data_mesh(jax.devices()[:1]), ((0.5,) * 3, (0.25,) * 3)
+    return make_train_step(network, config, mesh, steps_per_epoch=1000, classes=CLASSES, mean_std=mean_std)
 
 
 def advancing(step: Callable, state: PyTree, *inputs: object) -> Case:

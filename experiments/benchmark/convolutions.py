@@ -18,7 +18,7 @@ from shuffle_jax.models.decomposition import basic_sizes
 from shuffle_jax.nn import CondConv, Conv, DYConv, DynamicConv
 from shuffle_jax.nn.dynamic_conv import Rule, default_sizes
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
-from shuffle_jax.train.state import TrainState
+from shuffle_jax.train.state import first_state
 from shuffle_jax.typing import Array, PyTree
 
 STATIC, DECOMPOSED, COND, DY = "static", "DCD", "CondConv", "DY-Conv"
@@ -86,17 +86,8 @@ def training(work: Workload, config: NetworkConfig) -> Cases:
     batch = random_batch(work)
     cases: Cases = {}
     for label, (network, variables) in _made(work, config):
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            statistics=variables["batch_stats"],
-            permutations={},
-            opt_state=optimizer.init(variables["params"]),
-            average=None,
-            key=jax.random.key(1),
-            progress=variables.get("progress", {}),
-        )
-        cases[label] = advancing(train_step(network, optimizer), state, batch)
+        state = first_state(jax.random.key(1), variables, optimizer)
+        cases[label] = advancing(train_step(network), state, batch)
     return cases
 
 

@@ -61,7 +61,7 @@ def training_times(work: Workload, rounds: int) -> Times:
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     images = jnp.zeros((1, work.image_size, work.image_size, 3))
     state = jax.jit(lambda: init_state(jax.random.key(0), network, images, optimizer))()
-    step = train_step(network, optimizer)
+    step = train_step(network)
 
     def steps(batches: Iterator[Batch]) -> Generator[object]:
         now = jax.tree.map(jnp.copy, state)  # steps donate their state

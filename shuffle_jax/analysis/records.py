@@ -1,56 +1,18 @@
-"""Reading the record of a run: one JSON object a line, as ``metrics.jsonl`` holds it."""
+"""Numbers over time, from the records of a run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shuffle_jax.records import read_records
 from shuffle_jax.typing import Float
 
+__all__ = ["Records", "clock", "read_records", "series"]
+
 Records = Sequence[Mapping[str, Any]]
-
-NON_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
-"""How non-finite numbers are spelt: JSON has none, so they are written as these strings."""
-
-
-def read_records(path: Path | str) -> list[dict[str, Any]]:
-    """Reads a file of JSON lines, in the order they were written.
-
-    The strings ``"nan"``, ``"inf"`` and ``"-inf"`` come back as floats. A last line that was cut short, as a
-    run killed while writing leaves it, is ignored; so are empty lines.
-
-    Args:
-        path: the file.
-
-    Returns:
-        One dictionary a line.
-
-    Raises:
-        ValueError: a line other than a torn last one is not a JSON object.
-        FileNotFoundError: there is no such file.
-    """
-    # A write that stopped in the middle of a multi-byte character must not keep the rest from being read.
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):  # No newline behind it: the write was interrupted.
-                break
-            raise ValueError(
-                f"{path}, line {number}: not a JSON object ({error}); remove the line or restore the file"
-            ) from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: not a JSON object ({type(record).__name__}); remove the line")
-        records.append({key: _number(value) for key, value in record.items()})
-    return records
 
 
 def series(
@@ -78,8 +40,3 @@ def clock(records: Records) -> tuple[float, str]:
         if record["step"] and record.get("epoch"):
             return record["epoch"] / record["step"], "epoch"
     return 1.0, "step"
-
-
-def _number(value: Any) -> Any:
-    """``value``, or the float that it spells when it is one of the non-finite strings."""
-    return NON_FINITE.get(value, value) if isinstance(value, str) else value

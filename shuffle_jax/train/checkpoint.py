@@ -3,23 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
-import re
+import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from shuffle_jax.distributed import barrier, is_lead, is_lost
-from shuffle_jax.train.integrity import STATE, Content, Damaged, inspect, steps_in
-from shuffle_jax.train.run import next_free
+from shuffle_jax.files import disk_errors
+from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
+from shuffle_jax.run import next_free
 from shuffle_jax.train.state import TrainState
+
+STATE, METRICS = "default", "metrics"
+"""The names that orbax gives to the two parts of a checkpoint."""
+
+COLLECTIONS = {"batch_stats": "statistics", PERMUTATIONS: "permutations", PROGRESS: "progress"}
+"""The names under which collections of the library's own modules are saved; others stand below "collections"."""
+
+
+class Damaged(Exception):
+    """A checkpoint is not whole; the message says what is wrong, in a few words."""
+
+
+class Content(NamedTuple):
+    """What a whole checkpoint holds."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Of each array, by its path in the state, such as "params.stem.kernel"."""
+
+    top1: float | None
+    """Of the evaluation at its step; None if there was none."""
 
 
 class Checkpoints:
@@ -59,7 +78,7 @@ class Checkpoints:
         if not read_only:
             newest = policies.LatestN(keep)
             best = policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
-            with self._disk_errors():
+            with disk_errors(self._folder):
                 self._manager = ocp.CheckpointManager(
                     self._folder,
                     options=ocp.CheckpointManagerOptions(
@@ -82,38 +101,40 @@ class Checkpoints:
         step = int(state.step)
         assert self._manager is not None, "these checkpoints are read only"
         if step not in self._manager.all_steps():
-            with self._disk_errors():
+            with disk_errors(self._folder):
                 self._manager.save(
                     step, args=ocp.args.StandardSave(_saved(state)), metrics=dict(metrics) if metrics else None
                 )
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
         """Reads a state.
 
         Args:
             like: a state of the same run, or its shapes; gives types, shapes and shardings.
-            step: which one; the newest by default.
+            step: which one, a number or "last" or "best"; the newest by default.
 
         Raises:
             FileNotFoundError: there is no checkpoint, or none of that step.
-            ValueError: the checkpoint is damaged, or of another network than ``like``.
+            ValueError: the step is none of these, or the checkpoint is damaged, or of another network than ``like``.
         """
+        chosen = check_name(step)
         self.wait()
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"there is no checkpoint in {self._folder}")
-        step = steps[-1] if step is None else step
-        if step in self._damaged:
+        if chosen is None:
+            chosen = (self.best() if step == "best" else None) or steps[-1]
+        if chosen in self._damaged:
             raise ValueError(
-                f"checkpoint {step} in {self._folder} is damaged ({self._damaged[step]}): choose one of {steps}"
+                f"checkpoint {chosen} in {self._folder} is damaged ({self._damaged[chosen]}): choose one of {steps}"
             )
-        if step not in steps:
-            raise FileNotFoundError(f"{self._folder} has no checkpoint of step {step}: choose one of {steps}")
-        folder = self._folder / str(step)
-        self._check_network(like, step, self._whole.get(step) or inspect(folder))
+        if chosen not in steps:
+            raise FileNotFoundError(f"{self._folder} has no checkpoint of step {chosen}: choose one of {steps}")
+        folder = self._folder / str(chosen)
+        self._check_network(like, chosen, self._whole.get(chosen) or inspect(folder))
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
         with ocp.StandardCheckpointer() as checkpointer:
-            return like.replace(**checkpointer.restore(folder / STATE, abstract))
+            return _restored(like, checkpointer.restore(folder / STATE, abstract))
 
     def steps(self) -> list[int]:
         """The steps that are saved and whole, ascending."""
@@ -133,13 +154,13 @@ class Checkpoints:
             OSError: something could not be written.
         """
         if self._manager is not None:
-            with self._disk_errors():
+            with disk_errors(self._folder):
                 self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and closes."""
         if self._manager is not None:
-            with self._disk_errors():
+            with disk_errors(self._folder):
                 self._manager.close()
 
     def __enter__(self) -> Checkpoints:
@@ -188,22 +209,87 @@ class Checkpoints:
                 f"{len(odd)} arrays differ): put back the configuration it was trained with, or name another run"
             )
 
-    @contextlib.contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        """Errors of the disk, which come as many kinds of exceptions, as OSError with the name of the folder."""
+
+def check_name(checkpoint: int | str | None) -> int | None:
+    """The step that names a checkpoint, None for "last" and "best"; raises ValueError for a text that is neither."""
+    if checkpoint in (None, "last", "best"):
+        return None
+    if not str(checkpoint).isdigit():
+        raise ValueError(f'checkpoint must be "last", "best" or a step, got {checkpoint!r}')
+    return int(checkpoint)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, whole or not, ascending; none in a folder that does not exist."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def inspect(folder: Path) -> Content:
+    """Reads a checkpoint, every byte of its arrays.
+
+    Reading a damaged one with orbax leaves pages of tracebacks of its threads on standard error; this does not.
+
+    Args:
+        folder: of one step.
+
+    Raises:
+        Damaged: something is missing, cut short or not what it should be.
+    """
+    import tensorstore
+
+    state = folder / STATE
+    about = _json(state / "_METADATA")
+    try:
+        driver = "zarr3" if about.get("use_zarr3") else "zarr"
+        names = [
+            ".".join(str(key["key"]) for key in leaf["key_metadata"])
+            for leaf in about["tree_metadata"].values()
+            if not leaf["value_metadata"]["skip_deserialize"]
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{state.name}/_METADATA does not list the arrays") from error
+    shapes = {}
+    for name in names:
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}, "path": f"{name}/"}
         try:
-            yield
-        except Exception as error:
-            number = _error_number(error)
-            if number is None:
-                raise
-            raise OSError(number, os.strerror(number), str(self._folder)) from error
+            array = tensorstore.open({"driver": driver, "kvstore": store, "fill_missing_data_reads": False}).result()
+            array.read().result()
+        except Exception as error:  # tensorstore raises ValueError, KeyError and more, by what it meets
+            raise Damaged(f"the array {name} cannot be read") from error
+        shapes[name] = tuple(array.shape)
+    return Content(shapes, _top1_of(folder))
+
+
+def _top1_of(folder: Path) -> float | None:
+    try:
+        return _top1(_json(folder / METRICS / METRICS)) if (folder / METRICS).exists() else None
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged(f"{METRICS}/{METRICS} has no top1") from error
+
+
+def _json(path: Path) -> Any:
+    short = f"{path.parent.name}/{path.name}"
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"{short} is missing") from error
+    except ValueError as error:
+        raise Damaged(f"{short} is not JSON") from error
 
 
 def _saved(state: TrainState) -> dict[str, Any]:
-    """The fields of a state as they are saved: without ``progress`` where it is empty, as before there was any."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if name != "progress" or value}
+    """A state as it is saved since the first version: what is empty stands there, but for what came later."""
+    kept = dict(state.collections)
+    ours = {theirs: kept.pop(name, {}) for name, theirs in COLLECTIONS.items()}
+    later = {name: tree for name, tree in (("progress", ours.pop("progress")), ("collections", kept)) if tree}
+    fields = {name: getattr(state, name) for name in ("step", "params", "opt_state", "average", "key")}
+    return {**fields, **ours, **later}
+
+
+def _restored(like: TrainState, saved: dict[str, Any]) -> TrainState:
+    """The inverse of :func:`_saved`."""
+    found = {**saved.pop("collections", {}), **{name: saved.pop(theirs, {}) for name, theirs in COLLECTIONS.items()}}
+    return like.replace(**saved, collections={name: found[name] for name in like.collections})
 
 
 def _top1(metrics: Mapping[str, float]) -> float:
@@ -217,17 +303,5 @@ def _shapes(state: TrainState) -> dict[str, tuple[int, ...]]:
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return jax.eval_shape(jax.random.key_data, leaf).shape if is_key else leaf.shape
 
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+    leaves = jax.tree_util.tree_leaves_with_path(_saved(state))
     return {jax.tree_util.keystr(path, simple=True, separator="."): shape(leaf) for path, leaf in leaves}
-
-
-def _error_number(error: BaseException | None) -> int | None:
-    """The system's error behind an exception: an OSError's, or the one in a message of tensorstore."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        told = re.search(r"os_error_code='(\d+)'", str(error))
-        if told:
-            return int(told[1])
-        error = error.__cause__ or error.__context__
-    return None

@@ -7,13 +7,55 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import optax
+from typing import Any, Literal
 
 from shuffle_jax.data import AugmentConfig, DataConfig, DigitsConfig
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.train.optimizer import OptimizerConfig, in_float
+from shuffle_jax.models.config import upgraded
+from shuffle_jax.run import Run
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its learning rate over time."""
+
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """"sgd" with momentum, or "adamw"."""
+
+    learning_rate: float = 0.1
+    """The peak, reached after the warm-up."""
+
+    schedule: Literal["cosine", "linear", "step"] = "cosine"
+    """How the learning rate falls from its peak: "cosine" and "linear" end at 0, "step" multiplies at boundaries."""
+
+    warmup_epochs: float = 1.0
+    """Epochs over which the learning rate rises linearly from 0."""
+
+    step_boundaries: tuple[float, ...] = (0.5, 0.75)
+    """Where the schedule "step" falls, as shares of the whole training, ascending."""
+
+    step_factor: float = 0.1
+    """What the schedule "step" multiplies the learning rate by at each boundary."""
+
+    momentum: float = 0.9
+    """Of SGD."""
+
+    nesterov: bool = True
+    """Whether SGD looks ahead along its momentum, as Nesterov's does. The code released with dynamic convolution
+    decomposition does not."""
+
+    clip_norm: float = 0.0
+    """Largest norm of the gradient, relaxed permutations apart; 0 for no limit."""
+
+    permutation_rate: float = 1.0
+    """Learning rate of relaxed permutations over that of the other parameters."""
+
+    constraint: Literal["one_pass", "balance"] = "one_pass"
+    """What keeps relaxed permutations bistochastic after each step: one clamp-column-row pass as in the method's
+    re-implementations, or as many as it takes from a positive floor."""
+
+    weight_decay: float = 1e-4
+    """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +76,7 @@ class PenaltyConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise ValueError(f"the penalty's ramp from {self.start} to {self.end} must ascend from 0 or later")
+            raise ValueError(f"start must be at least 0 and below end, got start {self.start} and end {self.end}")
 
 
 @dataclass(frozen=True)
@@ -89,21 +131,15 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every", "keep"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts: "
-                "let accumulate divide batch_size"
+                f"batch_size must be a multiple of accumulate, got batch_size {self.batch_size} and accumulate "
+                f"{self.accumulate}"
             )
         for name in ("label_smoothing", "average_decay"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a number from 0 to below 1")
-
-
-def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
-    """The weight of the penalties at each step of a training of ``steps`` steps."""
-    first, last = round(config.start * steps), round(config.end * steps)
-    return in_float(optax.linear_schedule(0.0, config.weight, max(last - first, 1), transition_begin=first))
+                raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
 def to_json(config: Any) -> Any:
@@ -117,25 +153,28 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """The inverse of :func:`to_json`.
+    """The inverse of :func:`to_json`, of this or an earlier version: a field that it did not have takes its default.
+
+    So a field that is added must have as its default what was done before there was the field.
 
     Args:
         kind: the expected type: a dataclass, a union of dataclasses, or the type of a field.
         value: what :func:`to_json` gave.
 
     Raises:
-        ValueError: a field is unknown or missing, as in the configuration of another version.
+        ValueError: a field is unknown, as in the configuration of a later version.
     """
     options = {o.__name__: o for o in typing.get_args(kind) if dataclasses.is_dataclass(o) and isinstance(o, type)}
     if options:
         if not isinstance(value, Mapping) or value.get("type") not in options:
-            raise ValueError(f"expected one of {list(options)} in the configuration, found {value!r}")
+            raise ValueError(f"the configuration must have one of {list(options)}, got {value!r}")
         kind = options[value["type"]]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        given = upgraded(value) if kind is NetworkConfig else value
+        given = {name: item for name, item in given.items() if name != "type"}
         hints = typing.get_type_hints(kind)
-        given = {name: item for name, item in value.items() if name != "type"}
-        if set(given) != set(hints):
-            odd = sorted(set(given) ^ set(hints))
+        needed = {f.name for f in dataclasses.fields(kind) if _has_no_default(f)}
+        if odd := sorted((set(given) - set(hints)) | (needed - set(given))):
             raise ValueError(f"the configuration is of another version: {kind.__name__} differs in {odd}")
         return kind(**{name: from_json(hints[name], item) for name, item in given.items()})
     if typing.get_origin(kind) is tuple:
@@ -149,3 +188,44 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         names = list(dict.fromkeys([*old, *new]))
         return [line for n in names for line in differences(old.get(n), new.get(n), f"{prefix}.{n}" if prefix else n)]
     return [] if old == new else [f"{prefix}: {old} -> {new}"]
+
+
+def read_config(run: Run) -> TrainConfig:
+    """The configuration that a run was started with.
+
+    Raises:
+        ValueError: there is no run, or it is of another version.
+    """
+    found: TrainConfig = from_json(TrainConfig, run.config())
+    return found
+
+
+def check_config(run: Run, config: TrainConfig) -> None:
+    """Raises a ValueError that shows the difference unless a configuration is that of a run."""
+    own, asked = (to_json(dataclasses.replace(c, network=c.network.resolved())) for c in (read_config(run), config))
+    if different := differences(own, asked):
+        raise ValueError(
+            f"{run.path} was started with another configuration ({'; '.join(different)}): "
+            "resume it with its own, or name another --run"
+        )
+
+
+def with_network(config: TrainConfig, network: object | None) -> TrainConfig:
+    """The configuration with anybody's network in place of its own.
+
+    Args:
+        config: of a run.
+        network: a linen module called as ``network(images, train)``, its class, a function from the number of classes
+            to one, or the import path ``module:Name`` of these, with which a run finds it again. None leaves the
+            configuration as it is.
+
+    Raises:
+        ValueError: another process could not import the network, or its options cannot be kept.
+    """
+    if network is None:
+        return config
+    return dataclasses.replace(config, network=NetworkConfig(family=network, mixer="identity"))
+
+
+def _has_no_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from shuffle_jax.data import AugmentConfig, Batch, Batches, Dataset, Preprocessing, load, normalize
-from shuffle_jax.data.order import epoch_order
+from shuffle_jax.analysis.probe import Probe
+from shuffle_jax.data import Batches, Dataset, Preprocessing, load
 from shuffle_jax.data.pipelines import InputConfig, make_batches
-from shuffle_jax.deploy.freeze import Frozen, freeze
-from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
+from shuffle_jax.deploy.freeze import dynamic_layers
 from shuffle_jax.distributed import same
-from shuffle_jax.models import build
-from shuffle_jax.nn.dynamic_shuffle import Evaluation
-from shuffle_jax.sharding import data_mesh, first_devices, replicated
-from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.config import TrainConfig, penalty_weight
-from shuffle_jax.train.optimizer import in_float, learning_rate, make_optimizer
-from shuffle_jax.train.run import Run
+from shuffle_jax.models import NetworkConfig, build
+from shuffle_jax.run import Run
+from shuffle_jax.sharding import data_mesh, first_devices, replicate, replicated
+from shuffle_jax.train.checkpoint import Checkpoints, check_name
+from shuffle_jax.train.config import TrainConfig, read_config, with_network
+from shuffle_jax.train.optimizer import make_optimizer
 from shuffle_jax.train.state import TrainState, init_state
-from shuffle_jax.train.step import Metrics, Pixels, make_eval_step, make_train_step
-from shuffle_jax.typing import Images, PyTree
-
-FREEZE_IMAGES = 1024
-"""Training images over which dynamic layers are averaged when they are frozen."""
+from shuffle_jax.train.step import EvalStep, MeanStd, TrainStep, evaluate, make_eval_step, make_train_step
+from shuffle_jax.typing import PyTree
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Experiment:
         mesh: the devices.
         batches: training and test batches on the devices.
         network: from images to logits.
-        kept: mean and standard deviation that a run keeps; None for those of the training pixels.
+        kept: the preprocessing that a run keeps; None for that of the training images.
     """
 
     config: TrainConfig
@@ -54,7 +46,7 @@ class Experiment:
     mesh: Mesh
     batches: Batches
     network: nn.Module
-    kept: Pixels | None = None
+    kept: Preprocessing | None = None
 
     @property
     def steps(self) -> int:
@@ -62,32 +54,18 @@ class Experiment:
         return self.config.epochs * self.batches.steps_per_epoch
 
     @cached_property
-    def pixels(self) -> Pixels:
-        """Mean and standard deviation per channel, in units of [0, 1]: those of the training pixels, unless kept."""
-        if self.kept is not None:
-            return self.kept
-        return tuple(self.dataset.mean.tolist()), tuple(self.dataset.std.tolist())
-
-    @property
     def preprocessing(self) -> Preprocessing:
         """What a picture goes through before the network sees it."""
+        if self.kept is not None:
+            return self.kept
         height, _, channels = self.dataset.image_shape
-        return Preprocessing(height, channels, *self.pixels, crop=getattr(self.config.data, "crop", 1.0))
+        mean, std = tuple(self.dataset.mean.tolist()), tuple(self.dataset.std.tolist())
+        return Preprocessing(height, channels, mean, std, crop=getattr(self.config.data, "crop", 1.0))
 
-    @cached_property
-    def learning_rate(self) -> optax.Schedule:
-        """The learning rate at each step."""
-        return learning_rate(self.config.optimizer, self.steps, self.batches.steps_per_epoch)
-
-    @cached_property
-    def penalty_weight(self) -> optax.Schedule:
-        """The weight of the penalties at each step."""
-        return penalty_weight(self.config.penalty, self.steps)
-
-    @cached_property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimiser chain."""
-        return make_optimizer(self.config.optimizer, self.learning_rate)
+    @property
+    def mean_std(self) -> MeanStd:
+        """Mean and standard deviation per channel, in units of [0, 1]."""
+        return self.preprocessing.mean, self.preprocessing.std
 
     def init(self) -> TrainState:
         """The state before the first step, on all devices."""
@@ -98,78 +76,54 @@ class Experiment:
         return state_shapes(self.config, self.network, self.dataset.image_shape, self.mesh)
 
     def _init(self) -> TrainState:
-        return _init(self.config, self.network, self.dataset.image_shape, self.optimizer)
+        return _init(self.config, self.network, self.dataset.image_shape)
 
-    def train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    def train_step(self) -> TrainStep:
         """The jitted training step."""
         return make_train_step(
             self.network,
-            self.optimizer,
-            self.penalty_weight,
+            self.config,
             self.mesh,
-            classes=len(self.dataset.classes),
-            pixels=self.pixels,
-            augmentation=self._augmentation,
-            label_smoothing=self.config.label_smoothing,
-            accumulate=self.config.accumulate,
-            average_decay=self.config.average_decay,
-            progress=in_float(lambda step: (step + 1) / self.steps),
             steps_per_epoch=self.batches.steps_per_epoch,
+            classes=len(self.dataset.classes),
+            mean_std=self.mean_std,
+            augmentation=self.batches.augment,
         )
-
-    def harden(self, variables: dict[str, PyTree]) -> Hardened:
-        """Hardens the network as the configuration says: with statistics re-estimated on training images, or not."""
-        hard = harden(variables)
-        if not self.config.recalibrate or not hard.permutations:
-            return hard
-        return hard._replace(
-            variables=recalibrate(self.network, hard.variables, self._first_images(self.config.recalibrate))
-        )
-
-    def freeze(self, variables: dict[str, PyTree]) -> Frozen:
-        """Freezes dynamic layers to the mean over ``FREEZE_IMAGES`` training images, see shuffle_jax.deploy.freeze."""
-        return freeze(self.network, variables, self._first_images(-(-FREEZE_IMAGES // self.config.batch_size)))
-
-    def _first_images(self, batches: int) -> Iterator[Images]:
-        """Normalised training images of the first batches, not cropped at random, whole on this process alone."""
-        size, per_epoch = self.config.batch_size, self.batches.steps_per_epoch
-        for step in range(batches):
-            epoch, index = divmod(step, per_epoch)
-            rows = epoch_order(self.config.seed, epoch, len(self.dataset.train))[index * size : (index + 1) * size]
-            images, _ = self.dataset.train.take(np.asarray(rows))
-            yield normalize(jnp.asarray(images), *self.pixels)
-
-    @property
-    def _augmentation(self) -> AugmentConfig:
-        """What is left to do to the training images on the devices."""
-        config = self.config.augment
-        return dataclasses.replace(config, resized_crop=0.0) if self.batches.crops else config
-
-    def with_evaluation(self, evaluation: Evaluation) -> Experiment:
-        """The same with dynamic layers that evaluate otherwise: "hard", "soft" or "repaired"."""
-        network = self.config.network
-        changed = dataclasses.replace(network, dynamic=dataclasses.replace(network.dynamic, evaluation=evaluation))
-        return dataclasses.replace(self, network=build(changed, len(self.dataset.classes)))
 
     @cached_property
-    def eval_step(self) -> Callable[[dict[str, PyTree], Batch], Metrics]:
+    def eval_step(self) -> EvalStep:
         """The jitted evaluation step."""
-        return make_eval_step(self.network, self.mesh, pixels=self.pixels)
+        return make_eval_step(self.network, self.mesh, self.mean_std)
+
+    def evaluate(self, variables: dict[str, PyTree]) -> dict[str, float]:
+        """``loss``, ``top1`` and ``top5`` on the test split, of variables that every process has for itself."""
+        on_devices = replicate(jax.device_get(variables), self.mesh)
+        return evaluate(self.eval_step, on_devices, self.batches.test())
+
+    @cached_property
+    def probe(self) -> Probe | None:
+        """Looks at the dynamic layers on a sample of the test images; None for a network without any."""
+        shapes = self.state_shapes().variables()
+        if not dynamic_layers(self.network, shapes, self.dataset.image_shape):
+            return None
+        return Probe(self.network, self.dataset.test, *self.mean_std)
 
 
 def prepare(
     config: TrainConfig,
     devices: int | None = None,
-    classes: Sequence[str] | None = None,
     input: InputConfig | None = None,
+    network: object | None = None,
+    run: Run | None = None,
 ) -> Experiment:
     """Makes the way from the data to the devices and builds the network.
 
     Args:
         config: the run.
         devices: how many of the local devices of each process to use; all by default.
-        classes: the class names in the order of their labels, as a finished run keeps them.
         input: the way; by default as the size of the data says.
+        network: in place of the configured one, see :func:`with_network`.
+        run: a run that was started already: its class names and its preprocessing are kept.
 
     Returns:
         The parts of the run.
@@ -177,21 +131,23 @@ def prepare(
     Raises:
         ValueError: the data cannot be read, or a number does not fit another; the message says which.
     """
+    config = with_network(config, network)
     available = jax.local_device_count()
     if devices is not None and not 1 <= devices <= available:
-        raise ValueError(f"{devices} devices were asked for, this machine has {available}: lower --devices")
+        raise ValueError(f"devices must be from 1 to {available}, the devices of this machine, got {devices}")
     mesh = data_mesh(first_devices(devices))
-    dataset = load(config.data, classes)
+    dataset = load(config.data, None if run is None else run.classes())
     splits = len(dataset.train), len(dataset.test)
     same("the data", (dataset.name, dataset.classes, splits, dataset.image_shape))
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
-            f"a batch of {config.batch_size} in {config.accumulate} parts cannot be split over {mesh.size} devices: "
-            f"make batch_size a multiple of {config.accumulate * mesh.size}, or lower --devices"
+            f"batch_size must be a multiple of {config.accumulate * mesh.size}, for {config.accumulate} parts on each "
+            f"of {mesh.size} devices, got {config.batch_size}: change it, or lower --devices"
         )
-    crop = config.augment.resized_crop
-    batches = make_batches(dataset, config.batch_size, mesh, config.seed, input or InputConfig(), crop)
-    return Experiment(config, batches.dataset, mesh, batches, build(config.network, len(dataset.classes)))
+    batches = make_batches(dataset, config.batch_size, mesh, config.seed, input or InputConfig(), config.augment)
+    built = build_network(config.network, dataset.image_shape, len(dataset.classes))
+    kept = run.preprocessing() if run is not None and run.keeps_preprocessing() else None
+    return Experiment(config, batches.dataset, mesh, batches, built, kept)
 
 
 def restore(
@@ -210,56 +166,46 @@ def restore(
     """
     run = Run(path)
     check_name(checkpoint)
-    experiment = as_kept(prepare(run.config(), devices, run.classes()), run)
+    experiment = prepare(read_config(run), devices, run=run)
     state = read_state(run, checkpoint, experiment.state_shapes())
     return experiment, state.variables(), int(state.step)
 
 
-def as_kept(experiment: Experiment, run: Run) -> Experiment:
-    """The same with the mean and deviation of a run: the pixels that are there now need not be those of its start."""
-    if not run.keeps_preprocessing():
-        return experiment
-    kept = run.preprocessing()
-    return dataclasses.replace(experiment, kept=(kept.mean, kept.std))
-
-
-def check_name(checkpoint: str) -> None:
-    """Raises ValueError unless the text names a checkpoint: "last", "best" or a step."""
-    if checkpoint not in ("last", "best") and not checkpoint.isdigit():
-        raise ValueError(f"the checkpoint {checkpoint!r} is none: give last, best or a step")
-
-
 def read_state(run: Run, checkpoint: str, like: TrainState) -> TrainState:
-    """A state of a run.
-
-    Args:
-        run: the folder, which is left as it is.
-        checkpoint: "last", "best" or a step.
-        like: types, shapes and shardings, as :func:`state_shapes` gives them.
-
-    Raises:
-        ValueError: the checkpoint's name is none, or it is damaged or of another network.
-        FileNotFoundError: there is no such checkpoint.
-    """
+    """A state of a run, which is left as it is; see :meth:`Checkpoints.restore`."""
     check_name(checkpoint)
     with Checkpoints(run.checkpoints, read_only=True) as checkpoints:
-        step = checkpoints.best() if checkpoint == "best" else None
-        return checkpoints.restore(like, int(checkpoint) if checkpoint.isdigit() else step)
+        return checkpoints.restore(like, checkpoint)
+
+
+def build_network(config: NetworkConfig, image_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of a configuration; one from outside is traced, to be refused in one line if it does not fit.
+
+    Raises:
+        ValueError: the configuration asks for something that there is not, or the network is called otherwise than as
+            ``network(images, train)``, or gives other logits than one for each class.
+    """
+    network = build(config, classes)
+    if ":" in config.family:
+        images = jnp.zeros((1, *image_shape))
+        try:
+            logits, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images, train=False))
+        except TypeError as error:
+            raise ValueError(f"{config.family} must be a linen module network(images, train=False): {error}") from error
+        if getattr(logits, "shape", None) != (1, classes):
+            found = getattr(logits, "shape", type(logits).__name__)
+            raise ValueError(f"{config.family} must give logits of shape (n, {classes}), a class each, got {found}")
+    return network
 
 
 def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> TrainState:
     """Types, shapes and shardings of the state of a run, from its configuration alone."""
-    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
-    shapes = jax.eval_shape(partial(_init, config, network, image_shape, optimizer))
+    shapes = jax.eval_shape(lambda: _init(config, network, image_shape))
     everywhere = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes)
 
 
-def _init(
-    config: TrainConfig,
-    network: nn.Module,
-    image_shape: tuple[int, int, int],
-    optimizer: optax.GradientTransformation,
-) -> TrainState:
+def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
+    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # no schedule has a state of its own
     return init_state(key, network, images, optimizer, average=config.average_decay > 0)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import jax
 import numpy as np
@@ -17,21 +20,16 @@ import optax
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, barrier, is_lead, is_lost, lost, same
-from shuffle_jax.models.build import is_dynamic
 from shuffle_jax.nn.collections import relaxed_permutations
-from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.config import TrainConfig, to_json
-from shuffle_jax.train.experiment import Experiment, as_kept, prepare
-from shuffle_jax.train.finish import Outcome, finish
-from shuffle_jax.train.integrity import steps_in
-from shuffle_jax.train.interrupt import Interruption, Stopped
-from shuffle_jax.train.meter import Meter, NonFiniteLoss
-from shuffle_jax.train.metrics import Metrics, NoMetrics
-from shuffle_jax.train.probe import Probe
-from shuffle_jax.train.profile import Profile
-from shuffle_jax.train.run import Run
+from shuffle_jax.run import Run
+from shuffle_jax.train.checkpoint import Checkpoints, steps_in
+from shuffle_jax.train.config import TrainConfig, check_config, to_json, with_network
+from shuffle_jax.train.experiment import Experiment, prepare
+from shuffle_jax.train.metrics import Meter, MetricWriter, NoMetrics, NonFiniteLoss, Profile
+from shuffle_jax.train.optimizer import learning_rate, penalty_weight
 from shuffle_jax.train.state import TrainState
-from shuffle_jax.train.step import evaluate
+from shuffle_jax.train.step import TrainStep, evaluate
+from shuffle_jax.train.trained import Outcome, finish
 from shuffle_jax.typing import PyTree
 
 SEEN = 60.0
@@ -41,10 +39,19 @@ DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
 """What is recorded of each relaxed matrix."""
 
 
+class Stopped(Exception):
+    """The run was asked to stop, has saved its state, and can be resumed; ``signal`` is what asked for it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal = signal_number
+
+
 def train(
     config: TrainConfig,
     path: Path,
     *,
+    network: object | None = None,
     resume: bool = False,
     devices: int | None = None,
     input: InputConfig | None = None,
@@ -55,6 +62,8 @@ def train(
     Args:
         config: the run.
         path: the folder; new or empty unless ``resume``.
+        network: anybody's linen module in place of the configured network, see
+            :func:`shuffle_jax.train.config.with_network`.
         resume: continue from the newest checkpoint in ``path``, bit for bit as if the run had not been interrupted;
             also on another number of devices or processes, which round differently.
         devices: how many local devices to use; all by default.
@@ -71,36 +80,31 @@ def train(
         ProcessLost: another process ended or was lost; the last checkpoint is kept.
     """
     run = Run(path)
-    with _losses(run):
+    config = with_network(config, network)
+    with _naming_lost_processes(run):
         same("the command", (str(path), to_json(config), resume, input, profile))
         if resume:
-            run.check(config)
+            check_config(run, config)
         else:
             run.check_free()
-        experiment = prepare(config, devices, run.classes() if resume else None, _input(config, run, resume, input))
-        if resume:
-            experiment = as_kept(experiment, run)
+        experiment = prepare(config, devices, _input(config, run, resume, input), run=run if resume else None)
         shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
         trace = Profile(_trace_folder(run), profile, experiment.steps)
-        same("the data", (experiment.pixels, experiment.batches.pipeline))
+        train_step = experiment.train_step()
+        same("the data", (experiment.mean_std, experiment.batches.pipeline))
         if not resume:
             _start(run, experiment)
-        with (
-            Interruption() as interruption,
-            Checkpoints(run.checkpoints, config.keep) as checkpoints,
-            trace,
-        ):
+        with _interruption() as interruption, Checkpoints(run.checkpoints, config.keep) as checkpoints, trace:
             saved = checkpoints.steps()
             step = saved[-1] if saved else 0
             same("the newest checkpoint", step)  # as far as each process sees it
             state = checkpoints.restore(shapes, step) if saved else experiment.init()
             if is_lead():
                 run.forget_after(step)
-            with _metrics(experiment, path, step) as metrics:
+            with _metrics(experiment, run, step) as metrics:
                 started = time.perf_counter()
-                probe = Probe(experiment) if is_dynamic(config.network) else None
-                loop = _Loop(experiment, run, checkpoints, metrics, interruption, probe, trace)
-                state = loop.go(state, step)
+                loop = _Loop(experiment, run, checkpoints, metrics, interruption, trace)
+                state = loop.run_steps(train_step, state, step)
                 return finish(experiment, run, state, metrics, started)
 
 
@@ -122,15 +126,15 @@ def _input(config: TrainConfig, run: Run, resume: bool, input: InputConfig | Non
 
 def _trace_folder(run: Run) -> Path:
     """Where a trace goes: its file is named by the host, of which several processes may be."""
-    folder = run.path / "profile"
-    return folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
+    return run.profile / f"process{jax.process_index()}" if jax.process_count() > 1 else run.profile
 
 
 def _start(run: Run, experiment: Experiment) -> None:
     """Makes the folder of a new run, which every process must see."""
     barrier("the folder is free")
     if is_lead():
-        run.start(experiment.config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
+        config = to_json(experiment.config)
+        run.start(config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
     barrier("the run is started")
     end = time.monotonic() + SEEN
     while not run.exists():  # file systems of a network take a while to show what is new
@@ -142,14 +146,14 @@ def _start(run: Run, experiment: Experiment) -> None:
         time.sleep(0.5)
 
 
-def _metrics(experiment: Experiment, path: Path, step: int) -> Metrics:
+def _metrics(experiment: Experiment, run: Run, step: int) -> MetricWriter:
     if not is_lead():
         return NoMetrics()
-    return Metrics(path, experiment.steps, experiment.batches.steps_per_epoch, step)
+    return MetricWriter(run, experiment.steps, experiment.batches.steps_per_epoch, step)
 
 
 @contextlib.contextmanager
-def _losses(run: Run) -> Iterator[None]:
+def _naming_lost_processes(run: Run) -> Iterator[None]:
     """What a collective raises when another process is gone, as :class:`ProcessLost` with what is kept."""
     try:
         yield
@@ -161,6 +165,27 @@ def _losses(run: Run) -> Iterator[None]:
         raise ProcessLost(f"{lost(error)}; {last} in {run.path}; continue with --resume") from error
 
 
+@contextlib.contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """The first SIGINT or SIGTERM, for the loop to save and stop; a second SIGINT stops at once."""
+    signals: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if signals and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        signals[:] = [number]
+
+    if threading.current_thread() is not threading.main_thread():  # there signals do what they did before
+        yield signals
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @dataclass
 class _Loop:
     """The parts that the loop works with."""
@@ -168,16 +193,15 @@ class _Loop:
     experiment: Experiment
     run: Run
     checkpoints: Checkpoints
-    metrics: Metrics
-    interruption: Interruption
-    probe: Probe | None
+    metrics: MetricWriter
+    interruption: list[int]
     trace: Profile
 
-    def go(self, state: TrainState, first: int) -> TrainState:
+    def run_steps(self, train_step: TrainStep, state: TrainState, first: int) -> TrainState:
         """Trains from step ``first`` to the end."""
         experiment, config = self.experiment, self.experiment.config
         steps, per_epoch = experiment.steps, experiment.batches.steps_per_epoch
-        train_step, meter, agreement = experiment.train_step(), Meter(config.batch_size), Agreement(experiment.mesh)
+        meter, agreement = Meter(config.batch_size), Agreement(experiment.mesh)
         # Queued steps of several CPU devices can dead-lock in a collective: wait for each.
         wait = experiment.mesh.size > 1 and jax.default_backend() == "cpu"
         middle = round((config.penalty.start + config.penalty.end) / 2 * steps)  # of the ramp: where most happens
@@ -205,12 +229,12 @@ class _Loop:
                 self._save(state, result)
                 meter.restart()
             self.trace.after(step, state)
-            signal = agreement.largest(self.interruption.signal or 0)
-            if signal and step < steps:
+            stop = agreement.largest(self.interruption[0] if self.interruption else 0)
+            if stop and step < steps:
                 self._checked(meter)
                 self._save(state)
                 self.checkpoints.wait()
-                raise Stopped(f"stopped at step {step} of {steps} and saved in {self.run.path}", signal)
+                raise Stopped(f"stopped at step {step} of {steps} and saved in {self.run.path}", stop)
         return state
 
     def _checked(self, meter: Meter, step: int | None = None, values: PyTree = None) -> None:
@@ -236,11 +260,13 @@ class _Loop:
 
     def _log(self, meter: Meter, step: int) -> None:
         """Writes the means since the last record."""
+        experiment, config = self.experiment, self.experiment.config
+        steps, per_epoch = experiment.steps, experiment.batches.steps_per_epoch
         rates = {
-            "learning_rate": float(self.experiment.learning_rate(step - 1)),
-            "penalty_weight": float(self.experiment.penalty_weight(step - 1)),
+            "learning_rate": float(learning_rate(config.optimizer, steps, per_epoch)(step - 1)),
+            "penalty_weight": float(penalty_weight(config.penalty, steps)(step - 1)),
         }
-        epoch = step / self.experiment.batches.steps_per_epoch
+        epoch = step / per_epoch
         self.metrics.write({"kind": "train", "step": step, "epoch": epoch, **meter.take(), **rates})
 
     def _diagnose(self, state: TrainState, step: int) -> None:
@@ -253,9 +279,9 @@ class _Loop:
         for layer, found in jax.device_get(diagnose_all(params)).items():
             record = {"kind": "permutation", "step": step, "layer": layer, "size": len(matrices[layer])}
             self.metrics.write(record | {name: getattr(found, name) for name in DIAGNOSED})
-        if self.probe is not None:
+        if self.experiment.probe is not None:
             epoch = step / self.experiment.batches.steps_per_epoch
-            for layer, numbers in self.probe.numbers(variables).items():
+            for layer, numbers in self.experiment.probe.numbers(variables).items():
                 self.metrics.write({"kind": "dynamic", "step": step, "epoch": epoch, "layer": layer, **numbers})
 
     def _evaluate(self, state: TrainState) -> dict[str, float]:
@@ -269,5 +295,5 @@ class _Loop:
         if matrices:
             self.run.save_snapshot(step, matrices)
             self.metrics.matrices(step, matrices)
-        if self.probe is not None:
-            self.run.save_dynamic(step, self.probe.permutations(variables))
+        if self.experiment.probe is not None:
+            self.run.save_dynamic(step, self.experiment.probe.permutations(variables))

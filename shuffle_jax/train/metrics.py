@@ -1,213 +1,83 @@
-"""Where the numbers of a training run go: a file of JSON lines, TensorBoard event files and the console.
-
-A record is a flat dictionary with a ``"kind"`` (train, test, permutation or result) and a ``"step"``; each of
-the three destinations takes what it can show of it. ``Metrics`` hands every record to all of them.
-"""
+"""What is measured while a network trains: means of steps, records of the run, a trace of some steps."""
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import math
-import socket
-import struct
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+import jax
 import numpy as np
 
-from shuffle_jax.analysis.records import read_records
-from shuffle_jax.files import naming, replace_file
-from shuffle_jax.train.console import Console
+from shuffle_jax.console import Console
+from shuffle_jax.records import JsonLines, Record, TensorBoard, truncate_after
+from shuffle_jax.run import Run
+from shuffle_jax.typing import PyTree
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
-    from tensorboardX.proto.event_pb2 import Event
-
-Record = Mapping[str, Any]
-
-IMAGE_SIDE = 256
-"""Smaller matrices are enlarged to this many pixels or more for TensorBoard, each entry a square."""
 
 
-class JsonLines:
-    """Appends records to a file, one JSON object a line, each on disk as soon as it is written.
-
-    Numbers of NumPy and JAX become plain ones; non-finite floats become the strings that ``read_records``
-    turns back. A line cut short by an earlier interruption is removed on opening, so that nothing is glued
-    to it.
-
-    Args:
-        path: the file; it and its folder are made when missing.
-    """
-
-    def __init__(self, path: Path | str) -> None:
-        path = Path(path)
-        if path.exists() and not path.read_bytes().endswith(b"\n"):
-            truncate_after(path, None)
-        self._file = _Appended(path)
-
-    def write(self, record: Record) -> None:
-        """Appends one record.
-
-        Raises:
-            ValueError: a value is not a number, a string, a boolean or None.
-            OSError: the line could not be written whole.
-        """
-        self._file.write(_line(record).encode())
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        self._file.close()
+class NonFiniteLoss(ArithmeticError):
+    """The loss became NaN or infinite."""
 
 
-class _Appended:
-    """A file that grows by whole pieces, each on its way to the disk when ``write`` returns.
+@dataclass
+class Meter:
+    """Means of step metrics, fetched one step late so that the device always has work."""
 
-    Nothing waits in a buffer: a disk that is full says so at once, and not again when the file is closed.
-    """
+    batch_size: int
+    sums: dict[str, float] = field(default_factory=dict)
+    count: int = 0
+    pending: tuple[int, PyTree] | None = None
+    began: float | None = None
+    timed: int = 0
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+    def add(self, step: int | None = None, values: PyTree = None) -> None:
+        """Fetches the values that wait and keeps the new ones waiting."""
+        pending, self.pending = self.pending, None if step is None else (step, values)
+        if pending is None:
+            return
+        earlier, found = pending[0], {name: float(value) for name, value in jax.device_get(pending[1]).items()}
+        for name in ("loss", "penalty", "gradient_norm"):
+            if not math.isfinite(found[name]):
+                raise NonFiniteLoss(f"the {name.replace('_', ' ')} is {found[name]} at step {earlier}")
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in found.items()}
+        self.count += 1
+        # The clock starts after a first step, which compiles or follows an evaluation.
+        if self.began is None:
+            self.began = time.perf_counter()
+        else:
+            self.timed += 1
 
-    def write(self, piece: bytes) -> None:
-        with naming(self._path):
-            while piece:  # What the disk took a part of only is tried again, which raises the reason.
-                piece = piece[self._file.write(piece) or 0 :]
+    def take(self) -> dict[str, float]:
+        """The means since the last call, and images per second where a step was timed."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        if self.timed and self.began is not None:
+            means["images_per_second"] = self.timed * self.batch_size / (time.perf_counter() - self.began)
+        self.sums, self.count = {}, 0
+        self.began, self.timed = time.perf_counter(), 0
+        return means
 
-    def close(self) -> None:
-        self._file.close()
-
-
-def truncate_after(path: Path | str, step: int | None) -> None:
-    """Removes the records of steps later than ``step``, and the result, as a run resumed there writes them again.
-
-    The file is replaced in one move: an interruption leaves the old one or the new one, never half of either.
-
-    Args:
-        path: a file of JSON lines; a missing one is left missing.
-        step: the last step to keep; None keeps all and removes only a torn last line.
-    """
-    path = Path(path)
-    if not path.exists():
-        return
-    records = read_records(path)
-    # The result is written at the very end, by whoever gets there.
-    kept = [r for r in records if step is None or (r.get("step", step) <= step and r.get("kind") != "result")]
-    replace_file(path, "".join(map(_line, kept)).encode())
-
-
-def _line(record: Record) -> str:
-    plain = {key: _plain(key, value) for key, value in record.items()}
-    return json.dumps(plain, allow_nan=False) + "\n"
+    def restart(self) -> None:
+        """Stops the clock until the next step is done."""
+        self.began, self.timed = None, 0
 
 
-def _plain(key: str, value: Any) -> str | bool | int | float | None:
-    """The Python value behind a scalar of any library, non-finite floats spelt out."""
-    array = np.asarray(value)
-    plain = array.item() if array.ndim == 0 else value
-    if plain is not None and not isinstance(plain, str | bool | int | float):
-        raise ValueError(
-            f"record value {key!r} is of type {type(value).__name__} and shape {array.shape}; "
-            "a record holds numbers, strings and booleans"
-        )
-    return str(plain) if isinstance(plain, float) and not math.isfinite(plain) else plain
-
-
-class TensorBoard:
-    """Writes event files: the numbers of each record as curves, matrices as grey images.
-
-    Curves are called ``train/loss``, ``test/top1``, ``permutation/<layer>/penalty`` or
-    ``result/hardened/top1``.
-
-    Args:
-        folder: where the event file goes.
-        first_step: the first step to be written; TensorBoard hides what earlier files hold from there on.
-    """
-
-    def __init__(self, folder: Path | str, first_step: int = 0) -> None:
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        # Files are named by the second: without a suffix a run resumed within one would overwrite the file.
-        earlier = len(list(Path(folder).glob("events.out.tfevents.*")))
-        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{earlier:04d}"
-        # Not SummaryWriter: its thread dies of a full disk in silence, and then adding to its queue never returns.
-        self._file = _Appended(Path(folder) / name)
-        self._add(Event(file_version="brain.Event:2"))
-        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, record: Record) -> None:
-        """Adds the numbers of one record, all as one event."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
-
-        parts = [record["kind"], *(str(record[key]) for key in ("layer", "network") if key in record)]
-        values = [
-            Summary.Value(tag="/".join([*parts, key]), simple_value=float(value))
-            for key, value in record.items()
-            if key not in ("step", "epoch") and value is not None and not isinstance(value, str)
-        ]
-        self._add(Event(step=int(record["step"]), summary=Summary(value=values)))
-
-    def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
-        """Adds nonnegative matrices as images ``permutation/<layer>/matrix``; see ``grey_image``.
-
-        Args:
-            step: the training step.
-            matrices: arrays (c, c) by layer.
-        """
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import image
-
-        for layer, matrix in matrices.items():
-            pixels = image(f"permutation/{layer}/matrix", grey_image(matrix), dataformats="HW")
-            self._add(Event(step=int(step), summary=pixels))
-
-    def close(self) -> None:
-        """Closes the file; a second call does nothing."""
-        self._file.close()
-
-    def _add(self, event: Event) -> None:
-        """Writes one event, framed by its length and checksums as TensorFlow's records are."""
-        from tensorboardX.record_writer import masked_crc32c
-
-        event.wall_time = time.time()
-        content = event.SerializeToString()
-        length = struct.pack("<Q", len(content))
-        checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
-        self._file.write(length + checks[0] + content + checks[1])
-
-
-def grey_image(matrix: np.ndarray) -> np.ndarray:
-    """A matrix as a grey image: 0 is black, its largest entry white, each entry a square of pixels.
-
-    Args:
-        matrix: (c, c), nonnegative; what is negative or not a number is drawn black.
-
-    Returns:
-        (k c, k c) uint8, with the smallest k that gives at least ``IMAGE_SIDE`` pixels a side.
-    """
-    values = np.nan_to_num(np.asarray(matrix, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(min=0.0)
-    pixels = np.rint(255 * values / max(values.max(), np.finfo(np.float64).tiny)).astype(np.uint8)
-    factor = -(-IMAGE_SIDE // len(pixels))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-class Metrics:
+class MetricWriter:
     """Hands every record of a run to its JSON lines, its TensorBoard events and the console.
 
     A context manager: leaving it, also by an exception, closes all three. What an interrupted run wrote after
     the step it is resumed from is removed first; a run that starts at step 0 starts with nothing.
 
     Args:
-        run: the run's folder, which gets ``metrics.jsonl`` and ``tensorboard/``.
+        run: the run.
         total_steps: the length of the whole run.
         steps_per_epoch: how many steps make an epoch.
         resumed_at: the step of the checkpoint that the run continues from, 0 for a new run.
@@ -216,7 +86,7 @@ class Metrics:
 
     def __init__(
         self,
-        run: Path | str,
+        run: Run,
         total_steps: int,
         steps_per_epoch: int,
         resumed_at: int = 0,
@@ -224,12 +94,11 @@ class Metrics:
     ) -> None:
         # Records of the checkpoint's own step were written before it; a new run writes step 0 itself.
         first_step = resumed_at + 1 if resumed_at else 0
-        lines = Path(run) / "metrics.jsonl"
-        truncate_after(lines, first_step - 1)
-        with ExitStack() as stack:
-            self._lines = JsonLines(lines)
+        truncate_after(run.metrics, first_step - 1)
+        with contextlib.ExitStack() as stack:
+            self._lines = JsonLines(run.metrics)
             stack.callback(self._lines.close)
-            self._tensorboard = TensorBoard(Path(run) / "tensorboard", first_step)
+            self._tensorboard = TensorBoard(run.tensorboard, first_step)
             stack.callback(self._tensorboard.close)
             self.console = Console(total_steps, steps_per_epoch, resumed_at, console)
             stack.callback(self.console.close)
@@ -258,7 +127,7 @@ class Metrics:
         self.close()
 
 
-class NoMetrics(Metrics):
+class NoMetrics(MetricWriter):
     """Records of a process whose numbers another one writes: nothing is kept or shown."""
 
     def __init__(self) -> None:
@@ -274,3 +143,53 @@ class NoMetrics(Metrics):
 
     def close(self) -> None:
         """Does nothing."""
+
+
+class Profile:
+    """Writes what the host and the devices do between two steps; a context manager that ends a trace begun.
+
+    It goes to ``plugins/profile/<time>/<host>.xplane.pb`` in the folder, with the steps marked by their numbers.
+
+    Args:
+        folder: of the trace, for each process its own.
+        steps: the first and the last step of the trace; None for no trace.
+        total: steps of the whole training.
+
+    Raises:
+        ValueError: the steps are none of the training.
+    """
+
+    def __init__(self, folder: Path, steps: tuple[int, int] | None, total: int) -> None:
+        if steps is not None and not 1 <= steps[0] <= steps[1] <= total:
+            raise ValueError(
+                f"a trace of steps {steps[0]} to {steps[1]} was asked for: give two steps from 1 to {total}, ascending"
+            )
+        self._folder, self._steps, self._running = folder, steps, False
+
+    def step(self, step: int) -> contextlib.AbstractContextManager[object]:
+        """Around a step: begins the trace at the first, or at the first that a resumed run comes to."""
+        if self._steps is None or not self._steps[0] <= step <= self._steps[1]:
+            return contextlib.nullcontext()
+        if not self._running:
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
+    def after(self, step: int, state: PyTree) -> None:
+        """Behind a step: ends the trace at the last one, when the devices are done with it."""
+        if self._running and self._steps is not None and step >= self._steps[1]:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def __enter__(self) -> Profile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._running:
+            self._stop()
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()

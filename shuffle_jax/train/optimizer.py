@@ -1,10 +1,9 @@
-"""Learning-rate schedules and the optimiser chain, with the constraint on relaxed permutations at its end."""
+"""What changes over the training: the learning rate, the weight of the penalties, the progress; and the optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,50 +12,8 @@ import optax
 from shuffle_jax.constraint import keep_bistochastic
 from shuffle_jax.nn.collections import RELAXED
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig
 from shuffle_jax.typing import Matrix, PyTree
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The optimiser and its learning rate over time."""
-
-    kind: Literal["sgd", "adamw"] = "sgd"
-    """"sgd" with momentum, or "adamw"."""
-
-    learning_rate: float = 0.1
-    """The peak, reached after the warm-up."""
-
-    schedule: Literal["cosine", "linear", "step"] = "cosine"
-    """How the learning rate falls from its peak: "cosine" and "linear" end at 0, "step" multiplies at boundaries."""
-
-    warmup_epochs: float = 1.0
-    """Epochs over which the learning rate rises linearly from 0."""
-
-    step_boundaries: tuple[float, ...] = (0.5, 0.75)
-    """Where the schedule "step" falls, as shares of the whole training, ascending."""
-
-    step_factor: float = 0.1
-    """What the schedule "step" multiplies the learning rate by at each boundary."""
-
-    momentum: float = 0.9
-    """Of SGD."""
-
-    nesterov: bool = True
-    """Whether SGD looks ahead along its momentum, as Nesterov's does. The code released with dynamic convolution
-    decomposition does not."""
-
-    clip_norm: float = 0.0
-    """Largest norm of the gradient, relaxed permutations apart; 0 for no limit."""
-
-    permutation_rate: float = 1.0
-    """Learning rate of relaxed permutations over that of the other parameters."""
-
-    constraint: Literal["one_pass", "balance"] = "one_pass"
-    """What keeps relaxed permutations bistochastic after each step: one clamp-column-row pass as in the method's
-    re-implementations, or as many as it takes from a positive floor."""
-
-    weight_decay: float = 1e-4
-    """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
 
 
 def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -76,7 +33,7 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
     peak, warmup = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
     if warmup >= steps:
         raise ValueError(
-            f"a warm-up of {warmup} steps leaves nothing of the {steps} steps of training: "
+            f"warmup_epochs must be less than the training: a warm-up of {warmup} of {steps} steps leaves nothing; "
             "lower warmup_epochs or train longer"
         )
     match config.schedule:
@@ -85,14 +42,25 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
         case "linear":
             fall = optax.linear_schedule(peak, 0.0, steps - warmup)
         case "step":
-            boundaries = {round(share * steps) - warmup: config.step_factor for share in config.step_boundaries}
+            boundaries = {round(part * steps) - warmup: config.step_factor for part in config.step_boundaries}
             fall = optax.piecewise_constant_schedule(peak, boundaries)
     if warmup:
         fall = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
-    return in_float(fall)
+    return _in_float(fall)
 
 
-def in_float(schedule: optax.Schedule) -> optax.Schedule:
+def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
+    """The weight of the penalties at each step of a training of ``steps`` steps."""
+    first, last = round(config.start * steps), round(config.end * steps)
+    return _in_float(optax.linear_schedule(0.0, config.weight, max(last - first, 1), transition_begin=first))
+
+
+def progress(steps: int) -> optax.Schedule:
+    """How much of a training of ``steps`` steps is done after each step, in (0, 1]."""
+    return _in_float(lambda step: (step + 1) / steps)
+
+
+def _in_float(schedule: optax.Schedule) -> optax.Schedule:
     """The schedule with its step as a float, as strict type promotion asks; exact below 2^24 steps."""
     return lambda step: schedule(jnp.asarray(step, jnp.float32))
 
@@ -126,14 +94,18 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 def decays(params: PyTree) -> PyTree:
     """Which leaves feel weight decay: those with two axes or more that are no relaxed permutations and no biases."""
     spared = (RELAXED, "biases")
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and path[-1].key not in spared, params)
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and _name(path) not in spared, params)
 
 
 def is_relaxed(params: PyTree) -> PyTree:
     """Which leaves are relaxed permutations."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == RELAXED, params)
+    return jax.tree.map_with_path(lambda path, _: _name(path) == RELAXED, params)
 
 
 def is_not_relaxed(params: PyTree) -> PyTree:
     """Which leaves are not relaxed permutations."""
     return jax.tree.map(lambda relaxed: not relaxed, is_relaxed(params))
+
+
+def _name(path: Sequence[Any]) -> object:
+    return getattr(path[-1], "key", None)

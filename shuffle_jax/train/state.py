@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 
-from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
+from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PROGRESS
 from shuffle_jax.typing import Array, Images, Int, Key, PyTree
+
+SOWN = ("params", PENALTIES, DIAGNOSTICS, FACTORS)
+"""What is no state of a network: its parameters, which stand for themselves, and what layers only tell."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -18,42 +23,28 @@ class TrainState(struct.PyTreeNode):
     Attributes:
         step: optimiser steps done, int32.
         params: the parameters.
-        statistics: running mean and variance of the batch norms.
-        permutations: fixed index vectors; not trained.
+        collections: the other variables of the network by the name of their collection, none of them empty: running
+            statistics of batch norms, fixed permutations, the progress of the training, and what a module from outside
+            keeps.
         opt_state: of the optimiser.
         average: exponential moving average of ``params``; None if it is off.
         key: the random key of the run; step k draws from ``fold_in(key, k)``.
-        progress: how much of the training is done, once for each layer that asks; see
-            :data:`shuffle_jax.nn.collections.PROGRESS`.
     """
 
     step: Int[Array, ""]
     params: PyTree
-    statistics: PyTree
-    permutations: PyTree
+    collections: dict[str, PyTree]
     opt_state: PyTree
     average: PyTree | None
     key: Key
-    progress: PyTree = struct.field(default_factory=dict)
 
     def variables(self) -> dict[str, PyTree]:
         """The network's variables for evaluation: of the moving average where there is one."""
-        params = self.params if self.average is None else self.average
-        return network_variables(params, self.statistics, self.permutations, self.progress)
-
-
-def network_variables(params: PyTree, statistics: PyTree, permutations: PyTree, progress: PyTree) -> dict[str, PyTree]:
-    """The collections as a network's ``apply`` takes them; an empty one is left out."""
-    collections = {"params": params, "batch_stats": statistics, PERMUTATIONS: permutations, PROGRESS: progress}
-    return {name: tree for name, tree in collections.items() if tree}
+        return {"params": self.params if self.average is None else self.average, **self.collections}
 
 
 def init_state(
-    key: Key,
-    network: nn.Module,
-    images: Images,
-    optimizer: optax.GradientTransformation,
-    average: bool = False,
+    key: Key, network: nn.Module, images: Images, optimizer: optax.GradientTransformation, average: bool = False
 ) -> TrainState:
     """The state before the first step.
 
@@ -68,16 +59,29 @@ def init_state(
         A state with step 0.
     """
     init_key, run_key = jax.random.split(key)
-    variables = network.init(init_key, images, train=False)
-    params = variables["params"]
+    return first_state(run_key, network.init(init_key, images, train=False), optimizer, average)
+
+
+def first_state(
+    key: Key, variables: Mapping[str, PyTree], optimizer: optax.GradientTransformation, average: bool = False
+) -> TrainState:
+    """The state before the first step, of a network whose variables are there already; see :func:`init_state`."""
+    params = variables.get("params", {})
+    collections = {name: tree for name, tree in variables.items() if name not in SOWN and _is_kept(tree)}
+    if PROGRESS in collections:
+        collections[PROGRESS] = jax.tree.map(jnp.zeros_like, collections[PROGRESS])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        statistics=variables.get("batch_stats", {}),
-        permutations=variables.get(PERMUTATIONS, {}),
+        collections=collections,
         opt_state=optimizer.init(params),
         # A copy: the step donates its input, and one buffer cannot be given away twice.
         average=jax.tree.map(jnp.copy, params) if average else None,
-        key=run_key,
-        progress=jax.tree.map(jnp.zeros_like, variables.get(PROGRESS, {})),
+        key=key,
     )
+
+
+def _is_kept(collection: PyTree) -> bool:
+    """Whether a collection is state: it holds arrays, and none that was sown, which stand in tuples that would grow."""
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(collection)]
+    return bool(paths) and not any(isinstance(key, jax.tree_util.SequenceKey) for path in paths for key in path)

@@ -12,13 +12,20 @@ import optax
 from jax.sharding import Mesh
 
 from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
-from shuffle_jax.nn.collections import PENALTIES
+from shuffle_jax.nn.collections import PENALTIES, PROGRESS
 from shuffle_jax.sharding import batch_sharding, replicated
-from shuffle_jax.train.state import TrainState, network_variables
+from shuffle_jax.train.config import TrainConfig
+from shuffle_jax.train.optimizer import learning_rate, make_optimizer, penalty_weight, progress
+from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 
-Metrics = dict[str, Float[Array, ""]]
-Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+Values = dict[str, Float[Array, ""]]
+"""What a step reports."""
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Values]]
+EvalStep = Callable[[dict[str, PyTree], Batch], Values]
+
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
 
 DROPOUT = 2**32 - 1
@@ -27,19 +34,14 @@ DROPOUT = 2**32 - 1
 
 def make_train_step(
     network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    penalty_weight: optax.Schedule,
+    config: TrainConfig,
     mesh: Mesh,
     *,
+    steps_per_epoch: int,
     classes: int,
-    pixels: Pixels,
-    augmentation: AugmentConfig,
-    label_smoothing: float = 0.0,
-    accumulate: int = 1,
-    average_decay: float = 0.0,
-    progress: optax.Schedule = lambda step: 1.0,
-    steps_per_epoch: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    mean_std: MeanStd,
+    augmentation: AugmentConfig | None = None,
+) -> TrainStep:
     """The training step: ``loss = cross entropy + penalty_weight(step) * sum of penalties``.
 
     The batch is split over the mesh; losses, batch statistics and gradients are those of the whole batch, whatever
@@ -47,87 +49,87 @@ def make_train_step(
 
     Args:
         network: called as ``network(images, train)``; sows penalties.
-        optimizer: turns gradients into updates.
-        penalty_weight: weight of the penalties at each step.
+        config: of the run: optimiser, weight of the penalties, label smoothing, parts of a batch, moving average.
         mesh: the devices.
+        steps_per_epoch: turns steps into epochs.
         classes: number of logits.
-        pixels: mean and deviation for the normalisation.
-        augmentation: what to do to the images.
-        label_smoothing: share of each target spread evenly over all classes, in [0, 1).
-        accumulate: parts into which a batch is cut; their gradients are averaged before one update. Batch statistics
-            are those of a part.
-        average_decay: of the moving average of the parameters, where the state has one.
-        progress: the share of the training that is done after each step, for layers that change over the training.
-        steps_per_epoch: turns steps into epochs, for augmentation that changes over them.
+        mean_std: for the normalisation.
+        augmentation: what to do to the images; by default what the configuration says.
 
     Returns:
-        ``step(state, batch) -> (state, metrics)``; metrics are float32 scalars: ``loss`` (cross entropy alone),
+        ``step(state, batch) -> (state, values)``; the values are float32 scalars: ``loss`` (cross entropy alone),
         ``accuracy`` (on augmented images; against the heavier class under mixup and cutmix), ``penalty`` (weighted) and
         ``gradient_norm``.
 
     Raises:
-        ValueError: mixup rises over epochs, and there are no ``steps_per_epoch``; when the step is traced.
+        ValueError: the warm-up takes the whole training.
     """
+    steps = config.epochs * steps_per_epoch
+    optimizer = make_optimizer(config.optimizer, learning_rate(config.optimizer, steps, steps_per_epoch))
+    weight_at, progress_at = penalty_weight(config.penalty, steps), progress(steps)
+    augmentation = config.augment if augmentation is None else augmentation
 
     def loss_function(
         params: PyTree,
-        statistics: PyTree,
-        permutations: PyTree,
-        progress: PyTree,
+        collections: dict[str, PyTree],
         weight: Float[Array, ""],
         key: Key,
         images: Images,
         targets: Array,
-    ) -> tuple[Float[Array, ""], tuple[PyTree, Metrics]]:
-        variables = network_variables(params, statistics, permutations, progress)
-        collections, streams = ["batch_stats", PENALTIES], {"dropout": key}
-        logits, updated = network.apply(variables, images, train=True, mutable=collections, rngs=streams)
+    ) -> tuple[Float[Array, ""], tuple[dict[str, PyTree], Values]]:
+        logits, updated = network.apply(
+            {"params": params, **collections},
+            images,
+            train=True,
+            mutable=[*collections, PENALTIES],
+            rngs={"dropout": key},
+        )
         penalty = weight * sum(jax.tree.leaves(updated.get(PENALTIES, {})), start=jnp.zeros(()))
-        smooth = optax.smooth_labels(targets, label_smoothing)
+        smooth = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         accuracy = jnp.mean(logits.argmax(-1) == targets.argmax(-1), dtype=jnp.float32)
-        metrics = {"loss": loss, "accuracy": accuracy, "penalty": penalty}
-        return loss + penalty, (updated.get("batch_stats", {}), metrics)
+        values = {"loss": loss, "accuracy": accuracy, "penalty": penalty}
+        return loss + penalty, ({name: updated[name] for name in collections}, values)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         targets = jax.nn.one_hot(batch.labels, classes)
-        epoch = None if steps_per_epoch is None else jnp.asarray(state.step, jnp.float32) / steps_per_epoch
-        images, targets = augment(
-            jax.random.fold_in(state.key, state.step), batch.images, targets, augmentation, *pixels, epoch
-        )
+        epoch = jnp.asarray(state.step, jnp.float32) / steps_per_epoch
+        key = jax.random.fold_in(state.key, state.step)
+        images, targets = augment(key, batch.images, targets, augmentation, *mean_std, epoch)
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
-        weight = jnp.asarray(penalty_weight(state.step), jnp.float32)
-        share = jax.tree.map(lambda _: jnp.asarray(progress(state.step), jnp.float32), state.progress)
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step), accumulate)
+        weight = jnp.asarray(weight_at(state.step), jnp.float32)
+        collections = dict(state.collections)
+        if PROGRESS in collections:
+            done = jnp.asarray(progress_at(state.step), jnp.float32)
+            collections[PROGRESS] = jax.tree.map(lambda _: done, collections[PROGRESS])
+        dropout = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
+        keys = jax.random.split(dropout, config.accumulate)
 
-        def part(statistics: PyTree, data: tuple[Key, Images, Array]) -> tuple[PyTree, tuple[PyTree, Metrics]]:
-            gradient, (statistics, metrics) = jax.grad(loss_function, has_aux=True)(
-                state.params, statistics, state.permutations, share, weight, *data
+        def gradients(
+            collections: dict[str, PyTree], data: tuple[Key, Images, Array]
+        ) -> tuple[dict[str, PyTree], tuple[PyTree, Values]]:
+            gradient, (collections, values) = jax.grad(loss_function, has_aux=True)(
+                state.params, collections, weight, *data
             )
-            return statistics, (gradient, metrics)
+            return collections, (gradient, values)
 
-        if accumulate == 1:
-            statistics, (gradient, metrics) = part(state.statistics, (keys[0], images, targets))
+        if config.accumulate == 1:
+            collections, (gradient, values) = gradients(collections, (keys[0], images, targets))
         else:
-            parts = jax.tree.map(lambda a: split_batch(a, accumulate), (images, targets))
-            statistics, stacked = jax.lax.scan(part, state.statistics, (keys, *parts))
-            gradient, metrics = jax.tree.map(lambda a: a.mean(0), stacked)
+            parts = jax.tree.map(lambda a: split_batch(a, config.accumulate), (images, targets))
+            collections, stacked = jax.lax.scan(gradients, collections, (keys, *parts))
+            gradient, values = jax.tree.map(lambda a: a.mean(0), stacked)
 
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1 - average_decay)
+            average = optax.incremental_update(params, average, 1 - config.average_decay)
         state = state.replace(
-            step=state.step + 1,
-            params=params,
-            statistics=statistics,
-            opt_state=opt_state,
-            average=average,
-            progress=share,
+            step=state.step + 1, params=params, collections=collections, opt_state=opt_state, average=average
         )
-        return state, metrics | {"gradient_norm": optax.tree.norm(gradient)}
+        return state, values | {"gradient_norm": optax.tree.norm(gradient)}
 
     return step
 
@@ -137,15 +139,13 @@ def split_batch(array: Array, parts: int) -> Float[Array, "parts m ..."]:
     return jnp.swapaxes(array.reshape(array.shape[0] // parts, parts, *array.shape[1:]), 0, 1)
 
 
-def make_eval_step(
-    network: nn.Module, mesh: Mesh, *, pixels: Pixels, top: int = 5
-) -> Callable[[dict[str, PyTree], Batch], Metrics]:
+def make_eval_step(network: nn.Module, mesh: Mesh, mean_std: MeanStd, top: int = 5) -> EvalStep:
     """The evaluation step: sums over one batch, to be added up and divided by ``count``.
 
     Args:
         network: called as ``network(images, train=False)``.
         mesh: the devices.
-        pixels: mean and deviation for the normalisation.
+        mean_std: for the normalisation.
         top: k of the top-k accuracy.
 
     Returns:
@@ -154,8 +154,8 @@ def make_eval_step(
     """
 
     @partial(jax.jit, out_shardings=replicated(mesh))
-    def step(variables: dict[str, PyTree], batch: Batch) -> Metrics:
-        logits: Float[Array, "n k"] = network.apply(variables, normalize(batch.images, *pixels), train=False)  # type: ignore[assignment]
+    def step(variables: dict[str, PyTree], batch: Batch) -> Values:
+        logits: Float[Array, "n k"] = network.apply(variables, normalize(batch.images, *mean_std), train=False)  # type: ignore[assignment]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         own = jnp.take_along_axis(logits, batch.labels[:, None], axis=-1)
         # The rank of the own class, ties counted against it; NaN counts as wrong.
@@ -170,9 +170,7 @@ def make_eval_step(
     return step
 
 
-def evaluate(
-    step: Callable[[dict[str, PyTree], Batch], Metrics], variables: dict[str, PyTree], batches: Iterable[Batch]
-) -> dict[str, float]:
+def evaluate(step: EvalStep, variables: dict[str, PyTree], batches: Iterable[Batch]) -> dict[str, float]:
     """Averages an evaluation step over batches.
 
     Args:
@@ -183,7 +181,7 @@ def evaluate(
     Returns:
         ``loss``, ``top1`` and ``top5`` per example.
     """
-    total: Metrics | None = None
+    total: Values | None = None
     for batch in batches:
         sums = step(variables, batch)
         if jax.default_backend() == "cpu":  # queued steps of several CPU devices can dead-lock in a collective

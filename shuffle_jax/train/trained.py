@@ -1,30 +1,44 @@
-"""A finished run as a network that is ready for use, without the data that it was trained on."""
+"""What training leaves: the network hardened in one way for all who use it, evaluated, its figures, and the table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
 
-from shuffle_jax.data.preprocessing import Preprocessing
-from shuffle_jax.deploy.freeze import freeze
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.analysis.run_figures import save_run_figures
+from shuffle_jax.data import Dataset, Preprocessing, load, normalize
+from shuffle_jax.data.sampler import Sampler
+from shuffle_jax.deploy.freeze import dynamic_layers, freeze
+from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
+from shuffle_jax.distributed import is_lead
+from shuffle_jax.files import naming
 from shuffle_jax.models import build
+from shuffle_jax.nn.collections import STATIC
+from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh
-from shuffle_jax.train.config import TrainConfig
-from shuffle_jax.train.experiment import read_state, restore, state_shapes
-from shuffle_jax.train.run import Run
+from shuffle_jax.train.checkpoint import check_name
+from shuffle_jax.train.config import TrainConfig, read_config
+from shuffle_jax.train.experiment import Experiment, build_network, read_state, state_shapes
+from shuffle_jax.train.metrics import MetricWriter
+from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Float, Images, PyTree
+
+FREEZE_IMAGES = 1024
+"""Training images over which dynamic layers are averaged when they are frozen."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained and hardened network.
+    """A trained and hardened network, ready for use without the data that it was trained on.
 
     Attributes:
         network: from normalised images to logits.
@@ -67,16 +81,142 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
         FileNotFoundError: there is no such checkpoint.
     """
     run = Run(path)
-    config = run.config()
-    if config.recalibrate:
-        experiment, variables, step = restore(path, checkpoint, devices=1)
-        variables = experiment.harden(variables).variables
-        return Trained(experiment.network, variables, experiment.preprocessing, run.classes(), config, step)
-    classes, preprocessing = run.classes(), run.preprocessing()
-    network = build(config.network, len(classes))
-    shapes = state_shapes(config, network, preprocessing.shape, data_mesh(jax.devices()[:1]))
-    state = read_state(run, checkpoint, shapes)
-    variables = harden(state.variables()).variables
-    if config.network.mixer == "factors":  # The same whatever the images: freezing is hardening.
-        variables = freeze(network, variables, [jnp.zeros((1, *preprocessing.shape))]).variables
+    check_name(checkpoint)
+    config, classes, preprocessing = read_config(run), run.classes(), run.preprocessing()
+    network = build_network(config.network, preprocessing.shape, len(classes))
+    state = read_state(
+        run, checkpoint, state_shapes(config, network, preprocessing.shape, data_mesh(jax.devices()[:1]))
+    )
+
+    def images(batches: int) -> Iterator[Images]:
+        return training_images(config, load(config.data, classes), preprocessing, batches)
+
+    variables = hardened(config, network, state.variables(), preprocessing.shape, images).variables
     return Trained(network, variables, preprocessing, classes, config, int(state.step))
+
+
+def hardened(
+    config: TrainConfig,
+    network: nn.Module,
+    variables: dict[str, PyTree],
+    image_shape: tuple[int, int, int],
+    images: Callable[[int], Iterable[Images]],
+) -> Hardened:
+    """The network as it leaves training, for the end of a run, its evaluation, predictions and exports alike.
+
+    Relaxed permutations become index vectors, and so do factors that are learned once for all images: they are their
+    own mean, whatever the image. Then batch statistics are re-estimated, if the configuration says so.
+
+    Args:
+        config: of the run.
+        network: of the run.
+        variables: as trained.
+        image_shape: (h, w, c).
+        images: gives the first batches of normalised training images, as many as it is asked for.
+    """
+    hard = harden(variables)
+    static = [path for path in flatten_dict(hard.variables["params"]) if STATIC in path]
+    dynamic = dynamic_layers(network, hard.variables, image_shape) if static else ()
+    if dynamic and set(dynamic) == {"/".join(path[: path.index(STATIC) - 1]) for path in static}:
+        hard = hard._replace(variables=freeze(network, hard.variables, [jnp.zeros((1, *image_shape))]).variables)
+    if config.recalibrate and hard.permutations and "batch_stats" in hard.variables:
+        hard = hard._replace(variables=recalibrate(network, hard.variables, images(config.recalibrate)))
+    return hard
+
+
+def hardened_experiment(experiment: Experiment, variables: dict[str, PyTree]) -> Hardened:
+    """:func:`hardened`, of a run whose data is there."""
+    config, shape = experiment.config, experiment.dataset.image_shape
+    images = partial(training_images, config, experiment.dataset, experiment.preprocessing)
+    return hardened(config, experiment.network, variables, shape, images)
+
+
+def training_images(
+    config: TrainConfig, dataset: Dataset, preprocessing: Preprocessing, batches: int
+) -> Iterator[Images]:
+    """Normalised training images of the first batches, not cropped at random, whole on this process alone."""
+    sampler = Sampler(len(dataset.train), config.batch_size, config.seed)
+    for step in range(batches):
+        _, _, positions = sampler.train(step, np.arange(config.batch_size))
+        images, _ = dataset.train.take(positions)
+        yield normalize(jnp.asarray(images), preprocessing.mean, preprocessing.std)
+
+
+def forms(
+    experiment: Experiment, variables: dict[str, PyTree], hard: Hardened
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """``loss``, ``top1`` and ``top5`` on the test split of each form that a network has.
+
+    Args:
+        experiment: the parts of the run.
+        variables: as trained.
+        hard: the same hardened.
+
+    Yields:
+        "relaxed", as trained; "hardened", with learned permutations; and with dynamic layers "soft", "repaired" and
+        "frozen": one permutation for all images, the nearest to the mean over ``FREEZE_IMAGES`` training images.
+    """
+    yield "relaxed", experiment.evaluate(variables)
+    if hard.permutations:
+        yield "hardened", experiment.evaluate(hard.variables)
+    if experiment.probe is None:
+        return
+    config = experiment.config.network
+    if ":" not in config.family:  # a network from outside has no such option
+        for evaluation in ("soft", "repaired"):
+            changed = replace(config, dynamic=replace(config.dynamic, evaluation=evaluation))
+            network = build(changed, len(experiment.dataset.classes))
+            yield evaluation, replace(experiment, network=network).evaluate(variables)
+    batches = -(-FREEZE_IMAGES // experiment.config.batch_size)
+    images = training_images(experiment.config, experiment.dataset, experiment.preprocessing, batches)
+    yield "frozen", experiment.evaluate(freeze(experiment.network, variables, images).variables)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run reports.
+
+    Attributes:
+        results: ``loss``, ``top1`` and ``top5`` on the test split of each form, see :func:`forms`.
+        certified: learned permutations whose row-argmax is proved to be one.
+        permutations: learned permutations.
+        seconds: of this process, from the first step to the end.
+    """
+
+    results: dict[str, dict[str, float]]
+    certified: int
+    permutations: int
+    seconds: float
+
+
+def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricWriter, started: float) -> Outcome:
+    """Hardens the trained network, evaluates every form, saves index vectors and figures, prints the table."""
+    # From here on every process has the variables for itself; what they evaluate together is put on all devices.
+    variables = jax.device_get(state.variables())
+    hard = hardened_experiment(experiment, variables)
+    if hard.permutations and is_lead():
+        run.save_permutations(hard.permutations)
+    results = {}
+    for name, result in forms(experiment, variables, hard):
+        results[name] = result
+        metrics.write({"kind": "result", "step": experiment.steps, "network": name, **result})
+    figures = []
+    if is_lead():
+        with naming(run.figures):
+            figures = save_run_figures(run.path)
+    certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
+    outcome = Outcome(results, certified, len(hard.permutations), time.perf_counter() - started)
+    _print(outcome, experiment, run, len(figures), metrics)
+    return outcome
+
+
+def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, metrics: MetricWriter) -> None:
+    """Prints the table that ends a run."""
+    rows = []
+    for name, result in outcome.results.items():
+        shown = "as trained" if name == "relaxed" and not outcome.permutations else name
+        certified = f"{outcome.certified}/{outcome.permutations}" if name == "hardened" else ""
+        rows.append([shown, result["top1"], result["top5"], result["loss"], certified])
+    title = f"{len(experiment.dataset.test)} test images of {experiment.dataset.name}, {experiment.steps} steps"
+    metrics.console.table(title, ["network", "top-1", "top-5", "loss", "certified"], rows)
+    metrics.console.message(f"{outcome.seconds:.0f} s from the first step; {figures} figures in {run.figures}")

@@ -344,7 +344,7 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     write_run(tmp_path, None)
     for text in ("{", "{}", "[]", '{"classes": 3}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"config.json does not hold the class names of a run \(.*\): restore it$"):
+        with pytest.raises(ValueError, match=r"config.json does not hold the configuration and the classes of a run \("):
             save_run_figures(tmp_path)
 
 

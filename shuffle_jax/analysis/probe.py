@@ -1,38 +1,48 @@
-"""What dynamic layers do to a sample of the test images: numbers at every evaluation, permutations at three moments."""
+"""What dynamic layers do to a sample of images: numbers by layer, and the permutations themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from shuffle_jax.data import normalize
-from shuffle_jax.data.dataset import spread
-from shuffle_jax.deploy.freeze import layer_name
+from shuffle_jax.data.augment import normalize
+from shuffle_jax.data.dataset import Examples, spread
 from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS
 from shuffle_jax.ops.rounding import argmax
-from shuffle_jax.train.experiment import Experiment
 from shuffle_jax.typing import Array, Images, PyTree
 
 SAMPLE = 512
-"""Test images that are looked at, evenly spread: data sets lie class by class."""
+"""Images that are looked at, evenly spread: data sets lie class by class."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Looks at the dynamic layers of an experiment."""
+    """Looks at the dynamic layers of a network.
 
-    experiment: Experiment
+    Args:
+        network: called as ``network(images, train=False)``.
+        examples: the images and labels of which a sample is looked at.
+        mean: per channel, for the normalisation.
+        std: per channel.
+    """
+
+    network: nn.Module
+    examples: Examples
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def numbers(self, variables: dict[str, PyTree]) -> dict[str, dict[str, float]]:
-        """Regulariser, invalid share, distinct share and entropy by layer; see shuffle_jax.nn.factors."""
+        """Regulariser, invalid and distinct permutations and entropy by layer; see shuffle_jax.nn.factors."""
         found: dict[str, dict[str, float]] = {}
         for (*module, name), value in flatten_dict(jax.device_get(self._look(variables)[0])).items():
-            found.setdefault(layer_name(module), {})[name] = float(value)
+            found.setdefault(_layer(module), {})[name] = float(value)
         return found
 
     def permutations(self, variables: dict[str, PyTree]) -> dict[str, np.ndarray]:
@@ -44,15 +54,14 @@ class Probe:
         """
         arrays = {"labels": self._sample[1]}
         for (*module, name), (chosen, mean) in flatten_dict(jax.device_get(self._look(variables)[1])).items():
-            layer = layer_name(module)
+            layer = _layer(module)
             arrays[f"{layer}/{name}"] = np.broadcast_to(chosen, (len(self._sample[1]), *chosen.shape[1:]))
             arrays[f"{layer}/{name}_mean"] = mean
         return arrays
 
     @cached_property
     def _sample(self) -> tuple[Array, np.ndarray]:
-        test = self.experiment.dataset.test
-        images, labels = test.take(spread(len(test), SAMPLE))
+        images, labels = self.examples.take(spread(len(self.examples), SAMPLE))
         return jnp.asarray(images), labels
 
     def _look(self, variables: dict[str, PyTree]) -> tuple[PyTree, PyTree]:
@@ -62,9 +71,13 @@ class Probe:
     def _step(self) -> PyTree:
         @jax.jit
         def look(variables: dict[str, PyTree], images: Images) -> tuple[PyTree, PyTree]:
-            apply = partial(self.experiment.network.apply, train=False, mutable=[DIAGNOSTICS, FACTORS])
-            _, sown = apply(variables, normalize(images, *self.experiment.pixels))
+            apply = partial(self.network.apply, train=False, mutable=[DIAGNOSTICS, FACTORS])
+            _, sown = apply(variables, normalize(images, self.mean, self.std))
             small = jax.tree.map(lambda factor: (argmax(factor).astype(jnp.int16), factor.mean(0)), sown[FACTORS])
             return sown[DIAGNOSTICS], small
 
         return look
+
+
+def _layer(generator: Sequence[str]) -> str:
+    return "/".join(generator[:-1])

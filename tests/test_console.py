@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from rich.console import Console as RichConsole
 
-from shuffle_jax.train.console import Console
+from shuffle_jax.console import Console
 
 TRAIN = {
     "kind": "train",

@@ -1,0 +1,234 @@
+"""The folder of a run: where each file is, and how it is written and read. Nothing else knows the names in it.
+
+::
+
+    run/
+      config.json         the configuration, the class names, the preprocessing, the pipeline, the versions
+      metrics.jsonl       every number, one JSON object a line
+      tensorboard/        the same for TensorBoard
+      checkpoints/<step>/
+      snapshots/<step>.npz    relaxed matrices by layer: at the start, in the middle, at the end
+      dynamic/<step>.npz      the permutations that dynamic layers give to test images, at the same moments
+      permutations.npz    hardened index vectors by layer
+      damaged/<step>/     checkpoints that could not be read when the run was resumed
+      profile/            a trace of some steps, where one was asked for
+      figures/*.png
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from shuffle_jax import __version__
+from shuffle_jax.data.batches import Pipeline
+from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
+from shuffle_jax.files import replace_file, replacing, temporary
+
+Arrays = Mapping[str, np.ndarray]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's files."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of a trace."""
+        return self.path / "profile"
+
+    @property
+    def figures(self) -> Path:
+        """The folder of the figures."""
+        return self.path / "figures"
+
+    def exists(self) -> bool:
+        """Whether a run was ever started here."""
+        return self._about.exists()
+
+    def check_free(self) -> None:
+        """Raises a ValueError if there is anything in the folder, so that nothing is overwritten."""
+        # A run that was killed before its configuration was whole has left nothing else, and nothing of worth.
+        unfinished = temporary(self._about)
+        if self.path.exists() and (not self.path.is_dir() or any(p != unfinished for p in self.path.iterdir())):
+            raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
+
+    def start(
+        self,
+        config: Mapping[str, Any],
+        classes: Sequence[str],
+        preprocessing: Preprocessing,
+        pipeline: Pipeline = "device",
+    ) -> None:
+        """Makes the folder of a new run.
+
+        Args:
+            config: the configuration as plain values.
+            classes: the class names in the order of their labels.
+            preprocessing: from pictures to normalised images.
+            pipeline: how the images reach the devices.
+
+        Raises:
+            ValueError: the folder holds something already.
+        """
+        self.check_free()
+        self.path.mkdir(parents=True, exist_ok=True)
+        about = {
+            "config": config,
+            "classes": list(classes),
+            "preprocessing": preprocessing.to_json(),
+            "pipeline": pipeline,
+            "versions": _versions(),
+        }
+        replace_file(self._about, json.dumps(about, indent=2).encode() + b"\n")
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as plain values, as the version wrote them that started the run."""
+        return self._read("config", dict)
+
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the order of their labels."""
+        return self._read("classes", lambda names: tuple(map(str, names)))
+
+    def versions(self) -> dict[str, str]:
+        """The versions of the libraries that the run was started with."""
+        return self._read("versions", dict, {})
+
+    def pipeline(self) -> Pipeline:
+        """How the images reached the devices when the run was started."""
+        return self._read("pipeline", lambda found: found, "device")  # the only one that earlier versions had
+
+    def preprocessing(self) -> Preprocessing:
+        """What a picture goes through before the network sees it.
+
+        Raises:
+            ValueError: there is no run here, or a version wrote it that did not keep this.
+        """
+        if not self.keeps_preprocessing():
+            raise ValueError(f"{self._about} does not say how pictures are prepared: an earlier version wrote it")
+        return preprocessing_from_json(self._read("preprocessing", dict, {}))
+
+    def keeps_preprocessing(self) -> bool:
+        """Whether the run says what a picture goes through; earlier versions did not write it."""
+        return self._read("preprocessing", bool, {})
+
+    def save_snapshot(self, step: int, matrices: Arrays) -> None:
+        """Keeps the relaxed matrices of one step."""
+        _save(self.path / "snapshots" / f"{step:08d}.npz", matrices)
+
+    def save_dynamic(self, step: int, arrays: Arrays) -> None:
+        """Keeps the permutations of test images at one step, see :class:`shuffle_jax.analysis.probe.Probe`."""
+        _save(self.path / "dynamic" / f"{step:08d}.npz", arrays)
+
+    def save_permutations(self, permutations: Arrays) -> None:
+        """Keeps the hardened index vectors."""
+        _save(self._permutations, permutations)
+
+    def snapshots(self) -> dict[int, Path]:
+        """The files of relaxed matrices by step, ascending; read one with :func:`load_arrays`."""
+        return _by_step(self.path / "snapshots")
+
+    def dynamic(self) -> dict[int, Path]:
+        """The files of permutations of test images by step, ascending; read one with :func:`load_arrays`."""
+        return _by_step(self.path / "dynamic")
+
+    def permutations(self) -> dict[str, np.ndarray]:
+        """The hardened index vectors by layer; none in a run that has not finished or that learns none."""
+        return load_arrays(self._permutations) if self._permutations.exists() else {}
+
+    def forget_after(self, step: int) -> None:
+        """Removes the snapshots of later steps, which a resumed run makes again."""
+        for later, path in [*self.snapshots().items(), *self.dynamic().items()]:
+            if later > step:
+                path.unlink()
+
+    @property
+    def _about(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def _permutations(self) -> Path:
+        return self.path / "permutations.npz"
+
+    def _read(self, name: str, convert: Callable[[Any], T], default: Any = None) -> T:
+        """One entry of config.json; earlier versions did not write those that have a default."""
+        if not self.exists():
+            raise ValueError(f"there is no run in {self.path}: it has no config.json")
+        try:
+            about = json.loads(self._about.read_text(encoding="utf-8"))
+            return convert(about[name] if default is None else about.get(name, default))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self._about} does not hold the configuration and the classes of a run ({error!r}): "
+                "restore it from a copy, or start another run"
+            ) from error
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file of a run.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:  # objects could run code
+            return {key: file[key] for key in file.files}
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} does not hold plain arrays ({error}): restore or remove it") from error
+
+
+def next_free(path: Path) -> Path:
+    """The path itself if nothing is there, else the first of ``path-2``, ``path-3``, ... that is free."""
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def newest(path: Path) -> Path | None:
+    """The run that was started last among ``path``, ``path-2``, ...; None if there is none."""
+    runs = [p.parent for p in path.parent.glob(f"{path.name}*/config.json") if _is_numbered(p.parent.name, path.name)]
+    return max(runs, key=lambda run: (run / "config.json").stat().st_mtime_ns, default=None)
+
+
+def _is_numbered(name: str, stem: str) -> bool:
+    return name == stem or (name.startswith(f"{stem}-") and name[len(stem) + 1 :].isdigit())
+
+
+def _by_step(folder: Path) -> dict[int, Path]:
+    return dict(sorted((int(path.stem), path) for path in folder.glob("*.npz")))
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _versions() -> dict[str, str]:
+    return {"shuffle_jax": __version__, **{name: version(name) for name in ("jax", "flax", "optax", "numpy")}}
