@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shuffle_jax.analysis.records import read_records
+from shuffle_jax.records import read_records
 
 
 def test_reads_objects_in_order_and_skips_empty_lines(tmp_path: Path) -> None:

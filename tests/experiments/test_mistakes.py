@@ -380,7 +380,7 @@ def arrays(run):
     """The arrays of the last checkpoint, as they are stored."""
     from shuffle_jax.train.checkpoint import Checkpoints
     from shuffle_jax.train.config import from_json
-    from shuffle_jax.train.run import TrainConfig
+    from shuffle_jax.train.config import TrainConfig
 
     config = from_json(TrainConfig, json.loads((run / "config.json").read_text())["config"])
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
