@@ -36,8 +36,8 @@ class Arguments:
     """Which checkpoint: "last", "best" (by relaxed top-1 accuracy), or a step."""
 
     fold: bool = True
-    """Fold batch norms and permutations into the kernels; --no-fold exports the layers as they are, to compare.
-    Shuffles that depend on the image, and ShuffleNets with convolutions that do, are never folded."""
+    """Fold batch norms, and the permutations of ShuffleNets, into the kernels; --no-fold exports the layers as they
+    are, to compare. What cannot be folded, such as shuffles that depend on the image, stays as it is."""
 
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """What the one file runs on."""
@@ -49,26 +49,31 @@ def run(arguments: Sequence[str] | None = None) -> None:
     quiet_libraries()
     from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load, platform_name, sidecar
-    from shuffle_jax.deploy.fold import Folded, Unfoldable, fold
+    from shuffle_jax.deploy.fold import fold
+    from shuffle_jax.deploy.route import Routed, route
     from shuffle_jax.train.config import to_json
     from shuffle_jax.train.trained import load_trained
 
     trained = load_trained(options.run, options.checkpoint)
     network = trained.config.network
-    exported, folded = Folded(trained.apply, trained.variables), False
+    exported, shape = Routed(trained.apply, trained.variables), trained.preprocessing.shape
     if options.fold:
-        try:
-            exported, folded = fold(trained.network, trained.variables), True
-        except Unfoldable as reason:
-            print(f"{options.run} is exported as it is, not folded: {reason}")
+        folded = fold(trained.network, trained.variables, shape)
+        exported = route(trained.network, folded.variables, shape)
+        if folded.kept:
+            name, why = next(iter(folded.kept.items()))
+            print(f"{len(folded.kept)} batch norms are not folded, such as {name}: {why}")
+        if exported.reason:
+            print(f"the mixers are exported as they are: {exported.reason}")
     out = options.out or options.run / "network.jax"
     about = export(
-        *exported,
+        exported.apply,
+        exported.params,
         out,
         classes=trained.classes,
         preprocessing=trained.preprocessing.to_json(),
-        image_shape=trained.preprocessing.shape,
-        about={"network": to_json(network), "step": trained.step, "folded": folded},
+        image_shape=shape,
+        about={"network": to_json(network), "step": trained.step, "folded": options.fold},
         platforms=options.platforms,
     )
     size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])

@@ -16,8 +16,9 @@ import numpy as np
 import optax
 
 from shuffle_jax.data import Batch
-from shuffle_jax.deploy.fold import Folded, fold
+from shuffle_jax.deploy.fold import fold
 from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.route import Routed, route
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
 from shuffle_jax.ops import convolution, mixing, permutation, relaxation
@@ -98,14 +99,15 @@ def inference(work: Workload) -> Cases:
     for label, (network, variables) in networks(work).items():
         cases[label] = partial(jax.jit(network.apply), variables, images)
         if label in (FIXED, HARDENED):
-            folded = fold(network, variables)
+            shape = work.image_size, work.image_size, 3
+            folded = route(network, fold(network, variables, shape).variables, shape)
             cases[f"{label}, folded"] = partial(jax.jit(folded.apply), folded.params, images)
             if label == HARDENED:
                 cases[f"{label}, folded, exported"] = partial(through_a_file(folded, images), images)
     return cases
 
 
-def through_a_file(folded: Folded, images: Images) -> Callable[[Images], Array]:
+def through_a_file(folded: Routed, images: Images) -> Callable[[Images], Array]:
     """A network as it comes back from an exported file."""
     from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load
@@ -114,7 +116,15 @@ def through_a_file(folded: Folded, images: Images) -> Callable[[Images], Array]:
         path = Path(folder) / "network.jax"
         height, width, channels = images.shape[1:]
         classes = [str(k) for k in range(CLASSES)]
-        export(*folded, path, classes=classes, preprocessing={}, image_shape=(height, width, channels), about={})
+        export(
+            folded.apply,
+            folded.params,
+            path,
+            classes=classes,
+            preprocessing={},
+            image_shape=(height, width, channels),
+            about={},
+        )
         return load(path).logits
 
 

@@ -41,12 +41,14 @@ CHECKED_IMAGES = 4
 def inference(work: Workload, config: NetworkConfig) -> Cases:
     """Logits of a batch, torch's and ours, ours also folded."""
     from shuffle_jax.deploy.fold import fold
+    from shuffle_jax.deploy.route import route
 
     prepare()
     config = replace(config, dtype=work.dtype)
     verify(work.image_size, config)
     network, variables, images, _ = our_network(work, config)
-    folded = fold(network, variables)
+    shape = work.image_size, work.image_size, 3
+    folded = route(network, fold(network, variables, shape).variables, shape)
     models = torch_models(variables, config)
 
     def infer(model: nn.Module, images: torch.Tensor) -> None:

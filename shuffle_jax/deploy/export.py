@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import export as jax_export
@@ -64,7 +66,8 @@ def export(
     # What an unfolded permutation tells XLA on CPU about its layout: a hint, without a promise that later versions
     # read it. Folded networks have none.
     hints = [jax_export.DisabledSafetyCheck.custom_call("LayoutConstraint")]
-    program = jax_export.export(jax.jit(logits), platforms=tuple(platforms), disabled_checks=hints)(images)
+    with _without_locations():
+        program = jax_export.export(jax.jit(logits), platforms=tuple(platforms), disabled_checks=hints)(images)
     outputs = program.out_avals[0].shape
     if outputs[-1] != len(classes):
         raise ValueError(f"the network has {outputs[-1]} logits for {len(classes)} classes: give one name for each")
@@ -85,3 +88,15 @@ def export(
     replace_file(path, content)
     replace_file(sidecar(path), json.dumps(described, indent=2).encode() + b"\n")
     return described
+
+
+@contextmanager
+def _without_locations() -> Iterator[None]:
+    """Names of modules and lines of source, with paths of this machine, are a tenth of the file of a small network."""
+    limit = jax.config.jax_traceback_in_locations_limit  # type: ignore[attr-defined]
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        with nn.override_named_call(False):
+            yield
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)

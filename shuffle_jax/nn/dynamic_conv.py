@@ -128,7 +128,7 @@ class DynamicConv(nn.Module):
             ``shuffle_jax.models.decomposition``.
         squeeze: divides the width of the head: 8 or 16 in the published MobileNetV2, 16 in ResNet.
         pool: bins along each axis, in place of the rule's.
-        latent: L, in place of the rule's; at most the channels in.
+        latent: L, in place of the rule's (a multiple of the blocks); at most the channels in.
         hidden: s, in place of the rule's.
         blocks: B, a multiple of ``groups`` that divides L and the channels; ``groups`` by default (None).
         elements: E, or 0 for the element in the middle.
@@ -264,6 +264,7 @@ class DynamicConv(nn.Module):
                 )
         rule = self.rule(channels, self.features, self.squeeze)
         given = (self.pool, self.latent, self.hidden)
+        rule = rule._replace(latent=max(rule.latent // self._blocks, 1) * self._blocks)
         chosen = Sizes(*(a if b is None else b for a, b in zip(rule, given, strict=True)))
         check_positive(**chosen._asdict())
         if chosen.latent > channels or chosen.latent % self._blocks:

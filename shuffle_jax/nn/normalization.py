@@ -95,6 +95,19 @@ class BatchNorm(nn.Module):
         return scale, bias, mean, var
 
 
+def absorbed(params: PyTree, statistics: PyTree) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    """What a batch norm does in evaluation, as ``scale x + shift`` in float64.
+
+    Args:
+        params: its "scale" and "bias".
+        statistics: its running "mean" and "var".
+    """
+    scale, bias = (np.asarray(params[name], np.float64) for name in ("scale", "bias"))
+    mean, var = (np.asarray(statistics[name], np.float64) for name in ("mean", "var"))
+    factor = scale / np.sqrt(var + EPSILON)
+    return factor, bias - mean * factor
+
+
 def scale_outputs(variables: dict[str, PyTree], scale: Float[np.ndarray, " o"]) -> dict[str, PyTree]:
     """The variables with which a linear layer gives ``scale`` times its outputs: kernels and biases scaled.
 

@@ -15,7 +15,6 @@ from PIL import Image
 
 from experiments import export, predict, train
 from experiments.cli import main
-from shuffle_jax.deploy import fold
 from shuffle_jax.deploy.exported import sidecar
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.experiment import prepare
@@ -88,16 +87,6 @@ def test_unfolded_layers_give_the_same(run, exported, pictures, tmp_path, capsys
     assert not json.loads(sidecar(tmp_path / "plain.jax").read_text())["folded"]
     found = [logits_of(path, pictures / "val", tmp_path=tmp_path) for path in (exported, tmp_path / "plain.jax")]
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4 * np.abs(found[0]).max())
-
-
-def test_what_cannot_be_folded_is_exported_as_it_is_and_said(run, monkeypatch, tmp_path, capsys):
-    def refuse(network, variables):
-        raise fold.Unfoldable("a layer cannot be folded")
-
-    monkeypatch.setattr(fold, "fold", refuse)
-    export.run([str(run), str(tmp_path / "whole.jax"), "--platforms", "cpu"])
-    assert "exported as it is, not folded: a layer cannot be folded" in capsys.readouterr().out
-    assert not json.loads(sidecar(tmp_path / "whole.jax").read_text())["folded"]
 
 
 def test_arrays_of_pixels_and_of_normalised_images_give_the_same(exported, pictures, tmp_path):

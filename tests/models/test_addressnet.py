@@ -153,8 +153,8 @@ def test_the_window_is_put_together_once_a_stage_where_groups_are_read_one_by_on
     # Above 96 channels grouped convolutions read slices; below, one product reads the whole window of each unit.
     def windows(units):
         network = AddressNet(5, 6 * units + 2, shortcut="shift")
-        apply, params = fold(network, draw(network, (8, 8, 3)))
-        text = jax.jit(apply).lower(params, jnp.zeros((2, 8, 8, 3))).compile().as_text()
+        variables = fold(network, draw(network, (8, 8, 3)), (8, 8, 3)).variables
+        text = jax.jit(network.apply).lower(variables, jnp.zeros((2, 8, 8, 3))).compile().as_text()
         return [len(re.findall(rf"= f32\[2,{n},{n},{c}\]\S* concatenate\(", text)) for n, c in ((8, 36), (2, 144))]
 
     (few_first, few_last), (many_first, many_last) = windows(2), windows(4)

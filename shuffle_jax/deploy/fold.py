@@ -1,0 +1,104 @@
+"""Folding: the batch norms of a network absorbed into the layers before them, as new variables of the same network.
+
+Exact, up to rounding, and without knowing the network. It is traced once, with a mark at the inputs and outputs of its
+layers, and what is seen there decides:
+
+- A batch norm whose input is the output of one linear layer, used by nothing else, gives that layer its scale
+  (``scale_outputs``, see :func:`shuffle_jax.nn.normalization.scale_outputs`) and keeps its shift as a bias.
+- Where the output of that norm goes, and nowhere else, into a 1x1 convolution with such a norm behind it, even the bias
+  moves on into the latter's: there is no padding that it would miss. A norm left with nothing returns its input.
+- A layer may have norms inside, which it absorbs by itself.
+
+What fits none of these stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from shuffle_jax.deploy.tracing import Call, Path, Variables, traced
+from shuffle_jax.nn import BatchNorm
+from shuffle_jax.nn.normalization import absorbed
+from shuffle_jax.typing import PyTree
+
+
+class Folded(NamedTuple):
+    """What :func:`fold` returns.
+
+    Attributes:
+        variables: of the same network, for evaluation; without the scales and statistics of what is folded.
+        folded: the names of the batch norms that are folded, such as ``stem/norm``.
+        kept: those that are not, and why.
+    """
+
+    variables: dict[str, PyTree]
+    folded: tuple[str, ...]
+    kept: dict[str, str]
+
+
+def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]) -> Folded:
+    """Folds the batch norms of any network into the layers before them.
+
+    Args:
+        network: called as ``network(images)``, which evaluates; traced and not run.
+        variables: of the network.
+        image_shape: (h, w, c), of any size that the network takes.
+
+    Returns:
+        New variables with which ``network.apply`` gives the same logits to rounding, and what became of each norm. A
+        network without batch norms is returned as it is.
+
+    >>> import jax
+    >>> from shuffle_jax.models import ShuffleNetV2
+    >>> network = ShuffleNetV2(classes=2, width=0.5, stem="small")
+    >>> variables = jax.eval_shape(network.init, jax.random.key(0), np.ones((1, 8, 8, 3), np.float32))
+    >>> folded = fold(network, jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), variables), (8, 8, 3))
+    >>> len(folded.folded), folded.kept, list(folded.variables)
+    (56, {}, ['params'])
+    """
+    norms = [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
+    if not norms:
+        return Folded(variables, (), {})
+    calls, before, after = traced(network, variables, image_shape)
+    state, scaled = Variables(variables), dict[Path, Path]()  # the folded norm behind each layer
+    for norm, layer in before.items():
+        if not isinstance(calls[norm].module, BatchNorm) or isinstance(calls[layer].module, BatchNorm):
+            continue
+        own = state.of(norm)
+        if own.get("batch_stats") and calls[norm].is_whole(own) and calls[layer].is_whole(state.of(layer)):
+            scale, shift = absorbed(own["params"], own["batch_stats"])
+            state.replace(layer, calls[layer].module.scale_outputs(state.of(layer), scale))
+            state.replace(norm, {"params": {"bias": shift}})
+            scaled[layer] = norm
+    for path, call in calls.items():
+        own = state.of(path)
+        has_norms = hasattr(call.module, "scale_outputs") and own.get("batch_stats")
+        if has_norms and path not in scaled and call.is_whole(own):
+            state.replace(path, call.module.scale_outputs(own, np.ones(())))
+    for norm in scaled.values():
+        layer = after.get(norm, ())
+        if layer in scaled and hasattr(calls[layer].module, "constant_outputs"):
+            bias, behind = (state.of(path)["params"]["bias"] for path in (norm, scaled[layer]))
+            moved = calls[layer].module.constant_outputs(state.of(layer), bias)
+            state.replace(norm, {})
+            state.replace(scaled[layer], {"params": {"bias": behind + moved}})
+    kept = [norm for norm in norms if state.of(norm).get("batch_stats")]
+    names = {norm: "/".join(norm) for norm in norms}
+    return Folded(
+        state.finished(),
+        tuple(names[norm] for norm in norms if norm not in kept),
+        {names[norm]: _reason(norm, calls, before) for norm in kept},
+    )
+
+
+def _reason(norm: Path, calls: dict[Path, Call], before: dict[Path, Path]) -> str:
+    """Why a norm is kept."""
+    if norm in before:
+        return "it or the layer before it is called more than once, or for other variables each time"
+    if any(hasattr(calls[norm[:i]].module, "scale_outputs") for i in range(len(norm)) if norm[:i] in calls):
+        return "the layer around it keeps it"
+    return "its input is not the output of one layer that takes a scale, or is used elsewhere too"
