@@ -16,10 +16,10 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test lint format bench compare kill count notebook constraints licenses clean distclean same-python
+.PHONY: help install train test test-slow test-all lint format bench compare kill count notebook constraints licenses clean distclean same-python
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo 'Options: ARGS="..." is handed on, PYTHON=python3.12 makes .venv with that interpreter, VENV=dir puts it elsewhere.'
 
 install: $(DEV) ## install the library and the development tools into .venv
@@ -28,9 +28,17 @@ train: $(RUNTIME) ## train on the embedded digits: make train ARGS="--optimizer.
 	$(BIN)/python -m experiments.train digits $(ARGS)
 
 # Two processes, each with the files it needs: most of a test is tracing, which one process does on one core. The files
-# come in their own order: by number of tests, the long ones with few tests would come last.
-test: $(DEV) ## run the tests and doctests: make test ARGS="-k penalty"
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+# come in the order of conftest.py: by number of tests, the long ones with few tests would come last.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test: $(DEV) ## run the fast tests and the doctests: make test ARGS="-k penalty"
+	$(PYTEST) -m "not slow" $(ARGS)
+
+# What no test above runs: programs are compiled as users get them here, and there with less effort (conftest.py).
+test-slow: $(DEV) ## run the slow tests: real processes, kills, notebooks, whole networks
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow $(ARGS)
+
+test-all: test test-slow ## run every test once
 
 lint: $(DEV) ## check style, formatting, types and import contracts
 	$(BIN)/ruff check .

@@ -7,12 +7,14 @@ that the processes which tests start inherit them.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 assert "jax" not in sys.modules, "a pytest plugin imported jax before conftest.py could configure it"
 
@@ -26,6 +28,10 @@ os.environ["MPLBACKEND"] = "Agg"  # figures need no display
 worker = os.environ.get("PYTEST_XDIST_WORKER", "")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parent / ".pytest_cache" / "d" / f"jax{worker}")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Most of a test is compilation, and a third of that is LLVM making programs fast that run once. The passes of XLA stay:
+# what is fused and what a program holds is as users get it. `make test-all` runs the slow tests with them, as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # A shell that starts the tests in the background has Ctrl-C ignored, and processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -43,3 +49,20 @@ hypothesis.settings.register_profile(
     derandomize="CI" in os.environ,
 )
 hypothesis.settings.load_profile("shuffle_jax")
+
+TESTS = Path(__file__).parent / "tests"
+LONGEST_FIRST = ("train", "experiments", "deploy", "models", "data", "nn", "ops", "analysis", "problems")
+"""Folders of tests/, whose files go to the processes in this order: a long file that begins last is waited for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts by folder, doctests last."""
+    order = [TESTS / folder for folder in LONGEST_FIRST] + [TESTS]
+    items.sort(key=lambda item: next((i for i, at in enumerate(order) if at in item.path.parents), len(order)))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Lets go of what a file compiled, which would be gigabytes at the end; doctests are small and much alike."""
+    if TESTS in item.path.parents and (nextitem is None or item.path != nextitem.path) and "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
