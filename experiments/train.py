@@ -18,7 +18,7 @@ import tyro
 
 from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
 from experiments.presets import PRESETS
-from experiments.presets.source import source
+from experiments.presets.source import network, source
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
 from shuffle_jax.run import newest, next_free
@@ -59,9 +59,9 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
     if words and words[0] in presets:
         _, options = presets[words[0]]
-        data = source(options.config.data, words)
+        data, net = source(options.config.data, words), network(options.config.network, words)
         about = PRESETS[words[0]].__doc__ or ""
-        presets[words[0]] = about, replace(options, config=replace(options.config, data=data))
+        presets[words[0]] = about, replace(options, config=replace(options.config, data=data, network=net))
     return parse_preset(presets, words, prog="python -m experiments.train", description=__doc__)
 
 

@@ -8,9 +8,13 @@ from dataclasses import fields
 import tyro
 
 from shuffle_jax.data import DataConfig, DigitsConfig, FolderConfig, TfdsConfig
+from shuffle_jax.models import NetworkConfig
 
 ROOT, NAME = "--data.root", "--data.name"
 """The options that name a folder of images, and a set of tensorflow-datasets."""
+
+FAMILY = "--network.family"
+"""The option that names another network than that of the preset."""
 
 
 def source(data: DataConfig, words: Sequence[str]) -> DataConfig:
@@ -44,6 +48,15 @@ def source(data: DataConfig, words: Sequence[str]) -> DataConfig:
         for option in sorted(used & (_options(other) - _options(chosen) - {ROOT, NAME})):
             raise ValueError(f"{option} goes with {what}")
     return chosen
+
+
+def network(config: NetworkConfig, words: Sequence[str]) -> NetworkConfig:
+    """The network of a preset, of the family that the words of a command line name."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if option == FAMILY:
+            return config.of_family(value if equals else after)
+    return config
 
 
 def _options(data: DataConfig) -> set[str]:

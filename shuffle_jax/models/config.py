@@ -110,6 +110,13 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
         """The names of the parts by kind, such as ``{"family": "shufflenet_v2", "mixer": "auto", ...}``."""
         return {kind: getattr(self, kind) for kind in KINDS}
 
+    def of_family(self, family: str) -> NetworkConfig:
+        """The same of another family, without a width, depth or groups that it has no field for."""
+        takes = parameters(part("family", named("family", family)))
+        defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
+        gone = {name: defaults[name] for name in ("width", "depth", "groups") if name not in takes}
+        return replace(self, family=family, **gone)
+
     def resolved(self) -> NetworkConfig:
         """The same with the network's own depth and groups where none are given."""
         takes = parameters(part("family", self.family))
@@ -138,9 +145,9 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         found[group] = {**dataclasses.asdict(options()), **found.get(group, {}), "type": options.__name__}
     common = {f.name: f.default for f in dataclasses.fields(NetworkConfig) if f.name not in GROUPS}
     found = {**common, **found}
-    if old:  # They wrote a depth of 18 and 3 groups for every network.
+    if old:  # They wrote a width, a depth of 18 and 3 groups for every network.
         takes = parameters(part("family", found["family"]))
-        found["depth"] = found["depth"] if "depth" in takes else None
+        found |= {name: common[name] for name in ("width", "depth", "groups") if name not in takes}
         found["groups"] = found["groups"] if found["family"] == "shufflenet_v1" else None
         for group, parts in chosen_options({kind: found[kind] for kind in KINDS}).items():
             had = set().union(*parts.values())

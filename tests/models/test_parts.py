@@ -1,0 +1,172 @@
+"""A part from outside the library is as good as one inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from functools import partial
+from pathlib import Path
+
+import flax.linen as nn
+import pytest
+
+from shuffle_jax import nn as layers
+from shuffle_jax.models import NetworkConfig, ShuffleNetV2, build
+from shuffle_jax.models.config import GROUPS, RENAMED, upgraded
+from shuffle_jax.models.parts import KINDS, load_part, spec
+
+
+@pytest.fixture(autouse=True)
+def butterfly(monkeypatch):
+    """A module in the current folder, from which ``python -m`` imports."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import butterfly
+
+    yield butterfly
+    del sys.modules["butterfly"]
+
+
+def test_a_part_is_found_again_by_its_text(butterfly):
+    for thing, text in [
+        (butterfly.Butterfly, "butterfly:Butterfly"),
+        (partial(butterfly.Butterfly, levels=2), "butterfly:Butterfly(levels=2)"),
+        (butterfly.Butterfly(levels=2, name="mixer"), "butterfly:Butterfly(levels=2)"),
+        (butterfly.without_mixer, "butterfly:without_mixer"),
+        ("butterfly:Butterfly( levels = 2 )", "butterfly:Butterfly(levels=2)"),
+        (
+            partial(ShuffleNetV2, width=0.5, stem="small"),
+            f"{ShuffleNetV2.__module__}:ShuffleNetV2(width=0.5, stem='small')",
+        ),
+    ]:
+        assert spec(thing) == text
+        assert spec(load_part(text)) == text
+    assert load_part("butterfly:Butterfly(levels=2)")() == butterfly.Butterfly(2)
+
+
+@pytest.mark.parametrize(
+    ("thing", "message"),
+    [
+        (lambda n: layers.Dense(2 * n), "<lambda> .* cannot be imported again: put it at the top level of a module"),
+        (type("Local", (nn.Module,), {"__module__": "__main__"}), "Local of __main__ cannot be imported again"),
+        (type("Hidden", (nn.Module,), {"__module__": "butterfly"}), "butterfly has no Hidden"),
+        (type("Unit", (nn.Module,), {"__module__": "butterfly"}), "gives another object than the one handed over"),
+        (partial(layers.ChannelShuffle, 3), "has positional values"),
+        (ShuffleNetV2(3, mixer=layers.Identity), "mixer of ShuffleNetV2 must be .* hand over a function"),
+        (3, "must be a class, a function, a partial of one or a linen module, got 3"),
+        ("butterfly", "give module:Name"),
+        ("butterfly:Butterfly(2)", "options need their names"),
+        ("butterfly:Butterfly(levels=two)", "with plain values"),
+        ("butterfly:Buterfly", "butterfly has no Buterfly; near: Butterfly"),
+        ("no_such_module:Name", "cannot import no_such_module .*; start in the folder that holds the module"),
+        ("butterfly:__name__", "must name a class or a function"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_found_again_is_refused_in_one_line(thing, message):
+    with pytest.raises(ValueError, match=message) as error:
+        spec(thing)
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_keeps_what_is_handed_over_as_its_text(butterfly):
+    config = NetworkConfig(family=butterfly.Tiny, mixer=partial(butterfly.Butterfly, levels=2))
+    assert (config.family, config.mixer) == ("butterfly:Tiny", "butterfly:Butterfly(levels=2)")
+    assert config == NetworkConfig("butterfly:Tiny", mixer="butterfly:Butterfly(levels=2)")
+    network = build(config, 5)
+    assert isinstance(network, butterfly.Tiny)
+    assert network.mixer() == butterfly.Butterfly(levels=2)
+    assert build(NetworkConfig("butterfly:Tiny", width=0.5, mixer="shuffle"), 5).width == 0.5
+    assert build(NetworkConfig(mixer="butterfly:Butterfly"), 5).mixer() == butterfly.Butterfly()
+
+
+def test_a_network_may_be_a_function_of_its_classes(butterfly):
+    config = NetworkConfig(butterfly.without_mixer, mixer="identity")
+    assert build(config, 5) == butterfly.Tiny(5, butterfly.Butterfly)
+    with pytest.raises(ValueError, match=r"no place for --network.mixer auto: choose identity, or a network of"):
+        build(NetworkConfig("butterfly:without_mixer"), 5)
+    with pytest.raises(ValueError, match=r"without_mixer has no width, got 0.5: leave --network.width at 1.0$"):
+        build(dataclasses.replace(config, width=0.5), 5)
+    with pytest.raises(ValueError, match="has 4 classes, but 5 are needed: leave them out"):
+        build(NetworkConfig("butterfly:Tiny(classes=4)"), 5)
+    with pytest.raises(ValueError, match="must make a linen module, got "):
+        build(NetworkConfig("jax.numpy:zeros", mixer="identity"), 5)
+
+
+def test_outside_layers_have_their_place_too():
+    text = "shuffle_jax.nn:PointwiseConv(use_bias=True)"
+    network = build(NetworkConfig("resnet", pointwise=text, head="shuffle_jax.nn.dense:Dense(use_bias=False)"), 5)
+    assert network.pointwise(features=3) == layers.PointwiseConv(3, use_bias=True)
+    assert network.conv == build(NetworkConfig("resnet"), 5).conv  # It is of 1x1 alone.
+    assert not network.head(features=5).use_bias
+    shift = build(NetworkConfig("mobilenet_v2", spatial="shuffle_jax.nn:AddressShift(boundary='wrap')"), 5).shift
+    assert shift(stride=2) == layers.AddressShift(boundary="wrap", stride=2)
+    conv = build(NetworkConfig("resnet", pointwise="shuffle_jax.nn:DYConv(count=3)"), 5).conv
+    assert conv(features=3).count == 3
+
+
+OLD = {
+    "type": "NetworkConfig",
+    "family": "shufflenet_v1",
+    "width": 0.5,
+    "groups": 8,
+    "stem": "small",
+    "mixer": "auto",
+    "mixer_seed": 7,
+    "auto_start": "shuffle",
+    "auto_candidates": 4,
+    "auto_noise": 0.25,
+    "dtype": "float32",
+}
+"""As the first version wrote it."""
+
+
+def test_configurations_of_the_first_version_are_upgraded():
+    found = upgraded(OLD)
+    del found["type"]
+    config = NetworkConfig(**{n: GROUPS[n](**v) if n in GROUPS else v for n, v in without_types(found).items()})
+    auto = {"start": "shuffle", "candidates": 4, "noise": 0.25}
+    assert config == NetworkConfig("shufflenet_v1", 0.5, groups=8, auto=auto, random={"seed": 7})
+    assert upgraded(upgraded(OLD)) == upgraded(OLD)
+
+
+def without_types(found):
+    return {
+        name: {key: item for key, item in value.items() if key != "type"} if isinstance(value, dict) else value
+        for name, value in found.items()
+    }
+
+
+def test_what_earlier_versions_wrote_and_did_not_use_is_gone():
+    for family, depth, groups in [("resnet", 18, None), ("addressnet", 18, None), ("shufflenet_v2", None, None)]:
+        found = upgraded(OLD | {"family": family, "depth": 18, "mixer": "squeeze", "dynamic": {"per_group": True}})
+        assert (found["depth"], found["groups"]) == (depth, groups)
+        assert not found["dynamic"]["per_group"]  # Squeeze-excitation has no such option.
+        build(NetworkConfig(**{k: v for k, v in without_types(found).items() if k != "type"}), 5)
+    kept = upgraded(OLD | {"dynamic": {"pointwise_groups": 3, "hidden": 2}, "attention": {"kernels": 5}})
+    assert (kept["dynamic"]["blocks"], kept["dynamic"]["hidden"], kept["attention"]["count"]) == (3, 2, 5)
+
+
+def test_the_table_of_renamed_fields_names_fields():
+    for name in RENAMED.values():
+        group, field = name.split(".")
+        assert field in {one.name for one in dataclasses.fields(GROUPS[group])}
+
+
+def test_another_family_leaves_numbers_that_it_has_not():
+    config = NetworkConfig("resnet", 0.5, depth=34, groups=2).of_family("shufflenet_v2")
+    assert config == NetworkConfig("shufflenet_v2", 0.5)
+    assert config.of_family("addressnet") == NetworkConfig("addressnet")
+
+
+def test_numbers_that_a_network_decides_can_be_asked_for():
+    resolved = [NetworkConfig(family).resolved() for family in ("resnet", "shufflenet_v1", "shufflenet_v2")]
+    assert [(one.depth, one.groups) for one in resolved] == [(18, 1), (None, 3), (None, None)]
+    assert NetworkConfig("resnet", depth=34).resolved().depth == 34
+
+
+def test_every_option_has_help_and_a_configuration_is_a_key():
+    for group in GROUPS.values():
+        for field in dataclasses.fields(group):
+            assert f"    {field.name}: " in group.__doc__
+    for table in KINDS.values():
+        assert all(part.text in NetworkConfig.__doc__ for part in table.values())
+    assert len({NetworkConfig(), NetworkConfig(), NetworkConfig(auto={"candidates": 4})}) == 2
