@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     import flax.linen as nn
 
     from shuffle_jax.analysis.channel_reach import Reach, Rules
-    from shuffle_jax.models import NetworkConfig
     from shuffle_jax.models.catalogue import Entry
-    from shuffle_jax.models.config import MixerKind
     from shuffle_jax.typing import PyTree
 
     Lines = dict[str, list[Reach]]
@@ -58,13 +56,13 @@ NETWORKS = ("shufflenet_v1_g8_0.5x", "addressnet32_32")
 STAGE = "stage3"
 """Where they are: in every family with mixers no stage has more units."""
 
-FIXED: dict[MixerKind, str] = {
+FIXED = {
     "shuffle": "channel shuffle",
     "random": "random permutations",
     "shift": "channel shift",
     "identity": "no mixer",
 }
-LEARNED: dict[MixerKind, str] = {"auto": "learned permutations", "factors": "learned factors"}
+LEARNED = {"auto": "learned permutations", "factors": "learned factors"}
 """Mixers by their names in a configuration; the learned ones are hardened."""
 
 Row = tuple[str | int, ...]
@@ -125,43 +123,40 @@ def compare(runs: Sequence[Path], rules: Rules) -> dict[str, Lines]:
     Raises:
         ValueError: there is no run in a folder, or its network has no place for a mixer or depends on the image.
     """
-    from shuffle_jax.models.build import MIXING
     from shuffle_jax.models.catalogue import Entry, catalogue
     from shuffle_jax.train.trained import load_trained
 
     entries = catalogue()
     if not runs:
-        return {title(entries[name].config): with_fixed_mixers(entries[name], rules) for name in NETWORKS}
+        return {title(built(entries[name])): with_fixed_mixers(entries[name], rules) for name in NETWORKS}
     panels: dict[str, Lines] = {}
     for path in runs:
         trained = load_trained(path)
         config, shape, classes = trained.config.network, trained.preprocessing.shape, len(trained.classes)
-        if config.family not in MIXING:
-            raise ValueError(f"{path} is a {config.family}, which has no mixers: name a run of {', '.join(MIXING)}")
-        name = title(config) if title(config) not in panels else f"{title(config)} ({path})"
-        panels[name] = with_fixed_mixers(Entry(config, shape, classes), rules)
-        if config.mixer not in FIXED:
-            try:
+        name = title(trained.network)
+        name = name if name not in panels else f"{name} ({path})"
+        try:
+            panels[name] = with_fixed_mixers(Entry(config, shape, classes), rules)
+            mixer: str = config.mixer
+            if mixer not in FIXED:
                 learned = in_stage(trained.network, trained.variables, shape, rules)
-            except ValueError as error:
-                raise ValueError(f"{path}: {error}") from None
-            panels[name][LEARNED.get(config.mixer, config.mixer)] = learned
+                panels[name][LEARNED.get(mixer, mixer)] = learned
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     return panels
 
 
 def with_fixed_mixers(entry: Entry, rules: Rules) -> Lines:
     """How far channels come in one stage of a network, with each mixer of :data:`FIXED` that fits it."""
-    from shuffle_jax.models import build
-
     lines: Lines = {}
     for mixer, label in FIXED.items():
-        network = build(replace(entry.config, mixer=mixer), entry.classes)
+        network = built(entry._replace(config=replace(entry.config, mixer=mixer)))
         try:
             lines[label] = in_stage(network, {}, entry.image_shape, rules)
         except ValueError as error:
             if mixer != "shift":  # Twice the groups do not divide the channels of every network.
                 raise
-            print(f"{title(entry.config)} goes without the {label}: {error}", file=sys.stderr)
+            print(f"{title(network)} goes without the {label}: {error}", file=sys.stderr)
     return lines
 
 
@@ -227,9 +222,15 @@ def rows_of_units(name: str, rules: Rules) -> list[Row]:
 def reaches_of(entry: Entry, rules: Rules) -> dict[str, list[Reach]]:
     """How far channels come in a network of the catalogue, by the start."""
     from shuffle_jax.analysis.channel_reach import channel_reach
+
+    return channel_reach(built(entry), {}, entry.image_shape, rules=rules)
+
+
+def built(entry: Entry) -> nn.Module:
+    """The network of an entry of the catalogue."""
     from shuffle_jax.models import build
 
-    return channel_reach(build(entry.config, entry.classes), {}, entry.image_shape, rules=rules)
+    return build(entry.config, entry.classes)
 
 
 def row(network: str, mixer: str, reaches: Sequence[Reach]) -> Row:
@@ -246,19 +247,14 @@ def percent(share: float) -> str:
     return f"{math.floor(1e4 * share) / 100:g}"
 
 
-def title(config: NetworkConfig) -> str:
-    """A network with mixers, for people."""
-    from shuffle_jax.models.addressnet import GROUPS
-
-    match config.family:
-        case "shufflenet_v1":
-            return f"ShuffleNetV1 {config.width}x, {config.groups} groups"
-        case "shufflenet_v2":
-            return f"ShuffleNetV2 {config.width}x"
-        case _:
-            depth = f"-{config.depth}" if config.stem == "small" else ""
-            kind = "Enhanced " if config.shift.shortcut == "shift" else ""
-            return f"{kind}AddressNet{depth}, {GROUPS} groups"
+def title(network: nn.Module) -> str:
+    """A network for people: its class, with its depth, width and groups if it has such fields."""
+    depth, width, groups = (getattr(network, name, None) for name in ("depth", "width", "groups"))
+    name = f"{'Enhanced ' if getattr(network, 'shortcut', None) == 'shift' else ''}{type(network).__name__}"
+    if depth is not None and (width is not None or getattr(network, "stem", "small") == "small"):
+        name = f"{name}-{depth}"  # AddressNet for large images has one depth
+    name = name if width is None else f"{name} {width}x"
+    return name if groups in (None, 1) else f"{name}, {groups} groups"
 
 
 def draw(panels: dict[str, Lines], path: Path) -> None:

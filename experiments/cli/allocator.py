@@ -17,8 +17,8 @@ def keep_freed_memory() -> bool:
     """Has memory that is freed stay with this process, where XLA computes on the CPU and glibc allocates.
 
     XLA takes the memory of every step anew. Large blocks glibc asks of the system and gives back each time, and the
-    system clears every page again when it is first touched: docs/results/training.md has what that costs. With one arena,
-    no mapped blocks and no trimming, a step finds the memory of the one before.
+    system clears every page again when it is first touched: docs/results/training.md has what that costs. With
+    one arena, no mapped blocks and no trimming, a step finds the memory of the one before.
 
     It has to come before any thread that allocates: those keep the arenas they have. With a GPU or a TPU nothing is
     changed: steps do not take the host's memory there, and threads that decode images would wait for one another.

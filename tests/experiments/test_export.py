@@ -16,9 +16,9 @@ from PIL import Image
 from experiments import export, predict, train
 from experiments.cli import main
 from shuffle_jax.deploy.exported import sidecar
+from shuffle_jax.run import Run
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.experiment import prepare
-from shuffle_jax.run import Run
 
 SIZES = "--data.image-size 8 --network.width 0.5 --network.stem small --batch-size 2 --devices 1"
 

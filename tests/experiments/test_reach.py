@@ -156,7 +156,7 @@ def test_a_network_that_no_channel_shift_fits_goes_without(monkeypatch, capsys):
 
 
 def test_mistakes_are_one_line_and_code_2(runs, capsys):
-    resnet = runs("resnet", NetworkConfig(family="resnet", depth=10, mixer="identity"))
+    outside = runs("outside", NetworkConfig(family="tests.experiments.outside:Linear", mixer="identity"))
     squeeze = runs("squeeze", NetworkConfig(family="addressnet", depth=20, mixer="squeeze"))
     for arguments, message in (
         (["--network", "adressnet20_32"], "there is no network 'adressnet20_32'; near: addressnet20_32, "),
@@ -164,7 +164,10 @@ def test_mistakes_are_one_line_and_code_2(runs, capsys):
         (["--match", "a", "--network", "b"], "--match and --network are different tables: give one of them"),
         (["--match", "a", "--figure", "a.png"], "--figure compares mixers and --match does not: "),
         (["--figure", "reach.jpg"], "the name of a figure must end with .png, .pdf, .svg, got 'reach.jpg'"),
-        (["--run", str(resnet)], f"{resnet} is a resnet, which has no mixers: name a run of shufflenet_v1, "),
+        (
+            ["--run", str(outside)],
+            f"{outside}: tests.experiments.outside:Linear has no place for --network.mixer ",
+        ),
         (["--run", str(squeeze)], f"{squeeze}: what stage1_0 connects depends on the image, "),
     ):
         with pytest.raises(SystemExit) as stop:

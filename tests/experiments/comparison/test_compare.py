@@ -10,7 +10,6 @@ import signal
 import tomllib
 from pathlib import Path
 
-import flax.linen as fnn
 import pytest
 
 from experiments import compare
@@ -19,43 +18,23 @@ from experiments.comparison.plan import plan, read
 from experiments.comparison.table import block
 from shuffle_jax import models
 from shuffle_jax.data import DeviceBatches
-from shuffle_jax.models.build import mixer_factory
-from shuffle_jax.train import experiment, finish, loop
+from shuffle_jax.train import loop
+from shuffle_jax.train import trained as ends
 
 ROOT = Path(__file__).parents[3]
 
+FAMILY = "--network.family tests.experiments.outside:Mixed --network.width 1"
 QUICK = "--epochs 2 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5"
 FILE = f"""
 title = "Two mixers"
 text = "A try."
 seeds = [3, 4]
-each_seed = "--seed {{seed}} --data.seed {{seed}} {QUICK}"
+each_seed = "--seed {{seed}} --data.seed {{seed}} {QUICK} {FAMILY}"
 [variants]
 "fixed shuffle" = "digits --network.mixer shuffle"
 "learned (Auto)" = "digits"
 "broken" = "digits --optimizer.learning-rate 1e30"
 """
-
-
-class Tiny(fnn.Module):
-    """One 1x1 convolution, one mixer."""
-
-    classes: int
-    mixer: object
-
-    @fnn.compact
-    def __call__(self, x, train=False):
-        x = self.mixer(name="mixer")(fnn.Dense(4)(x))
-        return fnn.Dense(self.classes)(x.mean((1, 2)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    """Every network built here is a tiny one with the mixer asked for."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (experiment, models):
-            patched.setattr(module, "build", lambda config, classes: Tiny(classes, mixer_factory(config, 2)))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +116,8 @@ def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path
 
 
 def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, out, monkeypatch, capsys):
-    sizes = iter(range(1, 9))
-    monkeypatch.setattr(models, "build", lambda config, classes: fnn.Dense(next(sizes)))
+    sizes, build = iter(range(1, 9)), models.build
+    monkeypatch.setattr(models, "build", lambda config, classes: build(config, classes + next(sizes)))
     planned = plan(read(file), out)
     assert compare.costs("learned (Auto)", planned) == {}
     message = "no parameters and multiply-adds of 'learned (Auto)': its seeds have networks of 2 different costs\n"
@@ -210,9 +189,10 @@ def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, m
 @pytest.mark.parametrize("late", [False, True])
 def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_path, monkeypatch, capsys, late):
     path, short = tmp_path / "stopped", tmp_path / "two.toml"
-    short.write_text("".join(line for line in FILE.splitlines(keepends=True) if "broken" not in line))
+    lines = FILE.replace("seeds = [3, 4]", "seeds = [3]").splitlines(keepends=True)
+    short.write_text("".join(line for line in lines if "broken" not in line))
     command = [str(short), "--out", str(path)]
-    batches, figures = DeviceBatches.train, finish.save_run_figures
+    batches, figures = DeviceBatches.train, ends.save_run_figures
 
     def kill():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -228,19 +208,19 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
         return figures(run)
 
     with monkeypatch.context() as patched:
-        patched.setattr(*((finish, "save_run_figures", after) if late else (DeviceBatches, "train", during)))
+        patched.setattr(*((ends, "save_run_figures", after) if late else (DeviceBatches, "train", during)))
         with pytest.raises(SystemExit) as stop:
             compare.run(command)
     assert stop.value.code == 128 + signal.SIGTERM
     assert capsys.readouterr().err.endswith("; the same command goes on\n")
     assert compare.finished(path / "fixed-shuffle-3") == late
-    assert not (path / "fixed-shuffle-4").exists() and not (path / "results.json").exists()
+    assert not (path / "learned-auto-3").exists() and not (path / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
 
     compare.run(command)
-    found, whole = results(path)["variants"], results(out)["variants"][:2]
+    found, whole = ([one["runs"][0] for one in results(where)["variants"][:2]] for where in (path, out))
     if not late:  # The mean that holds the stop speaks of the steps after it.
-        stopped, whole_epoch = (each[0]["runs"][0]["curves"]["train_loss"].pop() for each in (found, whole))
+        stopped, whole_epoch = (each[0]["curves"]["train_loss"].pop() for each in (found, whole))
         assert stopped[0] == whole_epoch[0] == 2
     assert found == whole
 
@@ -267,7 +247,7 @@ def test_json_loses_layout_and_nothing_else():
         ("mixer shuffle", "mixer shuffle --resume", "leave out --run and --resume, they are chosen here"),
         ("mixer shuffle", "mixer shuffle --profile 1 2", "leave out --input, --distributed and --profile"),
         ("mixer shuffle", "mixer shuffle --input.pipeline memory", "leave out --input, --distributed and --profile"),
-        ("rate 1e30", "rate 1e30 --batch-size 45", "variant 'broken': a batch of 45 in 1 parts cannot be split"),
+        ("rate 1e30", "rate 1e30 --batch-size 45", "variant 'broken': batch_size must be a multiple of 2"),
         ("--network.mixer shuffle", "", "'learned (Auto)' with seed 3 are the same run: leave one out"),
         ("--seed {seed} --data.seed {seed}", "", "are the same run: leave one out, or write {seed} where"),
         ('"broken"', '"Learned Auto"', "'Learned Auto' share the folder"),
@@ -313,7 +293,7 @@ def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_
     assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
     mixers = {one.label: one.config.network.mixer for one in planned}
     assert sorted(mixers.values()) == ["auto", "auto", "dynamic", "identity", "random", "shuffle"]
-    random = [one.config.network.mixer_seed for one in planned if one.config.network.mixer == "random"]
+    random = [one.config.network.random.seed for one in planned if one.config.network.mixer == "random"]
     assert random == [1, 2, 3, 4, 5]
     base = {dataclasses.replace(one.config, network=planned[5].config.network) for one in planned[:10]}
     assert len(base) == 5  # the fixed and the learned shuffle differ in the mixer alone
