@@ -63,7 +63,8 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
     norms = [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
     if not norms:
         return Folded(variables, (), {})
-    calls, before, after = traced(network, variables, image_shape)
+    calls, before = traced(network, variables, image_shape)
+    after = {layer: follower for follower, layer in before.items()}
     state, scaled = Variables(variables), dict[Path, Path]()  # the folded norm behind each layer
     for norm, layer in before.items():
         if not isinstance(calls[norm].module, BatchNorm) or isinstance(calls[layer].module, BatchNorm):

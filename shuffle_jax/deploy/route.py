@@ -1,8 +1,8 @@
 """Routing: the shuffles of a ShuffleNet absorbed by the orders in which its kernels make and read channels.
 
-Exact: a permutation of channels commutes with everything that acts on each channel alone (ReLU, a depthwise
-convolution, a norm, pooling) and reorders the rows or columns of the 1x1 kernels around it. What the structure of a
-network leaves to be moved are contiguous blocks of channels: no index vector and no gather remains.
+Exact: a permutation of channels commutes with all that acts on each channel alone (ReLU, depthwise convolution, norm)
+and reorders the rows or columns of the 1x1 kernels around it. What is left to be moved are contiguous blocks of
+channels: no index vector and no gather remains.
 
 In ShuffleNet the mixer stands between two grouped convolutions. The first can make the channels of each of its groups
 in any order; ordered by the group that reads them, one block goes from each group to each group: g^2 blocks instead of
@@ -70,17 +70,17 @@ def route(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[i
     routed: Any = {ShuffleNetV1: _route_v1, ShuffleNetV2: _route_v2}.get(type(network))
     if routed is None:
         return plain
-    calls, state = traced(network, variables, image_shape).calls, Channels(variables)
+    calls, state = traced(network, variables, image_shape)[0], Channels(variables)
     mixers = {}
-    for path, call in calls.items():
+    for path, call in list(calls.items())[1:]:  # the first is the network
         name = f"{'/'.join(path)}, a {type(call.module).__name__},"
-        if path[-1:] in POINTWISE and not isinstance(call.module, PointwiseConv):
+        if path[-1] in POINTWISE and type(call.module) is not PointwiseConv:
             return plain._replace(reason=f"{name} is no PointwiseConv, whose channels can be reordered")
         if path[1:] == ("mixer",):
             own = state.of(path)
             if own.get("params"):
                 return plain._replace(reason=f"{name} has parameters: harden or freeze the variables first")
-            index = permutation(call.module, own, call.inputs[-1])
+            index = _permutation(call.module, own, call.inputs[-1])
             if index is None:
                 return plain._replace(reason=f"{name} is no permutation of the channels, the same for all images")
             mixers[path[0]] = index
@@ -88,7 +88,7 @@ def route(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[i
     return found
 
 
-POINTWISE = (("pointwise1",), ("pointwise2",), ("left_pointwise",), ("conv5",))
+POINTWISE = ("pointwise1", "pointwise2", "left_pointwise", "conv5")
 
 
 def _evaluate(network: nn.Module, variables: PyTree, images: Images) -> Any:
@@ -99,38 +99,23 @@ class Channels(Variables):
     """Variables of a network while the channels of its layers get other orders."""
 
     def outputs(self, unit: str, names: Sequence[str], order: Int[np.ndarray, "o"]) -> None:
-        """Layers make, and norms expect, their channels in another order: ``y_new[..., t] = y[..., order[t]]``."""
-        for name in names:
-            path = (unit, name) if unit else (name,)
-            self.change(path, lambda leaf: leaf[..., order])
+        """Layers of a unit make, or take, their channels in another order: ``y_new[..., t] = y[..., order[t]]``."""
+        for key in list(self.flat):
+            if key[1:-1] in [(unit, name) for name in names]:
+                self.flat[key] = np.asarray(self.flat[key])[..., order]
 
-    def inputs(self, unit: str, name: str, order: Int[np.ndarray, "c"], groups: int = 1) -> None:
+    def inputs(self, path: Path, order: Int[np.ndarray, "c"], groups: int = 1) -> None:
         """A 1x1 convolution reads channels in another order, ``x_new[..., t] = x[..., order[t]]``.
 
         Of several groups, each must keep its channels.
         """
-        size = len(order) // groups
-
-        def reordered(leaf: np.ndarray) -> np.ndarray:
-            if leaf.ndim == 1:  # a bias
-                return leaf
-            parts = zip(np.split(order % size, groups), np.split(leaf, groups, axis=-1), strict=True)
-            return np.concatenate([rows[:, :, own] for own, rows in parts], axis=-1)
-
-        self.change((unit, name) if unit else (name,), reordered)
+        kernel = np.asarray(self.flat["params", *path, "kernel"])
+        parts = zip(np.split(order % (len(order) // groups), groups), np.split(kernel, groups, axis=-1), strict=True)
+        self.flat["params", *path, "kernel"] = np.concatenate([rows[:, :, own] for own, rows in parts], axis=-1)
 
 
-def permutation(mixer: nn.Module, variables: dict[str, PyTree], channels: int) -> Int[np.ndarray, "c"] | None:
-    """The permutation that a mixer applies, found by running it on two images of which all values differ.
-
-    Args:
-        mixer: a module from images to images, unbound.
-        variables: its own collections.
-        channels: c.
-
-    Returns:
-        Its index vector, or None if it does anything else.
-    """
+def _permutation(mixer: nn.Module, variables: dict[str, PyTree], channels: int) -> Int[np.ndarray, "c"] | None:
+    """The permutation that a mixer applies, found by running it on two images of which all values differ."""
     shape = (2, 2, 3, channels)
     values = np.random.default_rng(0).permutation(np.arange(np.prod(shape)) - np.prod(shape) // 2)
     x = values.reshape(shape).astype(np.float32)
@@ -140,20 +125,6 @@ def permutation(mixer: nn.Module, variables: dict[str, PyTree], channels: int) -
     order = np.argsort(x[0, 0, 0])
     index = order[np.searchsorted(x[0, 0, 0], y[0, 0, 0], sorter=order).clip(0, shape[-1] - 1)]
     return index if len(set(index.tolist())) == channels and np.array_equal(y, x[..., index]) else None
-
-
-class Exchange(NamedTuple):
-    """A permutation between two grouped convolutions, as an exchange of blocks.
-
-    Attributes:
-        made: the order in which the first makes its channels, ``new[..., t] = old[..., made[t]]``.
-        blocks: what the second reads.
-        read: the place after the permutation of each channel it reads; a reordering within each of its groups.
-    """
-
-    made: Int[np.ndarray, "c"]
-    blocks: list[Block]
-    read: Int[np.ndarray, "c"]
 
 
 class Moves(nn.Module):
@@ -178,22 +149,27 @@ def _route_v1(
     for unit, index in mixers.items():
         makers = calls[unit, "pointwise1"].module.groups
         readers = calls[unit, "pointwise2"].module.groups
-        exchange = exchange_blocks(index, makers, readers)
-        state.outputs(unit, ("pointwise1", "norm1"), exchange.made)
-        state.outputs(unit, ("depthwise", "norm2"), exchange.read)
-        state.inputs(unit, "pointwise2", exchange.read, readers)
+        made, moves[unit], read = exchange(index, makers, readers)
+        state.outputs(unit, ("pointwise1", "norm1"), made)
+        state.outputs(unit, ("depthwise", "norm2"), read)
+        state.inputs((unit, "pointwise2"), read, readers)
         state.replace((unit, "mixer"), {})
-        moves[unit] = tuple(exchange.blocks)
     return Routed(partial(_evaluate, network.clone(mixer=partial(Moves, moves))), state.finished())
 
 
-def exchange_blocks(permutation: Int[np.ndarray, "c"], makers: int, readers: int) -> Exchange:
+def exchange(
+    permutation: Int[np.ndarray, "c"], makers: int, readers: int
+) -> tuple[Int[np.ndarray, "c"], list[Block], Int[np.ndarray, "c"]]:
     """Splits a permutation into orders within groups, which kernels absorb, and a move of blocks between them.
 
     Args:
         permutation: the index vector between the convolutions.
         makers: groups of the first; its channels can be reordered within each.
         readers: groups of the second.
+
+    Returns:
+        The order in which the first makes its channels, ``new[..., t] = old[..., made[t]]``; the blocks that the second
+        reads; and the place after the permutation of each channel it reads, a reordering within each of its groups.
     """
     channels = np.arange(len(permutation))
     becomes = np.argsort(permutation)
@@ -202,7 +178,7 @@ def exchange_blocks(permutation: Int[np.ndarray, "c"], makers: int, readers: int
     # Within each of its groups a reader takes first what comes first in memory: blocks as long as they can be.
     place = np.argsort(made)[permutation]
     read = np.lexsort((place, reader))
-    return Exchange(made, blocks(np.zeros_like(channels), place[read]), read)
+    return made, blocks(np.zeros_like(channels), place[read]), read
 
 
 class Reader(NamedTuple):
@@ -228,24 +204,20 @@ def _route_v2(
     for unit in mixers:
         stages.setdefault(unit.rpartition("_")[0], []).append(unit)
     plan: list[tuple[list[str], list[Reader]]] = []
-    order = None  # of the channels that the next stage finds
+    order = np.arange(calls[(next(iter(mixers)),)].inputs[-1])  # of the channels that the next stage finds
     for units in stages.values():
         made, readers = routes([mixers[unit] for unit in units])
         for i, unit in enumerate(units):
-            read = order if i == 0 else readers[i - 1].order
             if i == 0:
+                state.outputs(unit, LEFT[0], order)
+                state.inputs((unit, "left_pointwise"), order)
                 state.outputs(unit, LEFT[1], made[0])
-            if i == 0 and read is not None:
-                state.outputs(unit, LEFT[0], read)
-                state.inputs(unit, "left_pointwise", read)
-            if read is not None:
-                state.inputs(unit, "pointwise1", read)
+            state.inputs((unit, "pointwise1"), order if i == 0 else readers[i - 1].order)
             state.outputs(unit, RIGHT[2], made[i + 1])
             state.replace((unit, "mixer"), {})
         plan.append((units, readers))
         order = readers[-1].order
-    assert order is not None
-    state.inputs("", "conv5", order)
+    state.inputs(("conv5",), order)
     return Routed(partial(_apply_v2, {path: call.module for path, call in calls.items()}, plan), state.finished())
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.core import Var, jaxprs_in_params
@@ -43,11 +42,6 @@ class Variables:
         depth = 1 + len(path)
         self.flat = {key: leaf for key, leaf in self.flat.items() if key[1:depth] != path}
         self.flat |= {(key[0], *path, *key[1:]): leaf for key, leaf in flatten_dict(collections).items()}
-
-    def change(self, path: Path, function: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Applies a function to every parameter and statistic of a module, as a NumPy array."""
-        for key in [key for key in self.flat if key[0] in ("params", "batch_stats") and key[1:-1] == path]:
-            self.flat[key] = function(np.asarray(self.flat[key]))
 
     def finished(self) -> dict[str, PyTree]:
         """All of them, new ones in the type of what they replace."""
@@ -83,28 +77,19 @@ def shapes(variables: dict[str, PyTree]) -> dict[Path, tuple[int, ...]]:
     return {path: jnp.shape(leaf) for path, leaf in flatten_dict(variables).items()}
 
 
-class Trace(NamedTuple):
-    """What :func:`traced` returns.
-
-    Attributes:
-        calls: every module that is called, in the order of the calls.
-        before: for layers that take a scale and batch norms the one of these whose output is the input, if that output
-            is used by nothing else.
-        after: the same the other way round.
-    """
-
-    calls: dict[Path, Call]
-    before: dict[Path, Path]
-    after: dict[Path, Path]
-
-
-def traced(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]) -> Trace:
+def traced(
+    network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]
+) -> tuple[dict[Path, Call], dict[Path, Path]]:
     """Traces a network with a mark at the inputs and outputs of its layers, and reads off which follow each other.
 
     Args:
         network: called as ``network(images)``, which evaluates.
         variables: of the network, or their shapes.
         image_shape: (h, w, c), of any size that the network takes.
+
+    Returns:
+        Every module that is called, in the order of the calls; and for batch norms and layers that take a scale the one
+        of these whose output is the input, if that output is used by nothing else.
     """
     calls: dict[Path, Call] = {}
 
@@ -142,7 +127,7 @@ def traced(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[
                 source = marks[source].invars[0]
             if layer is not None and uses[source] == 1:
                 before[follower] = layer
-    return Trace(calls, before, {layer: follower for follower, layer in before.items()})
+    return calls, before
 
 
 IN, OUT = "shuffle_jax in", "shuffle_jax out"
