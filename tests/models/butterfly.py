@@ -11,18 +11,21 @@ from shuffle_jax.nn import BatchNorm, PointwiseConv
 
 
 class Butterfly(nn.Module):
-    """Learned rotations of pairs of channels, with a perfect shuffle behind each level."""
+    """Learned 2 x 2 matrices of neighbouring channels, with a perfect shuffle behind each level.
+
+    Attributes:
+        levels: the logarithm of how many channels reach each other.
+    """
 
     levels: int = 1
 
     @nn.compact
     def __call__(self, x, train=False):
-        half = x.shape[-1] // 2
         for level in range(self.levels):
-            angles = self.param(f"angles{level}", nn.initializers.normal(0.5), (half,)).reshape(1, 1, 1, half)
-            cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
-            one, other = x[..., ::2], x[..., 1::2]
-            x = jnp.concatenate([cos * one - sin * other, sin * one + cos * other], axis=-1)
+            pairs = x.reshape(*x.shape[:-1], -1, 2)
+            matrices = self.param(f"level{level}", nn.initializers.lecun_normal(), (pairs.shape[-2], 2, 2))
+            mixed = jnp.einsum("nhwki,kij->nhwjk", pairs, matrices.astype(x.dtype))
+            x = mixed.reshape(x.shape)
         return x
 
     def multiply_adds(self, x, y):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
+import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from shuffle_jax import nn as layers
 from shuffle_jax.models import NetworkConfig, ShuffleNetV2, build
 from shuffle_jax.models.config import GROUPS, RENAMED, upgraded
-from shuffle_jax.models.parts import KINDS, load_part, spec
+from shuffle_jax.models.options import groups, with_options
+from shuffle_jax.models.parts import KINDS, Part, load_part, spec
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +175,48 @@ def test_every_option_has_help_and_a_configuration_is_a_key():
     for table in KINDS.values():
         assert all(part.text in NetworkConfig.__doc__ for part in table.values())
     assert len({NetworkConfig(), NetworkConfig(), NetworkConfig(auto={"candidates": 4})}) == 2
+
+
+def test_a_line_in_the_table_makes_options_and_their_help_of_the_fields(butterfly, monkeypatch):
+    monkeypatch.setitem(KINDS["mixer"], "butterfly", Part(butterfly.Butterfly, "a toy"))
+    group = groups()["butterfly"]
+    assert group() == group(levels=1)
+    assert group.__doc__ == (
+        "Options of butterfly.\n\nAttributes:\n    levels: The logarithm of how many channels reach each other.\n"
+    )
+    assert load_part(spec(with_options("mixer", butterfly.Butterfly, {"levels": 3})))() == butterfly.Butterfly(3)
+
+
+def test_the_commands_take_parts_from_outside(butterfly, tmp_path, capsys):
+    """Trained, resumed, evaluated, exported, read again and drawn, by text and by class."""
+    from experiments import evaluate, export, predict, reach
+    from experiments import train as command
+    from shuffle_jax.run import Run
+    from shuffle_jax.train.config import read_config
+    from shuffle_jax.train.experiment import restore
+    from shuffle_jax.train.loop import train
+
+    path = tmp_path / "run"
+    words = "digits --network.family butterfly:Tiny --network.mixer butterfly:Butterfly(levels=2) --network.width 1 "
+    words += "--data.test-fraction 0.9 --batch-size 60 --epochs 2 --evaluate-every 1 --optimizer.warmup-epochs 1"
+    command.run([*words.split(), "--run", str(path)])
+    config = read_config(Run(path))
+    handed = NetworkConfig(butterfly.Tiny, mixer=partial(butterfly.Butterfly, levels=2), auto={"candidates": 4})
+    assert config.network == handed
+
+    _, whole, step = restore(path)
+    assert set(whole["params"]["stage3_0"]["mixer"]) == {"level0", "level1"}
+    shutil.rmtree(path / "checkpoints" / str(step))
+    train(dataclasses.replace(config, network=handed), path, resume=True)
+    assert all(map(np.array_equal, *map(jax.tree.leaves, (whole, restore(path)[1]))))
+
+    evaluate.run([str(path)])
+    export.run([str(path), str(tmp_path / "network.jax"), "--platforms", "cpu"])
+    image = tmp_path / "image.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(image)
+    predict.run([str(tmp_path / "network.jax"), str(image)])
+    reach.run(["--run", str(path), "--figure", str(tmp_path / "reach.png")])
+    assert (tmp_path / "reach.png").stat().st_size > 0
+    told = capsys.readouterr().out
+    assert "as trained" in told
+    assert "butterfly:Butterfly(levels=2)" in told
