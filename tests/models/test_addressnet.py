@@ -15,10 +15,11 @@ from shuffle_jax.analysis.count import count, count_layers
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.models import AddressNet
 from shuffle_jax.models.addressnet import IMAGENET, Unit
-from shuffle_jax.nn import ChannelShift, ChannelShuffle, Identity, PointwiseConv, ShiftedPointwise, StaticDynamicShuffle
-from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN
+from shuffle_jax.nn import ChannelShift, ChannelShuffle, Identity, PointwiseConv, ShiftedPointwise
 from shuffle_jax.sharding import data_mesh
 
+MIXERS = (None, partial(ChannelShift, groups=4))
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 KNOWN: dict = {}  # Layers counted before, shared by all tests.
 
 
@@ -97,13 +98,12 @@ def test_unit_equals_its_definition(channels, features, stride, shortcut, groups
         expected = np.concatenate([x[..., features // 2 :], y], -1)
     else:
         expected = x + y
-    actual = jax.jit(unit.apply)(variables, x)
+    actual = compiled(unit.apply)(variables, x)
     assert actual.shape == (2, *(-(-n // stride) for n in (5, 7)), features)
     np.testing.assert_allclose(actual, np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("shortcut", ["add", "shift"])
-@pytest.mark.parametrize("boundary", ["pointer", "zero"])
+@pytest.mark.parametrize(("shortcut", "boundary"), [("add", "pointer"), ("shift", "zero")])
 def test_what_is_fused_is_the_plain_network_forward_and_backward(shortcut, boundary, draw):
     fused = AddressNet(5, 8, shortcut=shortcut, boundary=boundary)
     plain = fused.clone(form="plain")
@@ -116,7 +116,7 @@ def test_what_is_fused_is_the_plain_network_forward_and_backward(shortcut, bound
     def both(params):
         return [jax.value_and_grad(partial(loss, network))(params) for network in (fused, plain)]
 
-    (value, gradient), (expected_value, expected) = jax.jit(both)(variables["params"])
+    (value, gradient), (expected_value, expected) = compiled(both)(variables["params"])
     np.testing.assert_allclose(value, expected_value, rtol=1e-4)
     scale = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     for (path, found), wanted in zip(jax.tree.leaves_with_path(gradient), jax.tree.leaves(expected), strict=True):
@@ -124,29 +124,16 @@ def test_what_is_fused_is_the_plain_network_forward_and_backward(shortcut, bound
         np.testing.assert_allclose(found, wanted, rtol=1e-2, atol=1e-4 * scale, err_msg=str(path))
 
 
-def test_the_channel_shift_as_a_mixer_is_the_one_that_is_fused(draw):
-    network, x = AddressNet(5, 8), images(2, 8, 8, 3)
-    variables = draw(network, (8, 8, 3))
-    logits = [
-        jax.jit(network.clone(mixer=mixer).apply)(variables, x)
-        for mixer in (None, partial(ChannelShift, groups=4), partial(ChannelShuffle, groups=4), Identity)
-    ]
-    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-4)
-    for other in logits[2:]:
+@pytest.mark.parametrize("shortcut", ["add", "shift"])
+def test_the_channel_shift_as_a_mixer_is_the_one_that_is_fused(shortcut, draw):
+    network, x = AddressNet(5, 8, shortcut=shortcut), images(1, 4, 4, 3)
+    variables = draw(network, (4, 4, 3))
+    own, given = (str(jax.make_jaxpr(network.clone(mixer=mixer).apply)(variables, x)) for mixer in MIXERS)
+    assert own == given
+    mixers = (None, partial(ChannelShuffle, groups=4), Identity)
+    logits = compiled(lambda x: [network.clone(mixer=mixer).apply(variables, x) for mixer in mixers])(x)
+    for other in logits[1:]:
         assert np.abs(other - logits[0]).max() > 0.1
-
-
-def test_other_1x1_layers_take_their_places():
-    network = AddressNet(5, 8, pointwise=partial(StaticDynamicShuffle, replaced="all"))
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    assert "generator" in shapes["stage1_0"]["pointwise1"] and "generator" in shapes["stage1_0"]["step"]["pointwise"]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 9)])
-def test_one_image_of_any_size(size, draw):
-    network = AddressNet(5, 8)
-    logits = jax.jit(network.apply)(draw(network, (8, 8, 3)), images(1, *size, 3))
-    assert logits.shape == (1, 5) and np.isfinite(logits).all()
 
 
 def test_the_window_is_put_together_once_a_stage_where_groups_are_read_one_by_one(draw):
@@ -176,19 +163,3 @@ def test_on_two_devices_gradients_are_reduced_and_no_batch_is_gathered(draw):
     assert "all-reduce" in text
     for collective in ("all-gather", "all-to-all", "collective-permute"):
         assert collective not in text
-
-
-@pytest.mark.parametrize(
-    ("network", "message"),
-    [
-        (AddressNet(5, 21), "no depth 21: choose 6 n .2, such as 20, 32 or 44"),
-        (AddressNet(5, 2), "no depth 2"),
-        (AddressNet(5, 8, groups=8), "36 channels cannot be split into 8 groups"),
-        (AddressNet(5, 8, offsets=(*LEFT_UP_RIGHT_DOWN, (0, 0))), "72 channels cannot move in 5 directions"),
-        (AddressNet(5, 8, offsets=((9, 0),)), r"\(9, 0\) is larger than the image of 8 x 8"),
-        (AddressNet(5, 8, boundary="mirror"), "no boundary 'mirror'"),
-    ],
-)
-def test_what_does_not_fit_is_refused(network, message):
-    with pytest.raises(ValueError, match=message.replace("6 n .2", r"6 n \+ 2")):
-        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -32,6 +32,7 @@ BLOCKS = {
     "rn_3x3_s1_32_32_8": DynamicConv(32, 3, 1, rule=bottleneck_sizes),
 }
 CLASSES = 7
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 COUNTER = "num_batches_tracked"
 
 
@@ -59,7 +60,7 @@ def max_pool(x):
     return np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))[:, :, ::2, ::2].max((4, 5))
 
 
-def mobilenet_sizes(channels, features, squeeze):
+def torch_mobilenet_sizes(channels, features, squeeze):
     """Pool, L and s of the authors' 1x1 layers."""
     pool, r = (2, 8) if channels < features else (1, 2)
     m = pool**2
@@ -69,12 +70,12 @@ def mobilenet_sizes(channels, features, squeeze):
     return pool, latent, max(4, max(channels * m, latent**2) // squeeze)
 
 
-def basic_sizes(channels, features):
+def torch_basic_sizes(channels, features):
     latent = int(math.sqrt(4 * channels))
     return 2, latent, max(4, max(4 * channels, latent**2) // 16)
 
 
-def bottleneck_sizes(channels, features):
+def torch_bottleneck_sizes(channels, features):
     latent = int(math.sqrt(channels))
     return 1, latent, max(channels, latent**2) // 16
 
@@ -168,7 +169,7 @@ def torch_mobilenet_v2(x, table, last, source, squeeze=None, head="plain"):
     torch, nested = Torch(), source == "torchvision"
     pointwise = torch.conv
     if squeeze is not None:
-        sizes = partial(mobilenet_sizes, squeeze=squeeze)
+        sizes = partial(torch_mobilenet_sizes, squeeze=squeeze)
         pointwise = partial(torch.dynamic, sizes=sizes, q="conv_q", p="conv_p")
     x = relu6(torch.norm("features.0.1", torch.conv("features.0.0", x, 16, 3, 2)))
     index = 0
@@ -198,7 +199,7 @@ def torch_resnet(x, units, width, bottleneck, dynamic=False, head="fc"):
     torch = Torch()
     conv = torch.conv
     if dynamic:
-        conv = partial(torch.dynamic, sizes=bottleneck_sizes if bottleneck else basic_sizes)
+        conv = partial(torch.dynamic, sizes=torch_bottleneck_sizes if bottleneck else torch_basic_sizes)
     x = max_pool(relu(torch.norm("bn1", torch.conv("conv1", x, width, 7, 2))))
     for stage, count in enumerate(units, start=1):
         for i in range(count):
@@ -228,7 +229,7 @@ def assert_same(network, source, x, oracle):
     """The network computes with the converted arrays what the oracle does."""
     arrays, expected = oracle
     variables = convert_network(network, arrays, source)
-    logits = jax.jit(network.apply)(variables, jnp.asarray(np.moveaxis(x, 1, -1), jnp.float32))
+    logits = compiled(network.apply)(variables, jnp.asarray(np.moveaxis(x, 1, -1), jnp.float32))
     assert count_classes(arrays, source) == CLASSES
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -297,14 +298,14 @@ def test_blocks_of_the_authors(case, prefix):
     arrays = block(case, prefix and f"{prefix}.")
     beside = {"layer1.0.conv10.conv.weight": np.zeros(1)} if prefix else {}
     x, y = (np.moveaxis(FIGURES[f"{case}/{name}"], 1, -1) for name in ("x", "y_eval"))
-    actual = BLOCKS[case].apply(dynamic_conv(arrays | beside, prefix), jnp.asarray(x))
+    actual = compiled(BLOCKS[case].apply)(dynamic_conv(arrays | beside, prefix), jnp.asarray(x))
     np.testing.assert_allclose(actual, y, rtol=0, atol=1e-5 * np.abs(y).max())
 
 
 def test_classifier_of_the_authors():
     variables = dynamic_dense(block("cls_64_10", "classifier.1."), "classifier.1")
     y = FIGURES["cls_64_10/y_eval"]
-    actual = DynamicDense(10).apply(variables, jnp.asarray(FIGURES["cls_64_10/x"]))
+    actual = compiled(DynamicDense(10).apply)(variables, jnp.asarray(FIGURES["cls_64_10/x"]))
     np.testing.assert_allclose(actual, y, rtol=0, atol=1e-5 * np.abs(y).max())
 
 

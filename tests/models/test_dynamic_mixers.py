@@ -16,8 +16,7 @@ from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.analysis.count import count
 from shuffle_jax.deploy.freeze import freeze
-from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2, build
-from shuffle_jax.models.config import DynamicConfig, NetworkConfig
+from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
 from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PERMUTATIONS, PROGRESS
 from shuffle_jax.ops import kronecker
@@ -91,56 +90,6 @@ def test_at_the_start_a_network_is_the_vanilla_one(family, images, draw):
         index = kronecker.index(jnp.asarray(outer), jnp.asarray(inner), groups)
         shuffle = channel_shuffle(index.shape[-1], groups)
         np.testing.assert_array_equal(index, np.broadcast_to(shuffle, (3, len(shuffle))))
-
-
-KINDS = {
-    "dynamic": {"mixer": "dynamic"},
-    "dynamic per group": {"mixer": "dynamic", "per_group": True, "binarize_from": 0.5, "end_temperature": 0.5},
-    "factors": {"mixer": "factors", "start": "random"},
-    "squeeze": {"mixer": "squeeze", "hidden": 5},
-    "square layers": {"mixer": "shuffle", "pointwise": "static_dynamic"},
-    "all layers": {"mixer": "identity", "pointwise": "static_dynamic", "replaced": "all"},
-    "grouped layers": {"mixer": "dynamic", "pointwise": "static_dynamic", "replaced": "all", "static": "grouped"},
-}
-LAYERS = {
-    "shufflenet_v1": 2 * 4,
-    "shufflenet_v2": 3 + 2 + 3 + 3 + 1,
-}  # The 1x1 layers; all of v2 but the last are square.
-
-
-def config_of(family, kind, **others):
-    options = KINDS[kind] | others
-    own = {name: options.pop(name) for name in ("mixer", "pointwise", "dtype") if name in options}
-    return NetworkConfig(family=family, width=0.5, dynamic=DynamicConfig(**options), **own)
-
-
-FITTING = [
-    (family, kind) for family in LAYERS for kind in KINDS if (family, kind) != ("shufflenet_v1", "square layers")
-]
-
-
-@pytest.mark.parametrize(("family", "kind"), FITTING)
-def test_every_kind_fits_both_families_in_half_precision(family, kind):
-    network = build(config_of(family, kind, dtype="bfloat16"), 5)
-    images = jnp.zeros((2, *SHAPE))
-    variables = jax.eval_shape(network.init, jax.random.key(0), images)
-    given = {name: tree for name, tree in variables.items() if name in ("params", "batch_stats", PROGRESS)}
-    apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES, DIAGNOSTICS, FACTORS])
-    logits, updated = jax.eval_shape(apply, given, images)
-    assert logits.shape == (2, 5)
-    assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables, updated))} == {jnp.dtype(jnp.float32)}
-    mixers = 4 if kind.startswith(("dynamic", "factors", "grouped")) else 0
-    layers = LAYERS[family] - (kind == "square layers") if kind.endswith("layers") else 0
-    heads = mixers + layers
-    assert len(jax.tree.leaves(updated.get(PENALTIES, {}))) == heads
-    assert len(jax.tree.leaves(updated.get(DIAGNOSTICS, {}))) == 4 * heads
-    asked = len(jax.tree.leaves(given.get(PROGRESS, {})))
-    assert asked == (2 * len(UNITS) if kind == "dynamic per group" else 0)
-
-
-def test_version_1_has_no_square_layer_to_replace():
-    with pytest.raises(ValueError, match=r"no 1x1 layer of shufflenet_v1 .* choose --network.dynamic.replaced all"):
-        build(config_of("shufflenet_v1", "square layers"), 5)
 
 
 # Freezing.

@@ -17,6 +17,7 @@ from shuffle_jax.nn import ChannelShuffle, Identity, PointwiseConv
 
 KNOWN: dict = {}  # Layers counted before, shared by all tests.
 INDIVISIBLE = {(2, 0.5): (25, 2), (2, 1.5): (75, 2), (4, 0.5): (34, 4), (4, 1.5): (102, 4)}
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 UNITS = [f"stage{stage}_{i}" for stage, units in ((2, 4), (3, 8), (4, 4)) for i in range(units)]
 
 
@@ -66,7 +67,7 @@ def test_unit_equals_the_paper_s(stride, group_first, draw, native_layer):
 
     variables = draw(unit, (5, 8, channels))
     x = np.random.default_rng(1).standard_normal((2, 5, 8, channels)).astype(np.float32)
-    actual, expected = jax.jit(lambda *args: (unit.apply(*args), paper(*args)))(variables, x)
+    actual, expected = compiled(lambda *args: (unit.apply(*args), paper(*args)))(variables, x)
     assert actual.shape == (2, 5 if stride == 1 else 3, 8 // stride, features)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -105,34 +106,13 @@ def test_factories_are_called_where_the_paper_shuffles_and_convolves(groups, rec
     assert pointwise.calls == expected
 
 
+@pytest.mark.usefixtures("few_units")
 @pytest.mark.parametrize("groups", CHANNELS)
 def test_by_default_it_shuffles_in_as_many_groups_as_it_convolves(groups):
-    assert groups_of_shuffles(ShuffleNetV1(2, groups)) == [groups] * 16
+    assert groups_of_shuffles(ShuffleNetV1(2, groups)) == [groups] * 4
 
 
-@pytest.mark.parametrize(
-    ("stem", "size", "sizes"),
-    [
-        ("small", (7, 9), [(4, 5), (2, 3), (1, 2)]),
-        ("small", (1, 1), [(1, 1), (1, 1), (1, 1)]),
-        ("imagenet", (33, 35), [(5, 5), (3, 3), (2, 2)]),
-        ("imagenet", (1, 2), [(1, 1), (1, 1), (1, 1)]),
-    ],
-)
-def test_odd_sizes_and_other_numbers_of_colours(stem, size, sizes):
-    network = ShuffleNetV1(7, width=0.5, stem=stem)
-    layers = {layer.path: layer.output_shape for layer in count_layers(network, (*size, 1))}
-    assert layers["head"] == (7,)
-    assert [layers[f"stage{stage}_3/norm3"][:2] for stage in (2, 3, 4)] == sizes
-
-
+@pytest.mark.usefixtures("few_units")
 def test_the_head_has_a_bias_unless_told_not_to():
     assert {*shapes(ShuffleNetV1(7))["params"]["head"]} == {"kernel", "bias"}
     assert {*shapes(ShuffleNetV1(7, head_bias=False))["params"]["head"]} == {"kernel"}
-
-
-def test_what_is_not_published_is_refused_with_what_is():
-    with pytest.raises(ValueError, match=r"ShuffleNetV1 has no 5 groups: choose one of \[1, 2, 3, 4, 8\]"):
-        shapes(ShuffleNetV1(10, groups=5))
-    with pytest.raises(ValueError, match=r"ShuffleNetV1 has no width 0.75: choose one of \[0.5, 1.0, 1.5, 2.0\]"):
-        shapes(ShuffleNetV1(10, width=0.75))
