@@ -9,7 +9,7 @@ import pytest
 
 from shuffle_jax.analysis.count import Count, Known, count, count_layers, inside, total
 from shuffle_jax.models import ShuffleNetV2, build, shufflenet_v2
-from shuffle_jax.models.config import DynamicConfig, NetworkConfig
+from shuffle_jax.models.config import NetworkConfig
 
 IMAGENET = (224, 224, 3)
 PUBLISHED = {0.5: 1_366_792, 1.0: 2_278_604}
@@ -19,7 +19,7 @@ KNOWN: Known = {}
 
 def layers_of(width, **options):
     own = {name: options.pop(name) for name in ("mixer", "pointwise") if name in options}
-    config = NetworkConfig(width=width, stem="imagenet", dynamic=DynamicConfig(**options), **own)
+    config = NetworkConfig(width=width, stem="imagenet", dynamic=options, **own)
     return count_layers(build(config, 1000), IMAGENET, known=KNOWN)
 
 

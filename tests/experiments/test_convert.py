@@ -22,7 +22,7 @@ from PIL import Image
 from experiments import convert, evaluate, export, predict
 from shuffle_jax.models import build, mobilenet_v2, resnet, shufflenet_v2
 from shuffle_jax.models.catalogue import catalogue
-from shuffle_jax.models.config import DecompositionConfig, NetworkConfig
+from shuffle_jax.models.config import NetworkConfig
 from shuffle_jax.models.convert.tables import modules
 from shuffle_jax.models.convert.variables import rows
 from shuffle_jax.nn.dynamic_conv import default_sizes
@@ -156,7 +156,7 @@ def test_names_of_classes(source, tmp_path, capsys):
 def test_the_arrays_tell_head_and_squeeze(squeeze, head, tmp_path):
     """Whichever of the two sizes the name stands for."""
     named = catalogue()["dcd_mobilenet_v2_0.5x"].config
-    told = dataclasses.replace(named, head=head, dcd=DecompositionConfig(squeeze))
+    told = dataclasses.replace(named, head=head, dcd={"squeeze": squeeze})
     _, variables, arrays = generated(told, "dcd")
     np.savez(tmp_path / "weights.npz", **{f"module.{name}": array for name, array in arrays.items()})
     convert.run(["dcd", "dcd_mobilenet_v2_0.5x", str(tmp_path / "weights.npz"), str(tmp_path / "run")])

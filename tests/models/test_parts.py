@@ -141,9 +141,9 @@ def without_types(found):
 
 
 def test_what_earlier_versions_wrote_and_did_not_use_is_gone():
-    for family, depth, groups in [("resnet", 18, None), ("addressnet", 18, None), ("shufflenet_v2", None, None)]:
+    for family, depth, count in [("resnet", 18, None), ("addressnet", 18, None), ("shufflenet_v2", None, None)]:
         found = upgraded(OLD | {"family": family, "depth": 18, "mixer": "squeeze", "dynamic": {"per_group": True}})
-        assert (found["depth"], found["groups"]) == (depth, groups)
+        assert (found["depth"], found["groups"]) == (depth, count)
         assert not found["dynamic"]["per_group"]  # Squeeze-excitation has no such option.
         build(NetworkConfig(**{k: v for k, v in without_types(found).items() if k != "type"}), 5)
     kept = upgraded(OLD | {"dynamic": {"pointwise_groups": 3, "hidden": 2}, "attention": {"kernels": 5}})

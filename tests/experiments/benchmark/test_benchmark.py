@@ -15,8 +15,7 @@ from experiments.benchmark import cases, convolutions, measuring, startup
 from experiments.benchmark.cases import Workload
 from experiments.benchmark.tables import tables
 from experiments.cli import main
-from shuffle_jax.models import NetworkConfig
-from shuffle_jax.models.build import conv_factory, mixer_factory, pointwise_factory
+from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
 from shuffle_jax.nn import BatchNorm, PointwiseConv
 
@@ -92,8 +91,8 @@ class Small(nn.Module):
     def __call__(self, x, train=False):
         config = NetworkConfig(mixer=self.mixer, pointwise=self.pointwise)
         x = BatchNorm()(PointwiseConv(8)(x), train)
-        x = pointwise_factory(config)(8)(x)
-        x = mixer_factory(config, groups=2)(name="mixer")(x)
+        network = build(config, cases.CLASSES)
+        x = network.mixer(name="mixer")(network.pointwise(features=8)(x))
         return nn.Dense(cases.CLASSES)(x.mean((1, 2)))
 
 
@@ -261,7 +260,9 @@ class Shallow(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = BatchNorm()(conv_factory(self.config)(8, kernel_size=3)(PointwiseConv(8)(x), train=train), train)
+        x = BatchNorm()(
+            build(self.config, cases.CLASSES).conv(features=8, kernel_size=3)(PointwiseConv(8)(x), train=train), train
+        )
         return nn.Dense(cases.CLASSES)(x.mean((1, 2)))
 
 
