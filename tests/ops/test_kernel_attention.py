@@ -57,13 +57,14 @@ def test_features_and_kernels_are_the_definition_with_all_gradients(name):
     case = CASES[name]
     ops = [partial(op, **options_of(case)) for op in (kernel_attention.mix_features, with_kernels, one_by_one)]
     with jax.enable_x64(True):
-        features, kernels, expected = (jax.jit(partial(with_gradients, op))(*draw(case)) for op in ops)
+        every = jax.jit(lambda *arrays: [with_gradients(op, *arrays) for op in ops])
+        features, kernels, expected = every(*draw(case))
         for one, other, wanted in zip(features, kernels, expected, strict=True):
             np.testing.assert_allclose(one, wanted, rtol=1e-11, atol=1e-11, strict=True)
             np.testing.assert_allclose(other, wanted, rtol=1e-11, atol=1e-11, strict=True)
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(
     count=st.integers(1, 4),
     window=st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -78,10 +79,15 @@ def test_a_one_hot_row_chooses_one_kernel(count, window, size, stride, groups, p
     x, kernels, _ = draw(case, dtype=np.float32)
     chosen = np.arange(3) % count
     weights, options = np.eye(count, dtype=np.float32)[chosen], options_of(case)
-    static = jax.jit(partial(convolution.convolution, **options))
-    expected = np.stack([static(x[i : i + 1], kernels[k])[0] for i, k in enumerate(chosen)])
-    for op in (kernel_attention.mix_features, with_kernels):
-        y = jax.jit(partial(op, **options))(x, kernels, weights)
+
+    @jax.jit
+    def every(x, kernels, weights):
+        static = [convolution.convolution(x, kernel, **options) for kernel in kernels]
+        return static, [op(x, kernels, weights, **options) for op in (kernel_attention.mix_features, with_kernels)]
+
+    static, mixed = every(x, kernels, weights)
+    expected = np.stack([static[k][i] for i, k in enumerate(chosen)])
+    for y in mixed:
         np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5, strict=True)
 
 
@@ -91,19 +97,23 @@ def test_aggregates_parts_of_any_shape():
     for shape in ((), (5,), (2, 1, 3)):
         parts = rng.standard_normal((4, *shape)).astype(np.float32)
         expected = np.stack([sum(r * part for r, part in zip(row, parts, strict=True)) for row in weights])
-        np.testing.assert_allclose(kernel_attention.aggregate(weights, parts), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(kernel_attention.aggregate)(weights, parts), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["as in the networks", "in groups"])
 def test_half_precision_stays_half(name):
-    full = [jnp.asarray(array, jnp.bfloat16).astype(jnp.float32) for array in draw(CASES[name])]
-    half = [array.astype(jnp.bfloat16) for array in full]
-    expected = one_by_one(*full, **options_of(CASES[name]))
-    limit = 2**-6 * float(jnp.abs(expected).max())
-    for op in (kernel_attention.mix_features, with_kernels):
-        y = jax.jit(partial(op, **options_of(CASES[name])))(*half)
+    half = [array.astype(jnp.bfloat16) for array in draw(CASES[name])]
+    options = options_of(CASES[name])
+
+    @jax.jit
+    def every(full, half):
+        mixed = [op(*half, **options) for op in (kernel_attention.mix_features, with_kernels)]
+        return one_by_one(*full, **options), mixed
+
+    expected, mixed = every([array.astype(np.float32) for array in half], half)
+    for y in mixed:
         assert y.dtype == jnp.bfloat16
-        np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=limit)
+        np.testing.assert_allclose(np.asarray(y, np.float32), expected, atol=2**-6 * float(np.abs(expected).max()))
 
 
 def multiplications(jaxpr):
