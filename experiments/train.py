@@ -17,8 +17,8 @@ from typing import Annotated
 import tyro
 
 from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
+from experiments.cli.source import network, source
 from experiments.presets import PRESETS
-from experiments.presets.source import network, source
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
 from shuffle_jax.run import newest, next_free

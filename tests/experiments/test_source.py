@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import train
+from experiments.cli.source import source
 from experiments.comparison.plan import plan, read
 from experiments.presets import PRESETS
-from experiments.presets.source import source
 from shuffle_jax.data import DigitsConfig, FolderConfig, TfdsConfig
 
 COMPARISONS = Path(__file__).parents[2] / "experiments" / "comparisons"
