@@ -22,10 +22,16 @@ SLURM = {"SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2"}
     [
         ({"coordinator": "a:1"}, "go together: processes and index is missing"),
         ({"processes": 2, "index": 0}, "go together: coordinator is missing"),
-        ({"coordinator": "a", "processes": 2, "index": 0}, "coordinator is 'a': give HOST:PORT"),
-        ({"coordinator": "a:1", "processes": 0, "index": 0}, "processes is 0: give 1 or more"),
-        ({"coordinator": "a:1", "processes": 2, "index": 2}, "index is 2: give each process its own from 0 to 1"),
-        ({"timeout": 0}, "timeout is 0: give 1 second or more"),
+        (
+            {"coordinator": "a", "processes": 2, "index": 0},
+            "coordinator must be HOST:PORT, such as node0:",
+        ),
+        ({"coordinator": "a:1", "processes": 0, "index": 0}, "processes must be at least 1, got 0"),
+        (
+            {"coordinator": "a:1", "processes": 2, "index": 2},
+            "index must be from 0 to 1, another one for each",
+        ),
+        ({"timeout": 0}, "timeout must be at least 1 second, got 0"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(fields, message):
@@ -59,9 +65,9 @@ def test_a_process_alone_stays_as_it_is(monkeypatch):
     assert not jax.distributed.is_initialized() and is_lead()
     distributed.barrier("nobody to wait for")
     distributed.same("whatever it is", 1)
-    distributed.part()
+    distributed.shutdown()
     with pytest.raises(SystemExit, match="3"):
-        distributed.leave(3)
+        distributed.exit_process(3)
     agreement = Agreement(data_mesh())
     assert [agreement.largest(value) for value in (0, 15, 0)] == [0, 15, 0]  # at once
     assert first_devices() == jax.devices() and first_devices(1) == jax.devices()[:1]
@@ -82,18 +88,19 @@ def test_a_lost_process_is_told_from_other_errors():
     assert distributed.lost(named) is named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("abort", [True, False])
 def test_a_process_that_the_runtime_ends_has_left_its_last_words(abort):
-    end = "os.abort()" if abort else "distributed._last_words.take_back()"
+    end = "os.abort()" if abort else "distributed._watchdog.stop()"
     code = (
-        "import os; from shuffle_jax import distributed; "
-        f"distributed._last_words.leave('continue with --resume'); {end}"
+        f"import os; from shuffle_jax import distributed; distributed._watchdog.start('continue with --resume'); {end}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == (-signal.SIGABRT if abort else 0)
     assert ("continue with --resume" in done.stderr) is abort, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_process_that_finds_no_other_says_so_last(index):
     config = f"DistributedConfig('localhost:{free_port()}', 2, {index})"

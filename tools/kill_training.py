@@ -284,11 +284,12 @@ def _final_state(run: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint."""
     import jax
 
+    from shuffle_jax.run import Run
     from shuffle_jax.train.checkpoint import Checkpoints
+    from shuffle_jax.train.config import read_config
     from shuffle_jax.train.experiment import prepare
-    from shuffle_jax.train.run import Run
 
-    shapes = prepare(Run(run).config(), devices=1).state_shapes()
+    shapes = prepare(read_config(Run(run)), devices=1).state_shapes()
     with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
         state = checkpoints.restore(shapes)
     state = jax.device_get(state.replace(key=jax.random.key_data(state.key)))

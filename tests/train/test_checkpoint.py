@@ -7,19 +7,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from shuffle_jax.sharding import data_mesh, replicated
-from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.checkpoint import Checkpoints, inspect
 from shuffle_jax.train.state import TrainState
 
 
-def make_state(average=None):
+def make_state(average=None, others=None):
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params={"unit": {"kernel": jnp.arange(1000.0)}},
-        statistics={"unit": {"mean": jnp.ones(3)}},
-        permutations={},
+        collections={"batch_stats": {"unit": {"mean": jnp.ones(3)}}} | (others or {}),
         opt_state=(jnp.zeros(3), ()),
         average=average,
         key=jax.random.key(3),
@@ -82,6 +82,49 @@ def test_a_checkpoint_of_two_devices_is_restored_on_one(tmp_path):
     assert found.params["unit"]["kernel"].sharding.device_set == {jax.devices()[0]}
 
 
+def test_collections_are_saved_under_their_first_names_and_those_from_outside_beside_them(tmp_path):
+    others = {
+        "permutations": {"mixer": {"index": jnp.arange(4)}},
+        "progress": {"mixer": {"share": jnp.float32(0.5)}},
+        "memory": {"seen": jnp.int32(7)},
+    }
+    state = make_state(others=jax.device_put(others, replicated(data_mesh())))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        found = checkpoints.restore(state)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, found.collections, state.collections)
+    names = set(inspect(tmp_path / "0").shapes)
+    assert {n.partition(".")[0] for n in names if not n.startswith("opt_state")} == {
+        *("step", "params", "key", "statistics", "permutations", "progress", "collections")
+    }
+    assert "collections.memory.seen" in names and "statistics.unit.mean" in names
+
+
+def test_a_state_of_the_first_version_is_restored(tmp_path):
+    state = make_state()
+    first = {  # what it wrote: nothing of progress, and empty permutations
+        "step": jnp.int32(7),
+        "params": state.params,
+        "statistics": state.collections["batch_stats"],
+        "permutations": {},
+        "opt_state": state.opt_state,
+        "average": None,
+        "key": state.key,
+    }
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints._manager.save(7, args=ocp.args.StandardSave(jax.device_put(first, replicated(data_mesh()))))
+        checkpoints.wait()
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        found = checkpoints.restore(state)
+        with pytest.raises(ValueError, match=r"of another network than .* \(progress.mixer.share is missing"):
+            checkpoints.restore(make_state(others={"progress": {"mixer": {"share": jnp.float32(0.5)}}}))
+    assert jax.tree.structure(found) == jax.tree.structure(state) and int(found.step) == 7
+    np.testing.assert_array_equal(found.params["unit"]["kernel"], state.params["unit"]["kernel"])
+    np.testing.assert_array_equal(jax.random.key_data(found.key), jax.random.key_data(state.key))
+
+
 def test_missing_checkpoints_are_named(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
@@ -90,3 +133,5 @@ def test_missing_checkpoints_are_named(tmp_path):
         checkpoints.wait()
         with pytest.raises(FileNotFoundError, match=r"has no checkpoint of step 7: choose one of \[0\]"):
             checkpoints.restore(make_state(), 7)
+        with pytest.raises(ValueError, match='checkpoint must be "last", "best" or a step, got \'newest\''):
+            checkpoints.restore(make_state(), "newest")

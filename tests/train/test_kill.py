@@ -14,20 +14,23 @@ import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "kill_training.py"
-FEW_UNITS = Path(__file__).with_name("few_units.py")
-SMALL = "--epochs 8 --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 3 --devices 1"
+TRAIN = Path(__file__).with_name("one_of_several.py")
+SMALL = (
+    "--network.family outside_networks:Small --network.mixer identity --epochs 8 "
+    "--data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 3 --devices 1"
+)
 
 
 @pytest.fixture(scope="module")
-def killing(few_units):
-    """The script as a module, of a network with few units."""
+def killing():
+    """The script as a module, of a small network."""
     spec = importlib.util.spec_from_file_location("kill_training", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
         spec.loader.exec_module(module)
-        patched.setattr(module, "COMMAND", [sys.executable, str(FEW_UNITS)])
+        patched.setattr(module, "COMMAND", [sys.executable, str(TRAIN)])
         yield module
 
 

@@ -10,34 +10,36 @@ import jax
 import numpy as np
 import pytest
 
-from shuffle_jax.analysis.records import read_records
-from shuffle_jax.data import AugmentConfig, DigitsConfig, ResidentBatches
-from shuffle_jax.train import experiment
+from shuffle_jax.data import AugmentConfig, DeviceBatches, DigitsConfig
+from shuffle_jax.records import read_records
+from shuffle_jax.run import Run
 from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.config import PenaltyConfig, TrainConfig
-from shuffle_jax.train.interrupt import Stopped
-from shuffle_jax.train.loop import train
-from shuffle_jax.train.meter import NonFiniteLoss
-from shuffle_jax.train.optimizer import OptimizerConfig
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig, with_network
+from shuffle_jax.train.experiment import prepare, read_state, restore
+from shuffle_jax.train.loop import Stopped, train
+from shuffle_jax.train.metrics import NonFiniteLoss
+from shuffle_jax.train.trained import hardened_experiment, load_trained
 
-CONFIG = TrainConfig(
-    data=DigitsConfig(test_fraction=0.9),  # 180 images to train on
-    augment=AugmentConfig(crop_padding=1, cutout=2),
-    optimizer=OptimizerConfig(learning_rate=0.05, warmup_epochs=0.5),
-    penalty=PenaltyConfig(weight=1e-2),
-    epochs=3,
-    batch_size=44,
-    average_decay=0.5,
-    log_every=3,
-    recalibrate=2,
+CONFIG = with_network(
+    TrainConfig(
+        data=DigitsConfig(test_fraction=0.9),  # 180 images to train on
+        augment=AugmentConfig(crop_padding=1, cutout=2),
+        optimizer=OptimizerConfig(learning_rate=0.05, warmup_epochs=0.5),
+        penalty=PenaltyConfig(weight=1e-2),
+        epochs=3,
+        batch_size=44,
+        average_decay=0.5,
+        log_every=3,
+        recalibrate=2,
+    ),
+    "outside_networks:Small",
 )
+PLAIN = dataclasses.replace(CONFIG, epochs=2, average_decay=0.0, recalibrate=0)
 STEPS = 12
 
 
 def final_state(path, step=STEPS):
-    shapes = experiment.prepare(CONFIG).state_shapes()
-    with Checkpoints(path / "checkpoints", read_only=True) as checkpoints:
-        state = checkpoints.restore(shapes, step)
+    state = read_state(Run(path), str(step), prepare(CONFIG).state_shapes())
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
 
@@ -49,7 +51,7 @@ def numbers(path):
 
 def signal_at(monkeypatch, step, number=signal.SIGTERM):
     """Sends this process a signal while it waits for the batch of a step."""
-    original = ResidentBatches.train
+    original = DeviceBatches.train
 
     def batches(self, start=0):
         for k, batch in enumerate(original(self, start), start=start + 1):
@@ -57,15 +59,7 @@ def signal_at(monkeypatch, step, number=signal.SIGTERM):
                 os.kill(os.getpid(), number)
             yield batch
 
-    monkeypatch.setattr(ResidentBatches, "train", batches)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small(small_network):
-    """Every network built here is the small one."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(experiment, "build", lambda config, classes: small_network(classes))
-        yield
+    monkeypatch.setattr(DeviceBatches, "train", batches)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +87,29 @@ def test_a_run_leaves_what_it_promises(whole):
             assert sorted(arrays[name].tolist()) == list(range(len(arrays[name])))
     result = [r for r in numbers(path) if r["kind"] == "result"]
     assert [r["network"] for r in result] == ["relaxed", "hardened"]
-    assert result[0]["top1"] == outcome.relaxed["top1"] and result[1]["top1"] == outcome.hardened["top1"]
+    assert {r["network"]: r["top1"] for r in result} == {k: v["top1"] for k, v in outcome.results.items()}
 
 
-@pytest.mark.parametrize("step", [6, 8])  # within an epoch, and where one ends
+@pytest.mark.parametrize("checkpoint", ["last", "8"])
+def test_a_run_is_hardened_alike_for_all_who_use_it(whole, checkpoint):
+    """Index vectors, and statistics estimated anew for them, of the run, its evaluation, predictions and exports."""
+    path, _ = whole
+    trained = load_trained(path, checkpoint)
+    kept = trained.variables["permutations"]
+    if checkpoint == "last":
+        found = Run(path).permutations()
+        assert {layer: leaf["index"].tolist() for layer, leaf in kept.items()} == {
+            k: v.tolist() for k, v in found.items()
+        }
+    experiment, variables, step = restore(path, checkpoint)
+    assert step == trained.step == (STEPS if checkpoint == "last" else 8)
+    hard = hardened_experiment(experiment, variables)
+    jax.tree.map(np.testing.assert_array_equal, hard.variables, trained.variables)
+    unchanged = jax.tree.map(np.array_equal, variables["batch_stats"], hard.variables["batch_stats"])
+    assert not any(jax.tree.leaves(unchanged))
+
+
+@pytest.mark.parametrize("step", [6, pytest.param(8, marks=pytest.mark.slow)])  # within an epoch; where one ends
 def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(whole, tmp_path, monkeypatch, capsys, step):
     path = tmp_path / "stopped"
     with monkeypatch.context() as patched:
@@ -157,8 +170,46 @@ def test_a_run_is_not_overwritten_and_not_resumed_as_another(whole):
 
 
 def test_numbers_that_do_not_fit_the_devices_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="3 devices were asked for, this machine has 2"):
+    with pytest.raises(ValueError, match="devices must be from 1 to 2, the devices of this machine, got 3"):
         train(CONFIG, tmp_path / "a", devices=3)
-    with pytest.raises(ValueError, match="a batch of 45 in 1 parts cannot be split over 2 devices"):
+    with pytest.raises(
+        ValueError, match="batch_size must be a multiple of 2, for 1 parts on each of 2 devices, got 45"
+    ):
         train(dataclasses.replace(CONFIG, batch_size=45), tmp_path / "b")
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_a_network_without_batch_norms_and_with_collections_of_its_own_trains_resumes_and_is_found_again(
+    tmp_path, networks, monkeypatch
+):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    outcome = train(PLAIN, whole, network=networks.make_plain)
+    assert list(outcome.results) == ["relaxed"] and outcome.permutations == 0
+    with monkeypatch.context() as patched:
+        signal_at(patched, 3)
+        with pytest.raises(Stopped):
+            train(PLAIN, stopped, network=networks.make_plain)
+    train(PLAIN, stopped, network="outside_networks:make_plain", resume=True)
+    (experiment, ours, _), (_, theirs, _) = restore(whole), restore(stopped)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert int(ours["memory"]["seen"]) == experiment.steps == 8
+    assert experiment.evaluate(ours) == outcome.results["relaxed"]
+    assert load_trained(whole).logits(np.zeros((2, 8, 8, 1), np.float32)).shape == (2, 10)
+    with pytest.raises(ValueError, match=r"network\.family: outside_networks:make_plain -> outside_networks:Plain"):
+        train(PLAIN, whole, network=networks.Plain, resume=True)
+
+
+def test_networks_that_cannot_be_trained_are_refused_in_one_line_before_anything_is_written(tmp_path, networks):
+    for network, message in [
+        (
+            networks.Deterministic,
+            r"outside_networks:Deterministic must be a linen module network\(images, train=False\)",
+        ),
+        (networks.Maps, r"Maps must give logits of shape \(n, 10\), a class each, got \(1, 8, 8, 10\)"),
+        (networks.Plain(3), "has 3 classes, but 10 are needed"),
+        (lambda classes: networks.Plain(classes, 3), "cannot be imported again"),
+    ]:
+        with pytest.raises(ValueError, match=message) as error:
+            train(PLAIN, tmp_path / "run", network=network)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from shuffle_jax.analysis.records import read_records
-from shuffle_jax.train.metrics import IMAGE_SIDE, JsonLines, Metrics, TensorBoard, grey_image, truncate_after
+from shuffle_jax.records import IMAGE_SIDE, JsonLines, TensorBoard, grey_image, read_records, truncate_after
+from shuffle_jax.run import Run
+from shuffle_jax.train.metrics import MetricWriter
 
 TRAIN = {
     "kind": "train",
@@ -214,7 +215,7 @@ def test_a_resumed_run_keeps_the_first_file_and_purges_from_its_first_step(tmp_p
 
 
 def test_a_record_reaches_all_three(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Metrics(tmp_path, total_steps=1350, steps_per_epoch=45) as metrics:
+    with MetricWriter(Run(tmp_path), total_steps=1350, steps_per_epoch=45) as metrics:
         metrics.write(TRAIN)
         metrics.matrices(135, {"stage2_0/mixer": np.eye(3, dtype=np.float32)})
     assert read_records(tmp_path / "metrics.jsonl") == [TRAIN]
@@ -229,7 +230,7 @@ def test_a_record_reaches_all_three(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_everything_is_closed_when_training_fails(tmp_path: Path) -> None:
-    with pytest.raises(KeyError, match="training"), Metrics(tmp_path, 1350, 45) as metrics:
+    with pytest.raises(KeyError, match="training"), MetricWriter(Run(tmp_path), 1350, 45) as metrics:
         metrics.write(TRAIN)
         raise KeyError("training")
     assert next(tag for _, tag, _ in scalars(read_events(tmp_path / "tensorboard"))) == "train/loss"
@@ -240,7 +241,7 @@ def test_everything_is_closed_when_training_fails(tmp_path: Path) -> None:
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     def run(resumed_at: int, steps: range) -> None:
-        with Metrics(tmp_path, 40, 10, resumed_at) as metrics:
+        with MetricWriter(Run(tmp_path), 40, 10, resumed_at) as metrics:
             for step in steps:
                 metrics.write({"kind": "train", "step": step, "loss": 1 / (1 + step)})
 

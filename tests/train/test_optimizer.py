@@ -9,13 +9,8 @@ import optax
 import pytest
 
 from shuffle_jax.ops import relaxation
-from shuffle_jax.train.optimizer import (
-    OptimizerConfig,
-    decays,
-    is_relaxed,
-    learning_rate,
-    make_optimizer,
-)
+from shuffle_jax.train.config import OptimizerConfig
+from shuffle_jax.train.optimizer import decays, is_relaxed, learning_rate, make_optimizer
 
 PARAMS = {
     "unit": {
@@ -52,7 +47,7 @@ def test_schedules_fall_as_their_names_say():
 
 def test_no_warmup_starts_at_the_peak_and_a_long_one_is_refused():
     assert float(learning_rate(OptimizerConfig(learning_rate=0.3, warmup_epochs=0), 10, 5)(0)) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match=r"a warm-up of 10 steps leaves nothing of the 10 steps"):
+    with pytest.raises(ValueError, match=r"a warm-up of 10 of 10 steps leaves nothing"):
         learning_rate(OptimizerConfig(warmup_epochs=2), 10, 5)
 
 

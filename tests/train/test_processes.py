@@ -15,14 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from shuffle_jax.analysis.records import read_records
-from shuffle_jax.train import experiment
-from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.run import Run
+from shuffle_jax.records import read_records
+from shuffle_jax.run import Run
+from shuffle_jax.train.config import read_config
+from shuffle_jax.train.experiment import prepare, read_state
 
 SCRIPT = Path(__file__).with_name("one_of_several.py")
 ROOT = Path(__file__).parents[2]
-SMALL = "digits --data.test-fraction 0.9 --batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 1"
+SMALL = (
+    "digits --network.family outside_networks:Small --network.mixer identity --data.test-fraction 0.9 "
+    "--batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 1"
+)
 PATIENCE = 240.0
 """Seconds within which processes must do what is expected of them, on a busy machine."""
 
@@ -133,13 +136,9 @@ def newest(run):
     return max(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def state(run, small_network):
+def state(run):
     """Every array of the newest checkpoint."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "build", lambda config, classes: small_network(classes))
-        shapes = experiment.prepare(Run(run).config(), devices=1).state_shapes()
-    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore(shapes)
+    found = read_state(Run(run), "last", prepare(read_config(Run(run)), devices=1).state_shapes())
     return jax.device_get(found.replace(key=jax.random.key_data(found.key)))
 
 
@@ -161,10 +160,10 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole, tmp_path, small_network):
+def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole, tmp_path):
     run = tmp_path / "two"
     processes = trained(run, 2, "--epochs", str(EPOCHS), environments=slurm(2))
-    assert_same_training(state(whole, small_network), state(run, small_network))
+    assert_same_training(state(whole), state(run))
 
     theirs, ours = (read_records(path / "metrics.jsonl") for path in (whole, run))
     assert [(r["kind"], r["step"]) for r in theirs] == [(r["kind"], r["step"]) for r in ours]
@@ -180,7 +179,7 @@ def test_two_tasks_of_slurm_train_like_one_process_and_one_of_them_writes(whole,
 
 
 @pytest.mark.slow
-def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path, small_network):
+def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path):
     run = tmp_path / "changing"
     words = ["--epochs", str(EPOCHS)]
     steps = [stopped(run, 2, 3, *words, receivers=[1])]  # one of them is enough
@@ -189,7 +188,7 @@ def test_stopped_as_two_resumed_as_one_and_back(whole, tmp_path, small_network):
     steps.append(stopped(run, 2, steps[1] + 3, *words, "--resume", *memory, receivers=[1, 0]))
     trained(run, 1, *words, "--resume")
     assert [*steps, newest(run)] == sorted({*steps, STEPS})
-    assert_same_training(state(whole, small_network), state(run, small_network))
+    assert_same_training(state(whole), state(run))
     assert [r["step"] for r in read_records(run / "metrics.jsonl") if r["kind"] == "train"] == [*range(1, STEPS + 1)]
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from shuffle_jax.train.profile import Profile
+from shuffle_jax.train.metrics import Profile
 
 
 def run(folder, steps, first=1, total=6, fail_at=None):

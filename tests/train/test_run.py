@@ -12,8 +12,9 @@ import pytest
 
 from experiments.presets import digits
 from shuffle_jax.data import AugmentConfig, FolderConfig, InputConfig, Preprocessing
+from shuffle_jax.run import Run, load_arrays, newest, next_free
 from shuffle_jax.train import loop
-from shuffle_jax.train.run import Run, newest, next_free
+from shuffle_jax.train.config import check_config, read_config, to_json
 
 GREY = Preprocessing(8, 1, (0.3,), (0.4,))
 
@@ -21,21 +22,21 @@ GREY = Preprocessing(8, 1, (0.3,), (0.4,))
 def test_a_run_keeps_its_configuration_and_classes(tmp_path):
     run = Run(tmp_path / "run")
     assert not run.exists()
-    run.start(digits(), ["cat", "dog"], GREY)
-    assert run.exists() and run.config() == digits() and run.classes() == ("cat", "dog")
+    run.start(to_json(digits()), ["cat", "dog"], GREY)
+    assert run.exists() and read_config(run) == digits() and run.classes() == ("cat", "dog")
     assert run.preprocessing() == GREY
-    assert set(json.loads((run.path / "config.json").read_text())["versions"]) >= {"shuffle_jax", "jax", "flax"}
-    run.check(digits())
+    assert set(run.versions()) >= {"shuffle_jax", "jax", "flax"}
+    check_config(run, digits())
     with pytest.raises(ValueError, match=r"another configuration \(epochs: \d+ -> 3\): resume it with its own"):
-        run.check(dataclasses.replace(digits(), epochs=3))
+        check_config(run, dataclasses.replace(digits(), epochs=3))
 
 
 def test_a_folder_with_anything_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="exists and is not empty: continue it with --resume, or name another --run"):
-        Run(tmp_path).start(digits(), ["a"], GREY)
+        Run(tmp_path).start(to_json(digits()), ["a"], GREY)
     with pytest.raises(ValueError, match="exists and is not empty"):
-        Run(tmp_path / "thesis.tex").start(digits(), ["a"], GREY)
+        Run(tmp_path / "thesis.tex").start(to_json(digits()), ["a"], GREY)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -46,7 +47,7 @@ def test_no_run_is_said_to_be_none(tmp_path):
 
 def test_where_crops_depend_on_the_pipeline_a_resumed_run_keeps_to_it(tmp_path):
     run = Run(tmp_path / "run")
-    run.start(digits(), ["a"], GREY, "stream")
+    run.start(to_json(digits()), ["a"], GREY, "stream")
     cropped = dataclasses.replace(digits(), augment=AugmentConfig(resized_crop=0.5))
     for resume, config, asked, given in (
         (True, cropped, None, "stream"),
@@ -62,7 +63,7 @@ def test_where_crops_depend_on_the_pipeline_a_resumed_run_keeps_to_it(tmp_path):
 
 def test_a_run_of_before_pipelines_was_kept_on_the_device(tmp_path):
     run = Run(tmp_path / "run")
-    run.start(digits(), ["a"], GREY)
+    run.start(to_json(digits()), ["a"], GREY)
     file = run.path / "config.json"
     about = json.loads(file.read_text())
     del about["pipeline"]
@@ -79,7 +80,10 @@ def test_a_folder_that_a_process_does_not_see_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "SEEN", 0.0)
     parts = SimpleNamespace(
-        config=None, dataset=SimpleNamespace(classes=()), preprocessing=None, batches=SimpleNamespace(pipeline="device")
+        config=digits(),
+        dataset=SimpleNamespace(classes=()),
+        preprocessing=GREY,
+        batches=SimpleNamespace(pipeline="device"),
     )
     with pytest.raises(ValueError, match=r"process 0 does not see .*: name a folder on a file system that all"):
         loop._start(Elsewhere(tmp_path / "run"), parts)
@@ -89,7 +93,7 @@ def test_names_are_counted_up_and_the_newest_found(tmp_path):
     first = tmp_path / "digits"
     assert next_free(first) == first and newest(first) is None
     for name in ("digits", "digits-2", "digits-other"):
-        Run(tmp_path / name).start(digits(), ["a"], GREY)
+        Run(tmp_path / name).start(to_json(digits()), ["a"], GREY)
     assert next_free(first) == tmp_path / "digits-3"
     assert newest(first) == tmp_path / "digits-2"
 
@@ -99,22 +103,22 @@ def test_snapshots_after_the_resumed_step_are_forgotten(tmp_path):
     for step in (0, 5, 10):
         run.save_snapshot(step, {"stage2_0/mixer": np.full((2, 2), step, np.float32)})
     run.forget_after(5)
-    kept = sorted((tmp_path / "snapshots").iterdir())
-    assert [p.name for p in kept] == ["00000000.npz", "00000005.npz"]
-    assert np.load(kept[1])["stage2_0/mixer"][0, 0] == 5
+    kept = run.snapshots()
+    assert [p.name for p in kept.values()] == ["00000000.npz", "00000005.npz"] and list(kept) == [0, 5]
+    assert load_arrays(kept[5])["stage2_0/mixer"][0, 0] == 5
 
 
 def test_a_run_of_before_a_field_was_added_reads_as_it_was_meant(tmp_path):
     config = dataclasses.replace(digits(), data=FolderConfig(Path("images"), image_size=8))
     run = Run(tmp_path / "run")
-    run.start(config, ["a"], GREY)
+    run.start(to_json(config), ["a"], GREY)
     file = run.path / "config.json"
     about = json.loads(file.read_text())
     for added in ("broken", "per_class", "test_per_class"):
         del about["config"]["data"][added]
     file.write_text(json.dumps(about))
-    assert run.config() == config
-    run.check(config)
+    assert read_config(run) == config
+    check_config(run, config)
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, broken="skip", per_class=9))
     with pytest.raises(ValueError, match=r"\(data.broken: stop -> skip; data.per_class: None -> 9\)"):
-        run.check(other)
+        check_config(run, other)

@@ -15,13 +15,17 @@ from shuffle_jax.data import AugmentConfig, Batch, normalize
 from shuffle_jax.nn.collections import PENALTIES, relaxed_permutations
 from shuffle_jax.ops.penalty import l1_minus_l2
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
-from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
+from shuffle_jax.train.optimizer import make_optimizer
 from shuffle_jax.train.state import init_state
 from shuffle_jax.train.step import evaluate, make_eval_step, make_train_step, split_batch
 
 CLASSES, SIZE = 4, 16
-PIXELS = ((0.5,), (0.25,))
+MEAN_STD = ((0.5,), (0.25,))
 LAYERS = 2
+AUGMENT = AugmentConfig(crop_padding=1, flip=True, cutout=2)
+SMOOTHING = 0.1
+EPOCHS = 1000
 
 
 def make_batch(mesh, seed=0, size=SIZE):
@@ -31,29 +35,33 @@ def make_batch(mesh, seed=0, size=SIZE):
     return jax.device_put(Batch(images, labels, np.ones(size, np.float32)), batch_sharding(mesh))
 
 
-def make(mesh, network, weight=1e-3, rate=0.05, **options):
-    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(rate))
-    step = make_train_step(
-        network,
-        optimizer,
-        optax.constant_schedule(weight),
-        mesh,
-        classes=CLASSES,
-        pixels=PIXELS,
-        augmentation=options.pop("augmentation", AugmentConfig()),
-        **options,
-    )
-    average = options.get("average_decay", 0) > 0
+def make(mesh, network, weight=1e-2, rate=0.05, steps_per_epoch=1, **fields):
+    """The step at a constant rate, and from step 1 on at a constant weight of the penalties."""
+    optimizer = OptimizerConfig(learning_rate=rate, schedule="step", step_boundaries=(), warmup_epochs=0.0)
+    penalty = PenaltyConfig(weight, end=1 / EPOCHS / steps_per_epoch)
+    config = TrainConfig(optimizer=optimizer, penalty=penalty, epochs=EPOCHS, batch_size=SIZE, **fields)
+    step = make_train_step(network, config, mesh, steps_per_epoch=steps_per_epoch, classes=CLASSES, mean_std=MEAN_STD)
+    chain = make_optimizer(optimizer, optax.constant_schedule(rate))
     state = jax.jit(
-        lambda: init_state(jax.random.key(0), network, jnp.zeros((1, 8, 8, 1)), optimizer, average),
+        lambda: init_state(jax.random.key(0), network, jnp.zeros((1, 8, 8, 1)), chain, config.average_decay > 0),
         out_shardings=replicated(mesh),
     )()
     return step, state
 
 
+def copied(state):
+    """Steps donate their state."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def at(state, number):
+    """The state at another step, where it lay, so that nothing is compiled anew."""
+    return state.replace(step=jax.device_put(np.int32(number), state.step.sharding))
+
+
 @pytest.fixture(scope="module")
-def network(small_network):
-    return small_network(CLASSES)
+def network(networks):
+    return networks.Small(CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -61,32 +69,51 @@ def one_device():
     return data_mesh(jax.devices()[:1])
 
 
-def test_overfits_one_batch(one_device, network):
-    step, state = make(one_device, network)
+@pytest.fixture(scope="module")
+def plain(one_device, network):
+    """Without augmentation, with smoothed labels."""
+    return make(one_device, network, label_smoothing=SMOOTHING)
+
+
+@pytest.fixture(scope="module")
+def augmented(one_device, network):
+    """With augmentation and a moving average."""
+    return make(one_device, network, augment=AUGMENT, average_decay=0.75)
+
+
+@pytest.fixture(scope="module")
+def on_two(network):
+    """The same on two devices."""
+    return make(data_mesh(jax.devices()[:2]), network, augment=AUGMENT, average_decay=0.75)
+
+
+def test_overfits_one_batch(one_device, plain):
+    step, state = plain[0], copied(plain[1])
     batch = make_batch(one_device)
     losses = []
     for _ in range(250):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.1 < losses[0]
+    share = np.array([1 - SMOOTHING + SMOOTHING / CLASSES, *[SMOOTHING / CLASSES] * (CLASSES - 1)])
+    least = -(share * np.log(share)).sum()  # of a loss against smoothed labels
+    assert losses[-1] < least + 0.1 < losses[0]
     assert float(metrics["accuracy"]) == 1.0
     assert int(state.step) == 250
 
 
-def test_the_loss_is_cross_entropy_plus_weighted_penalties_and_the_gradient_theirs(one_device, network):
-    weight, smoothing = 0.3, 0.1
-    step, state = make(one_device, network, weight=weight, label_smoothing=smoothing)
+def test_the_loss_is_cross_entropy_plus_weighted_penalties_and_the_gradient_theirs(one_device, network, plain):
+    step, state = plain[0], at(copied(plain[1]), 1)
     batch = make_batch(one_device)
 
     def loss(params):
-        variables = {"params": params, "batch_stats": state.statistics}
-        images = normalize(batch.images, *PIXELS)
+        images = normalize(batch.images, *MEAN_STD)
+        variables = {"params": params, **state.collections}
         logits, _ = network.apply(variables, images, train=True, mutable=["batch_stats", PENALTIES])
-        targets = jax.nn.one_hot(batch.labels, CLASSES) * (1 - smoothing) + smoothing / CLASSES
+        targets = jax.nn.one_hot(batch.labels, CLASSES) * (1 - SMOOTHING) + SMOOTHING / CLASSES
         cross_entropy = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
         matrices = relaxed_permutations(params).values()
         assert len(matrices) == LAYERS
-        return cross_entropy + weight * sum(map(l1_minus_l2, matrices)), cross_entropy
+        return cross_entropy + 1e-2 * sum(map(l1_minus_l2, matrices)), cross_entropy
 
     (total, cross_entropy), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
     norm = np.sqrt(sum(np.square(np.asarray(g, np.float64)).sum() for g in jax.tree.leaves(gradient)))
@@ -96,14 +123,14 @@ def test_the_loss_is_cross_entropy_plus_weighted_penalties_and_the_gradient_thei
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
 
 
-def test_two_devices_equal_one(one_device, network):
+def test_two_devices_equal_one(augmented, on_two, one_device):
     # Sums differ in their order alone.
     results = []
-    for mesh in (one_device, data_mesh(jax.devices()[:2])):
-        step, state = make(mesh, network, augmentation=AugmentConfig(crop_padding=1, flip=True, cutout=2))
+    for mesh, (step, start) in ((one_device, augmented), (data_mesh(jax.devices()[:2]), on_two)):
+        state = copied(start)
         for seed in range(2):
             state, metrics = step(state, make_batch(mesh, seed))
-        results.append((jax.device_get(metrics), jax.device_get((state.params, state.statistics))))
+        results.append((jax.device_get(metrics), jax.device_get((state.params, state.collections, state.average))))
     (one, one_state), (two, two_state) = results
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, err_msg=name)
@@ -111,13 +138,12 @@ def test_two_devices_equal_one(one_device, network):
         np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5)
 
 
-def test_the_compiled_step_reduces_over_devices_and_never_gathers_the_batch(network):
-    mesh = data_mesh(jax.devices()[:2])
-    step, state = make(mesh, network, augmentation=AugmentConfig(crop_padding=1, flip=True, cutout=2))
-    text = step.lower(state, make_batch(mesh)).compile().as_text()
+def test_the_compiled_step_reduces_over_devices_and_never_gathers_the_batch(on_two):
+    step, state = on_two
+    text = step.lower(state, make_batch(data_mesh(jax.devices()[:2]))).compile().as_text()
     reduced = reductions(text)
     # Every gradient, and mean and variance of every batch norm, is summed over the devices, whatever its layout.
-    for leaf in [*jax.tree.leaves(state.params), *jax.tree.leaves(state.statistics)]:
+    for leaf in [*jax.tree.leaves(state.params), *jax.tree.leaves(state.collections)]:
         assert leaf.size in reduced, (leaf.shape, reduced)
     assert max(reduced) <= max(leaf.size for leaf in jax.tree.leaves(state.params))  # no image and no activation
     assert re.findall("all-gather|all-to-all|collective-permute|collective-broadcast", text) == []
@@ -130,13 +156,12 @@ def reductions(text):
     return {int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes}
 
 
-def test_accumulation_averages_the_gradients_of_the_parts(one_device, network):
+def test_accumulation_averages_the_gradients_of_the_parts(one_device, network, plain):
     # Two equal halves: every part has the statistics of the whole batch, so both ways agree.
-    half = make_batch(one_device, size=8)
+    half = make_batch(one_device, size=SIZE // 2)
     twice = Batch(*(jnp.repeat(array, 2, axis=0) for array in half))
-    whole, state = make(one_device, network)
-    after, metrics = whole(state, twice)
-    parts, state = make(one_device, network, accumulate=2)
+    after, metrics = plain[0](copied(plain[1]), twice)
+    parts, state = make(one_device, network, label_smoothing=SMOOTHING, accumulate=2)
     after_parts, metrics_parts = parts(state, twice)
     for name in metrics:
         np.testing.assert_allclose(metrics_parts[name], metrics[name], rtol=1e-3)
@@ -149,8 +174,8 @@ def test_parts_are_interleaved_so_that_each_lies_on_all_devices():
     np.testing.assert_array_equal(split_batch(jnp.arange(6), 2), [[0, 2, 4], [1, 3, 5]])
 
 
-def test_the_moving_average_follows_and_is_what_is_evaluated(one_device, network):
-    step, state = make(one_device, network, average_decay=0.75)
+def test_the_moving_average_follows_and_is_what_is_evaluated(one_device, augmented):
+    step, state = augmented[0], copied(augmented[1])
     before = jax.device_get(state.params)
     state, _ = step(state, make_batch(one_device))
     expected = jax.tree.map(lambda b, p: 0.75 * b + 0.25 * p, before, jax.device_get(state.params))
@@ -159,18 +184,25 @@ def test_the_moving_average_follows_and_is_what_is_evaluated(one_device, network
     assert state.variables()["params"] is state.average
 
 
-def test_equal_keys_and_steps_give_equal_results_and_other_steps_other_augmentation(one_device, network):
-    step, state = make(one_device, network, rate=0.0, augmentation=AugmentConfig(crop_padding=2))
-    batch = make_batch(one_device)
-    again = jax.tree.map(jnp.copy, state)
-    state, first = step(state, batch)
-    _, repeated = step(again, batch)
-    _, second = step(state.replace(params=jax.tree.map(jnp.copy, state.params)), batch)
-    assert float(first["loss"]) == float(repeated["loss"])
-    assert float(first["loss"]) != float(second["loss"])
+def test_equal_keys_and_steps_give_equal_results_and_other_steps_other_augmentation(one_device, augmented):
+    step, batch = augmented[0], make_batch(one_device)
+    first, repeated, second = (float(step(at(copied(augmented[1]), number), batch)[1]["loss"]) for number in (3, 3, 4))
+    assert first == repeated != second
 
 
-def test_mixup_rises_with_the_epochs_that_are_done(one_device):
+def test_a_module_from_outside_keeps_its_collections_and_drops_out_by_the_step(one_device, networks):
+    step, state = make(one_device, networks.Plain(CLASSES), rate=0.0, accumulate=2)
+    assert set(state.collections) == {"memory"}  # and not what it only tells
+    batch, losses = make_batch(one_device), []
+    for number in (0, 0, 1):
+        state, metrics = step(at(state, number), batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == losses[1] != losses[2]
+    assert int(state.collections["memory"]["seen"]) == 3 * 2  # once for each part
+    assert set(state.variables()) == {"params", "memory"}
+
+
+def test_augmentation_is_told_the_epochs_that_are_done(one_device, monkeypatch):
     @dataclasses.dataclass
     class FirstPixels:
         def init(self, key, images, train):
@@ -179,29 +211,24 @@ def test_mixup_rises_with_the_epochs_that_are_done(one_device):
         def apply(self, variables, images, train, mutable, rngs):
             return images[:, 0, :CLASSES, 0] * variables["params"]["level"], {}
 
-    def losses(steps, **options):
-        compiled, state = make(one_device, FirstPixels(), rate=0.0, **options)
-        batch, found = make_batch(one_device), []
-        for step in steps:
-            state, metrics = compiled(state.replace(step=jnp.asarray(step)), batch)
-            found.append(float(metrics["loss"]))
-        return found
+    def told(key, images, targets, config, mean, std, epoch):
+        assert (config, (mean, std)) == (AUGMENT, MEAN_STD)
+        rise = jnp.arange(8.0, dtype=jnp.float32)[None, None, :, None]  # the logits of a sample are 0, e, 2 e, 3 e
+        return epoch * jnp.broadcast_to(rise, images.shape), targets
 
-    ramp, steps = AugmentConfig(mixup=4.0, mixup_epochs=2), (0, 3, 12, 40)
-    unmixed = losses(steps)
-    (quarter,) = losses([3], augmentation=AugmentConfig(mixup=1.0))
-    whole = losses([12, 40], augmentation=AugmentConfig(mixup=4.0))
-    risen = losses(steps, augmentation=ramp, steps_per_epoch=6)
-    np.testing.assert_allclose(risen, [unmixed[0], quarter, *whole], rtol=1e-5)
-    assert np.all(np.abs(np.array(risen) - unmixed)[1:] > 1e-3)
-    with pytest.raises(ValueError, match="mixup rises over 2 epochs and needs the epoch"):
-        losses([0], augmentation=ramp)
+    monkeypatch.setattr("shuffle_jax.train.step.augment", told)
+    step, state = make(one_device, FirstPixels(), rate=0.0, steps_per_epoch=6, augment=AUGMENT)
+    for number in (0, 3, 12, 40):
+        state, metrics = step(at(state, number), make_batch(one_device))
+        logits = number / 6 * np.arange(CLASSES)
+        expected = np.log(np.exp(logits).sum()) - logits.mean()  # each class is a quarter of the batch
+        np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
 def test_half_precision_keeps_parameters_statistics_and_metrics_in_float32(one_device, network):
     step, state = make(one_device, network.clone(dtype=jnp.bfloat16))
     state, metrics = step(state, make_batch(one_device))
-    for leaf in jax.tree.leaves((state.params, state.statistics, metrics)):
+    for leaf in jax.tree.leaves((state.params, state.collections, metrics)):
         assert leaf.dtype == jnp.float32
         assert bool(jnp.all(jnp.isfinite(leaf)))
 
@@ -217,7 +244,7 @@ def test_evaluation_counts_ranks_and_ignores_padding(one_device, network):
             return logits
 
     images = np.zeros((4, 8, 8, 1), np.uint8)
-    step = make_eval_step(Fixed(), one_device, pixels=PIXELS, top=2)
+    step = make_eval_step(Fixed(), one_device, mean_std=MEAN_STD, top=2)
     batch = Batch(images, labels, np.array([1, 1, 1, 0], np.float32))
     sums = step({}, batch)
     # Right; second; all tied, which counts as last; padding.
@@ -235,6 +262,6 @@ def test_logits_that_are_not_numbers_count_as_wrong(one_device, network):
         def apply(self, variables, images, train):
             return jnp.full((2, 3), jnp.nan)
 
-    step = make_eval_step(Broken(), one_device, pixels=PIXELS)
+    step = make_eval_step(Broken(), one_device, mean_std=MEAN_STD)
     sums = step({}, Batch(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), np.ones(2, np.float32)))
     assert float(sums["top1"]) == 0

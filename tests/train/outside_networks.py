@@ -1,0 +1,69 @@
+"""Networks that the library does not know, small enough to compile in a second."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as fnn
+import jax.numpy as jnp
+
+from shuffle_jax import nn
+
+
+class Small(fnn.Module):
+    """The parts of a ShuffleNet, few of each."""
+
+    classes: int
+    dtype: Any = None
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = nn.Conv(12, dtype=self.dtype)(x)
+        for i in range(2):
+            x = nn.PointwiseConv(12, groups=3, dtype=self.dtype)(x)
+            x = fnn.relu(nn.BatchNorm(self.dtype)(x, train))
+            x = nn.AutoShuffle(candidates=3, name=f"stage{i}_mixer")(x)
+            x = nn.DepthwiseConv(dtype=self.dtype)(x)
+        return fnn.Dense(self.classes)(x.mean((1, 2), dtype=jnp.float32))
+
+
+class Plain(fnn.Module):
+    """Two layers of Flax alone, with dropout, a collection of its own and one that it only tells."""
+
+    classes: int
+    hidden: int = 16
+    rate: float = 0.5
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        seen = self.variable("memory", "seen", jnp.zeros, (), jnp.int32)
+        if train:
+            seen.value += 1
+        x = fnn.relu(fnn.Dense(self.hidden)(x.mean(-1).reshape(x.shape[0], -1)))
+        self.sow("told", "units", x)
+        return fnn.Dense(self.classes)(fnn.Dropout(self.rate, deterministic=not train)(x))
+
+
+def make_plain(classes):
+    """A network from a function."""
+    return Plain(classes, hidden=8)
+
+
+class Deterministic(fnn.Module):
+    """It is called otherwise than the library calls networks."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x, deterministic=True):
+        return fnn.Dense(self.classes)(x.reshape(x.shape[0], -1))
+
+
+class Maps(fnn.Module):
+    """It gives no logits."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        return fnn.Dense(self.classes)(x)
