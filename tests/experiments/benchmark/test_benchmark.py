@@ -17,6 +17,7 @@ from experiments.benchmark.tables import tables
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
+from shuffle_jax.models.decomposition import basic_sizes
 from shuffle_jax.nn import BatchNorm, PointwiseConv
 
 WORK = Workload(batch_size=2, image_size=8, width=0.5)
@@ -246,7 +247,7 @@ def test_memory_is_shown_for_one_image_a_batch_and_each_image_more():
 
 
 def test_forms_of_a_dynamic_convolution_are_measured_on_the_same_layer():
-    shape = convolutions.Shape(8, 12, 3, 2, 5, "basic")
+    shape = convolutions.Shape(8, 12, 3, 2, 5, basic_sizes)
     results = {name: case() for name, case in convolutions.layer(WORK, shape).items()}
     first, second = (results[f"DCD, {form}"] for form in ("features", "kernels"))
     np.testing.assert_allclose(first, second, atol=1e-4)
