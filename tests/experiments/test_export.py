@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import export, predict, train
+from experiments import convert, export, predict, train
 from experiments.cli import main
 from shuffle_jax.deploy.exported import sidecar
-from shuffle_jax.run import Run
-from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.experiment import prepare
 
 SIZES = "--data.image-size 8 --network.width 0.5 --network.stem small --batch-size 2 --devices 1"
@@ -37,16 +35,14 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(pictures, few_units, tmp_path_factory):
+def run(pictures, few_units, draw, tmp_path_factory):
     """A run that was saved before its first step: every layer random, every mixer relaxed."""
     data = Path(shutil.copytree(pictures, tmp_path_factory.mktemp("data") / "pictures"))
     path = tmp_path_factory.mktemp("run") / "pictures"
     config = train.parse(["folder", "--data.root", str(data), *SIZES.split()]).config
     experiment = prepare(config, devices=1)
-    folder = Run(path)
-    folder.start(config, experiment.dataset.classes, experiment.preprocessing)
-    with Checkpoints(folder.checkpoints) as checkpoints:
-        checkpoints.save(experiment.init(), {"top1": 0.5})
+    variables = draw(experiment.network, experiment.dataset.image_shape)
+    convert.write(path, config, variables, experiment.dataset.classes, experiment.preprocessing)
     shutil.rmtree(data)  # neither command needs the training images
     return path
 
@@ -207,7 +203,7 @@ def test_mistakes_are_one_line_and_code_2(exported, pictures, tmp_path, capsys, 
     ("arguments", "message"),
     [
         (["nowhere"], "there is no run in nowhere"),
-        (["{run}", "--checkpoint", "newest"], "the checkpoint 'newest' is none: give last, best or a step"),
+        (["{run}", "--checkpoint", "newest"], 'checkpoint must be "last", "best" or a step, got \'newest\''),
         (["{run}", "--platforms", "gpu"], "--platforms"),
         (["{run}", "{run}/config.json/x.jax"], "config.json"),
     ],
