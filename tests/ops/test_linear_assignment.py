@@ -56,7 +56,7 @@ def instances(size):
     return np.stack(kinds).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 13, 24, 40, 116])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 24, 116])
 def test_the_sum_is_scipys_but_for_rounding(size):
     costs = instances(size)
     p = minimize(costs)
@@ -67,7 +67,7 @@ def test_the_sum_is_scipys_but_for_rounding(size):
     assert np.all(sums(costs, p) - optima(costs) <= bound)
 
 
-@pytest.mark.parametrize("size", [2, 5, 40])
+@pytest.mark.parametrize("size", [2, 40])
 def test_integers_to_the_limit_and_their_multiples_by_a_power_of_two_are_exact(size):
     rng = np.random.default_rng(size)
     limits = np.array([1, 2, 10, 1000, 2**20, 2**22])[:, None, None]

@@ -18,6 +18,7 @@ from shuffle_jax.ops import quadratic_assignment as qap
 descend = jax.jit(local_search.two_exchange)
 search = jax.jit(local_search.tabu_search, static_argnames="steps")
 exchange = jax.jit(local_search.exchange)
+tabulate = jax.jit(local_search.tabulate)
 
 
 def pair_of(seed, size, symmetric=False):
@@ -38,14 +39,14 @@ def optimum(pair, size):
 def test_a_table_carried_on_equals_one_made_anew(size, seed):
     pair = pair_of(seed, size)
     rng = np.random.default_rng(seed)
-    table = local_search.tabulate(jnp.asarray(rng.permutation(size), jnp.int32), pair)
+    table = tabulate(rng.permutation(size).astype(np.int32), pair)
     for _ in range(4):
         u, v = rng.choice(size, 2, replace=False)
         before = np.array(table.permutation)
         table = exchange(table, jnp.int32(u), jnp.int32(v), pair)
         before[[u, v]] = before[[v, u]]
         np.testing.assert_array_equal(table.permutation, before)
-    for carried, anew in zip(table, local_search.tabulate(table.permutation, pair), strict=True):
+    for carried, anew in zip(table, tabulate(table.permutation, pair), strict=True):
         np.testing.assert_array_equal(carried, anew)  # integers: not even rounding differs
 
 

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shuffle_jax.ops.normalization import normalize, normalize_by_batch
 from shuffle_jax.sharding import batch_sharding, data_mesh
 
+by_batch = jax.jit(normalize_by_batch)
+
 
 def drawn(*shape, seed=0):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def defined(x, scale, bias, epsilon=1e-5):
@@ -25,36 +27,44 @@ def defined(x, scale, bias, epsilon=1e-5):
     return (x - rows[0]) / (rows[1] + epsilon) ** 0.5 * rows[2] + rows[3], mean, variance
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 7), st.integers(0, 99))
-def test_equals_the_definition_in_float64_at_any_size(n, h, w, c, seed):
-    x, (scale, bias, about) = drawn(n, h, w, c, seed=seed), drawn(3, c, seed=seed + 1)
+@given(st.sampled_from([(1, 1, 1, 1), (1, 1, 2, 3), (4, 5, 3, 7), (3, 1, 4, 1)]), st.integers(0, 99))
+def test_equals_the_definition_in_float64_at_any_size(shape, seed):
+    x, (scale, bias, about) = drawn(*shape, seed=seed), drawn(3, shape[-1], seed=seed + 1)
     expected = defined(*(np.asarray(a, np.float64) for a in (x, scale, bias)))
-    for found, true in zip(normalize_by_batch(x, scale, bias, about), expected, strict=True):
+    for found, true in zip(by_batch(x, scale, bias, about), expected, strict=True):
         np.testing.assert_allclose(found, true, rtol=1e-3, atol=1e-3)
 
 
 def test_gradients_are_those_of_the_definition():
     x, (scale, bias, about), weights = drawn(3, 4, 5, 6), drawn(3, 6, seed=1), drawn(3, 4, 5, 6, seed=2)
-    ours = jax.grad(lambda *a: (normalize_by_batch(*a, about)[0] * weights).sum(), (0, 1, 2))(x, scale, bias)
-    theirs = jax.grad(lambda *a: (defined(*a)[0] * weights).sum(), (0, 1, 2))(x, scale, bias)
-    for a, b in zip(ours, theirs, strict=True):
+
+    @jax.jit
+    def both(*arrays):
+        forms = (lambda *a: normalize_by_batch(*a, about)[0], lambda *a: defined(*a)[0])
+        return [jax.grad(lambda *a, form=form: (form(*a) * weights).sum(), (0, 1, 2))(*arrays) for form in forms]
+
+    for a, b in zip(*both(x, scale, bias), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 def test_no_gradient_flows_through_the_moments_or_the_guess():
     x, (scale, bias, about) = drawn(2, 3, 3, 4), drawn(3, 4, seed=1)
-    x_gradient = jax.grad(lambda x: sum(v.sum() for v in normalize_by_batch(x, scale, bias, about)[1:]))(x)
-    guess_gradient = jax.grad(lambda a: normalize_by_batch(x, scale, bias, a)[0].sum())(about)
-    assert not x_gradient.any() and not guess_gradient.any()
+
+    @jax.jit
+    def gradients(x, about):
+        moments = jax.grad(lambda x: sum(v.sum() for v in normalize_by_batch(x, scale, bias, about)[1:]))
+        return moments(x), jax.grad(lambda a: normalize_by_batch(x, scale, bias, a)[0].sum())(about)
+
+    assert not any(np.any(gradient) for gradient in gradients(x, about))
 
 
 @pytest.mark.parametrize("offset", [1e3, 1e5])
 def test_a_good_guess_keeps_the_digits_of_a_small_deviation(offset):
-    x = jnp.float32(offset) + drawn(8, 6, 6, 2)
+    x = np.float32(offset) + drawn(8, 6, 6, 2)
     true = np.asarray(x, np.float64).var((0, 1, 2))
-    near = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.full(2, offset + 0.5, jnp.float32))[2]
-    far = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.zeros(2))[2]
+    one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
+    near = by_batch(x, one, zero, np.float32(offset + 0.5) * one)[2]
+    far = np.asarray(by_batch(x, one, zero, zero)[2])
     np.testing.assert_allclose(near, true, rtol=1e-4)
     assert (far >= 0).all()
     assert np.abs(far - true).max() > 10 * np.abs(near - true).max()
@@ -73,12 +83,14 @@ def test_moments_are_those_of_the_whole_batch_over_devices():
 
 def test_half_precision_is_summed_in_float32():
     x = (3 + drawn(16, 16, 16, 2)).astype(jnp.bfloat16)
-    y, mean, variance = normalize_by_batch(x, jnp.ones(2), jnp.zeros(2), jnp.zeros(2))
+    one, zero = np.ones(2, np.float32), np.zeros(2, np.float32)
+    y, mean, variance = by_batch(x, one, zero, zero)
     wide = np.asarray(x, np.float64)
     assert (y.dtype, mean.dtype, variance.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
     np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(variance, wide.var((0, 1, 2)), rtol=1e-4)
-    assert jax.grad(lambda x: normalize_by_batch(x, mean, mean, mean)[0].sum())(x).dtype == jnp.bfloat16
+    slope = jax.grad(lambda x: normalize_by_batch(x, one, one, one)[0].sum())
+    assert jax.eval_shape(slope, x).dtype == jnp.bfloat16
 
 
 def test_given_moments_in_float64_stay_there():

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy.linalg import schur
 
 from shuffle_jax.ops import orthogonal, penalty
-from shuffle_jax.ops.permutation import to_matrix
 
 cayley = jax.jit(orthogonal.cayley)
 rotation = jax.jit(orthogonal.rotation)
@@ -59,19 +58,19 @@ def test_rotations_are_orthogonal_of_determinant_1_and_equal_their_equations(siz
     np.testing.assert_allclose(np.linalg.det(result), 1, atol=1e-5)
 
 
-@given(size=st.sampled_from([1, 2, 3, 8, 24]), seed=st.integers(0, 999))
+@given(size=st.sampled_from([1, 2, 3, 24]), seed=st.integers(0, 999))
 def test_every_permutation_is_reached_at_parameters_of_norm_below_1(size, seed):
     permutation = np.random.default_rng(seed).permutation(size)
     parameters = parameters_of(permutation)
     assert np.linalg.norm(parameters, 2) < 1
-    np.testing.assert_allclose(relax(parameters.astype(np.float32)), to_matrix(permutation), atol=1e-5)
+    np.testing.assert_allclose(relax(parameters.astype(np.float32)), np.eye(size)[permutation], atol=1e-5)
 
 
 def test_the_longest_cycle_and_a_half_turn_lie_within_norm_1():
     cycle = np.roll(np.arange(116), 1)
     parameters = parameters_of(cycle)
     np.testing.assert_allclose(np.linalg.norm(parameters, 2), np.tan(np.pi / 4 * (1 - 1 / 116)), rtol=1e-6)
-    np.testing.assert_allclose(relax(parameters.astype(np.float32)), to_matrix(cycle), atol=1e-5)
+    np.testing.assert_allclose(relax(parameters.astype(np.float32)), np.eye(116)[cycle], atol=1e-5)
     quarter = np.array([[0, 1], [-1, 0]], np.float32)
     np.testing.assert_allclose(rotation(quarter), -np.eye(2), atol=1e-6)  # Cayley's transform has it at infinity
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.ops import relaxation
-from shuffle_jax.ops.permutation import is_permutation, to_matrix
 
 SIZES = [1, 2, 7]
 softmax_rows = jax.jit(relaxation.softmax_rows)
@@ -110,9 +109,9 @@ def test_doubly_stochastic_matrices_are_fixed_points():
     np.testing.assert_allclose(clamp_normalize(matrix), matrix, atol=1e-6)
 
 
-@pytest.mark.parametrize("channels", [48, 116, 464])
+@pytest.mark.parametrize("channels", [48, 464])
 def test_the_start_is_doubly_stochastic_and_not_uniform(channels):
-    matrix = np.asarray(relaxation.random_bistochastic(jax.random.key(1), channels))
+    matrix = np.asarray(random_bistochastic(jax.random.key(1), channels))
     assert matrix.dtype == np.float32 and matrix.shape == (channels, channels)
     assert_doubly_stochastic(matrix, atol=1e-5)
     assert 0.3 / channels < matrix.std() < 0.7 / channels  # 1 / (c sqrt(3)) but for the last digits of the sums
@@ -208,8 +207,9 @@ def test_gradients_equal_finite_differences(relax):
         return (weights * relax(scores)).sum((-1, -2))
 
     with jax.enable_x64(True):
-        gradients = jax.jit(jax.vmap(jax.grad(loss)))(np.concatenate([scores[None], scores + step, scores - step]))
-        hessian = jax.jit(jax.hessian(loss))(scores)
+        several = np.concatenate([scores[None], scores + step, scores - step])
+        slopes = jax.jit(lambda several: (jax.vmap(jax.grad(loss))(several), jax.hessian(loss)(several[0])))
+        gradients, hessian = slopes(several)
     oracle = partial(loss, relax=ORACLES[relax])
     gradient, after, before = np.split(np.asarray(gradients), [1, 17])
     np.testing.assert_allclose(gradient.ravel(), (oracle(scores + step) - oracle(scores - step)) / 2e-5, atol=1e-8)
@@ -279,7 +279,7 @@ def test_gumbel_sinkhorn_in_half_precision_and_its_gradient_through_the_noise():
     )
 
 
-@given(size=st.sampled_from([1, 2, 3, 9]), seed=st.integers(0, 999), descending=st.booleans())
+@given(size=st.sampled_from([1, 2, 9]), seed=st.integers(0, 999), descending=st.booleans())
 def test_soft_sort_equals_its_equation_and_its_row_argmax_is_argsort_at_any_temperature(size, seed, descending):
     scores = np.random.default_rng(seed).permutation(3 * size)[:size].astype(np.float32)  # no ties
     order = np.argsort(-scores if descending else scores)
@@ -287,18 +287,16 @@ def test_soft_sort_equals_its_equation_and_its_row_argmax_is_argsort_at_any_temp
         matrix = np.asarray(soft_sort(scores, temperature, descending=descending))
         np.testing.assert_allclose(matrix, soft_sort_oracle(scores, temperature, descending), rtol=1e-5)
         np.testing.assert_array_equal(matrix.argmax(-1), order)
-    np.testing.assert_allclose(soft_sort(scores, 0.01, descending=descending), to_matrix(order), atol=1e-6)
-    np.testing.assert_array_equal(order, jnp.argsort(scores, descending=descending))
-    hard = np.asarray(to_matrix(order))
-    np.testing.assert_array_equal(hard @ scores, scores[order])
+    hard = np.eye(size)[order]
+    np.testing.assert_allclose(soft_sort(scores, 0.01, descending=descending), hard, atol=1e-6)
 
 
 def test_soft_sort_shares_rows_among_equal_scores():
     matrix = np.asarray(soft_sort(np.float32([2, 1, 2, 0]), 0.01))
     np.testing.assert_allclose(matrix, [[0, 0, 0, 1], [0, 1, 0, 0], [0.5, 0, 0.5, 0], [0.5, 0, 0.5, 0]], atol=1e-6)
-    assert not bool(is_permutation(jnp.argmax(matrix, axis=-1)))
+    assert matrix.argmax(-1).tolist() == [3, 1, 0, 0]  # no permutation
     np.testing.assert_allclose(soft_sort(np.zeros(3, np.float32)), np.full((3, 3), 1 / 3), rtol=1e-6)
-    slope = jax.grad(lambda s: jnp.sin(relaxation.soft_sort(s, 0.01)).sum())(jnp.array([2.0, 1.0, 2.0, 0.0]))
+    slope = jax.jit(jax.grad(lambda s: jnp.sin(relaxation.soft_sort(s, 0.01)).sum()))(np.float32([2, 1, 2, 0]))
     assert bool(np.all(np.isfinite(slope)))
 
 
@@ -307,7 +305,7 @@ def test_soft_sort_of_batches_in_half_precision_with_its_gradient():
     expected = soft_sort_oracle(scores)
     for result in (relaxation.soft_sort(jnp.asarray(scores)), jax.jit(jax.vmap(relaxation.soft_sort))(scores)):
         np.testing.assert_allclose(result, expected, rtol=1e-4)
-    half = jnp.asarray(scores, jnp.bfloat16)
+    half = scores.astype(jnp.bfloat16)
     assert soft_sort(half).dtype == jnp.float32
     np.testing.assert_allclose(soft_sort(half), soft_sort_oracle(np.asarray(half, np.float32)), rtol=1e-4)
     one, weights, step = scores[0, 0].astype(np.float64), logits(16, 5, 5).astype(np.float64), 1e-5 * np.eye(5)

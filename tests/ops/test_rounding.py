@@ -65,7 +65,7 @@ def test_assignment_is_optimal_where_argmax_is_a_permutation_and_where_it_is_not
 def test_assignment_repairs_an_invalid_argmax():
     matrix = np.array([[0.6, 0.4, 0.0], [0.5, 0.1, 0.4], [0.0, 0.4, 0.6]], np.float32)
     assert rounding.argmax(jnp.asarray(matrix)).tolist() == [0, 0, 2]
-    assert rounding.assignment(jnp.asarray(matrix)).tolist() == [1, 0, 2]
+    assert assign(matrix).tolist() == [1, 0, 2]
 
 
 def test_rounding_in_batches_under_jit_and_vmap():

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
@@ -18,7 +18,6 @@ from shuffle_jax.ops import mixing, permutation, shift
 from shuffle_jax.ops.shift import GRID, LEFT_UP_RIGHT_DOWN
 
 BOUNDARIES = get_args(shift.Boundary)
-compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 
 
 def integers(*shapes, seed=0):
@@ -64,7 +63,7 @@ def value_and_derivatives(op, x, tangent, cotangent):
     return y, moved, back
 
 
-@partial(compiled, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4))
 def of_address_shift(x, tangent, cotangent, offsets, boundaries=BOUNDARIES):
     shifts = [partial(shift.address_shift, offsets=offsets, boundary=boundary) for boundary in boundaries]
     return [value_and_derivatives(op, x, tangent, cotangent) for op in shifts]
@@ -109,12 +108,13 @@ def shifts(draw):
     return (draw(st.integers(1, 2)), height, width, len(offsets) * draw(st.integers(1, 3))), tuple(offsets)
 
 
+@settings(max_examples=8)
 @given(shifts(), st.sampled_from(BOUNDARIES))
 def test_any_offsets_within_the_image_of_any_size(case, boundary):
     shape, offsets = case
     x, cotangent = integers(shape, shape)
 
-    @compiled
+    @jax.jit
     def value_and_gradient(x, cotangent):
         y, pull_back = jax.vjp(partial(shift.address_shift, offsets=offsets, boundary=boundary), x)
         return y, *pull_back(cotangent)
@@ -129,7 +129,7 @@ def test_the_second_derivative_of_cubes_is_read_and_written_as_well():
     x, tangent = integers((2, 3, 2, 8), (2, 3, 2, 8))
     shifts = [partial(shift.address_shift, boundary=boundary) for boundary in BOUNDARIES]
 
-    @compiled
+    @jax.jit
     def along_tangent(x, tangent):
         gradients = [jax.grad(lambda x, op=op: (op(x) ** 3).sum()) for op in shifts]
         return [jax.jvp(gradient, (x,), (tangent,))[1] for gradient in gradients]
@@ -139,7 +139,7 @@ def test_the_second_derivative_of_cubes_is_read_and_written_as_well():
         np.testing.assert_array_equal(second, scatter(6 * gather(x, index) * gather(tangent, index), index))
 
 
-SHAPES = [(2, 1, 1, 4), (1, 1, 5, 8), (1, 5, 1, 4), (2, 3, 5, 12), (1, 6, 4, 4), (2, 2, 2, 16)]
+SHAPES = [(2, 1, 1, 4), (1, 1, 5, 8), (1, 5, 1, 4), (2, 3, 5, 12)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -165,12 +165,12 @@ def test_zeros_make_a_depthwise_convolution_with_one_tap_each(offsets):
     layout = ("NHWC", "HWIO", "NHWC")
     pads = ((rows, rows), (columns, columns))
     expected = lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=layout, feature_group_count=12)
-    np.testing.assert_array_equal(compiled(partial(shift.address_shift, offsets=offsets, boundary="zero"))(x), expected)
+    np.testing.assert_array_equal(jax.jit(partial(shift.address_shift, offsets=offsets, boundary="zero"))(x), expected)
 
 
 def test_wrap_is_a_roll_of_every_group_and_left_moves_to_the_left():
     (x,) = integers((2, 3, 4, 8))
-    y = compiled(partial(shift.address_shift, boundary="wrap"))(x)
+    y = jax.jit(partial(shift.address_shift, boundary="wrap"))(x)
     moves = zip(np.split(x, 4, -1), ((-1, 2), (-1, 1), (1, 2), (1, 1)), strict=True)
     np.testing.assert_array_equal(y, np.concatenate([np.roll(part, by, axis) for part, (by, axis) in moves], -1))
     np.testing.assert_array_equal(np.asarray(y)[:, :, :-1, :2], x[:, :, 1:, :2])  # Left, the first.
@@ -190,7 +190,7 @@ def test_rolls_are_permutations_and_zeros_make_a_partial_one():
     x, y = integers((2, 3, 4, 8), (2, 3, 4, 8))
 
     def there_and_back(op):
-        return compiled(lambda x: jax.vjp(op, x)[1](op(x))[0])(x)  # S^T S x
+        return jax.jit(lambda x: jax.vjp(op, x)[1](op(x))[0])(x)  # S^T S x
 
     np.testing.assert_array_equal(there_and_back(partial(shift.address_shift, boundary="wrap")), x)
     np.testing.assert_array_equal(there_and_back(partial(shift.channel_shift, groups=2)), x)
@@ -209,7 +209,7 @@ def test_pointer_reads_are_one_run_of_memory(pixels, offset):
     assert cells == list(range(offset, offset + pixels))
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 2, 4), (1, 1, 1, 9), (2, 1, 4, 10), (1, 4, 1, 18), (2, 3, 2, 20)])
+@pytest.mark.parametrize("shape", [(2, 3, 2, 4), (1, 1, 1, 9), (2, 1, 4, 10), (2, 3, 2, 20)])
 def test_grid_shift_takes_turns_in_nine_directions_and_leaves_the_rest(shape):
     _, *size, channels = shape
     index = np.full(shape[1:], -1)
@@ -219,14 +219,14 @@ def test_grid_shift_takes_turns_in_nine_directions_and_leaves_the_rest(shape):
         if 0 <= row < size[0] and 0 <= column < size[1]:
             index[h, w, i] = (row * size[1] + column) * channels + i
     arrays = integers(shape, shape, shape)
-    assert_reads(index, compiled(partial(value_and_derivatives, shift.grid_shift))(*arrays), *arrays)
+    assert_reads(index, jax.jit(partial(value_and_derivatives, shift.grid_shift))(*arrays), *arrays)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 6])
 def test_channel_shift_is_a_roll_by_half_a_group_and_equals_its_index_vector(groups):
     arrays = integers((2, 3, 1, 12), (2, 3, 1, 12), (2, 3, 1, 12))
     by = 12 // (2 * groups)
-    results = compiled(partial(value_and_derivatives, partial(shift.channel_shift, groups=groups)))(*arrays)
+    results = jax.jit(partial(value_and_derivatives, partial(shift.channel_shift, groups=groups)))(*arrays)
     x, tangent, cotangent = arrays
     expected = [np.roll(x, -by, -1), np.roll(tangent, -by, -1), np.roll(cotangent, by, -1)]
     for actual, value in zip(results, expected, strict=True):
@@ -244,7 +244,7 @@ def test_twice_as_many_channel_shifts_as_groups_are_none_and_fewer_are_not():
 def test_rotations_and_runs_of_channels_are_read_around_the_end(channels):
     starts, size = range(-2 * channels - 1, 2 * channels + 2), channels // 2 + 1
 
-    @compiled
+    @jax.jit
     def every(x):
         rotated = [shift.rotate(x, by) for by in starts]
         return rotated, [shift.channels_from(x, start, size) for start in starts]
@@ -265,7 +265,7 @@ def test_shortcut_shift_slides_a_window_along_everything_that_was_made():
 
 def test_the_gradient_of_shortcut_shift_is_that_of_each_channel_that_stays():
     x, new, cotangent = integers((2, 5), (2, 2), (2, 5))
-    of_x, of_new = compiled(lambda x, new, u: jax.vjp(shift.shortcut_shift, x, new)[1](u))(x, new, cotangent)
+    of_x, of_new = jax.jit(lambda x, new, u: jax.vjp(shift.shortcut_shift, x, new)[1](u))(x, new, cotangent)
     np.testing.assert_array_equal(of_x, np.pad(cotangent[:, :3], ((0, 0), (2, 0))))
     np.testing.assert_array_equal(of_new, cotangent[:, 3:])
 
@@ -279,8 +279,8 @@ def every_op(x):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8, jnp.uint8])
 def test_every_shift_keeps_the_type_and_moves_integers(dtype):
     x = np.random.default_rng(0).integers(0, 100, (2, 3, 4, 12))
-    expected = compiled(every_op)(x.astype(np.float32))
-    for y, value in zip(compiled(every_op)(x.astype(dtype)), expected, strict=True):
+    expected = jax.jit(every_op)(x.astype(np.float32))
+    for y, value in zip(jax.jit(every_op)(x.astype(dtype)), expected, strict=True):
         assert y.dtype == dtype
         np.testing.assert_array_equal(np.asarray(y, np.float32), value)
 
@@ -292,7 +292,7 @@ def test_compiled_eager_and_mapped_are_equal():
 
     (x,) = integers((3, 1, 3, 4, 12))
     eager = few(jnp.asarray(x[:, 0]))
-    for one, mapped, y in zip(compiled(few)(x[:, 0]), compiled(jax.vmap(few))(x), eager, strict=True):
+    for one, mapped, y in zip(jax.jit(few)(x[:, 0]), jax.jit(jax.vmap(few))(x), eager, strict=True):
         np.testing.assert_array_equal(one, y)
         np.testing.assert_array_equal(mapped[:, 0], y)
 
