@@ -164,8 +164,3 @@ def _check_replaced(config: NetworkConfig, network: nn.Module) -> None:
 
 def _with_place(field: str) -> list[str]:
     return [name for name, (make, _, _) in KINDS["family"].items() if make is not None and field in parameters(make)]
-
-
-def is_dynamic(config: NetworkConfig) -> bool:
-    """Whether the network has layers with factors, of :class:`shuffle_jax.nn.FactorGenerator`."""
-    return config.mixer in ("dynamic", "factors") or config.pointwise == "static_dynamic"

@@ -54,10 +54,6 @@ else:
         kw_only=True,
     )
 
-DynamicConfig, DecompositionConfig, AttentionConfig, ShiftConfig = (
-    GROUPS[name] for name in ("dynamic", "dcd", "attention", "shift")
-)
-
 
 def _choices(table: Mapping[str, Part]) -> str:
     return f"{'; '.join(f'{name}: {text}' for name, (_, text, _) in table.items())}; or your own as module:Name"

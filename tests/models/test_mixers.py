@@ -26,6 +26,7 @@ FAMILIES = {
     "v2": (partial(ShuffleNetV2, classes=5, width=0.5, stem="small"), 2),
 }
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+one_family = pytest.mark.parametrize("family", ["v2"], indirect=True)
 
 UNITS = {"stage2_0", "stage2_1", "stage3_0", "stage4_0"}
 
@@ -137,18 +138,19 @@ def test_hardened_no_product_is_left_of_the_mixers(family, network, variables, i
 
 @pytest.fixture(scope="module")
 def trained(network, variables, images):
-    """Gradient of the data's loss alone, penalties, statistics and logits of one training step."""
+    """Gradient of the data's loss alone, and the penalties of one training step."""
 
     def loss(params, statistics, images):
         logits, updated = network.apply(
             {"params": params, "batch_stats": statistics}, images, train=True, mutable=["batch_stats", PENALTIES]
         )
-        return -jax.nn.log_softmax(logits)[:, 0].mean(), (updated, logits)
+        return -jax.nn.log_softmax(logits)[:, 0].mean(), updated
 
     step = compiled(jax.grad(loss, has_aux=True))
     return jax.tree.map(np.asarray, step(variables["params"], variables["batch_stats"], images))
 
 
+@one_family
 def test_the_gradient_reaches_every_parameter(trained):
     gradient, _ = trained
     for path, leaf in jax.tree.leaves_with_path(gradient):
@@ -156,8 +158,9 @@ def test_the_gradient_reaches_every_parameter(trained):
         assert np.abs(leaf).max() > 0, path
 
 
+@one_family
 def test_every_mixer_sows_the_penalty_of_its_matrix(trained, variables):
-    _, (updated, _) = trained
+    _, updated = trained
     sown = {
         "/".join(key.key for key in path[:-1]): leaf for path, leaf in jax.tree.leaves_with_path(updated[PENALTIES])
     }
@@ -168,16 +171,9 @@ def test_every_mixer_sows_the_penalty_of_its_matrix(trained, variables):
         np.testing.assert_allclose(sown[path], value, rtol=1e-5)
 
 
-def test_training_moves_every_statistic(trained, variables):
-    _, (updated, logits) = trained
-    assert np.isfinite(logits).all()
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), updated["batch_stats"], variables["batch_stats"])
-    assert min(jax.tree.leaves(moved)) > 0
-
-
-@pytest.mark.parametrize("mixer", [AutoShuffle, FixedPermutation])
-def test_mixers_with_variables_fit_with_half_precision_inside_only(family, mixer):
-    network = family[0](mixer=mixer, dtype=jnp.dtype(jnp.bfloat16))
+@one_family
+def test_products_are_in_half_precision_and_all_that_is_kept_is_not(family):
+    network = family[0](mixer=AutoShuffle, dtype=jnp.dtype(jnp.bfloat16))
     images = jnp.zeros((2, *SHAPE))
     variables = jax.eval_shape(network.init, jax.random.key(0), images)
     apply = partial(network.apply, train=True, mutable=["batch_stats", PENALTIES])
@@ -187,8 +183,7 @@ def test_mixers_with_variables_fit_with_half_precision_inside_only(family, mixer
     assert logits.dtype == jnp.float32
     kinds = {leaf.dtype for leaf in jax.tree.leaves((variables["params"], variables["batch_stats"], updated))}
     assert kinds == {jnp.dtype(jnp.float32)}
-    assert len(updated.get(PENALTIES, {})) == (len(UNITS) if mixer is AutoShuffle else 0)
-    assert len(variables.get(PERMUTATIONS, {})) == (len(UNITS) if mixer is FixedPermutation else 0)
+    assert len(updated[PENALTIES]) == len(UNITS)
     produced = [eqn.outvars[0].aval for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
     assert {out.dtype for out in produced[:-1]} == {jnp.dtype(jnp.bfloat16)}
     assert (produced[-1].shape, produced[-1].dtype) == ((2, 5), jnp.float32)  # The classifier.
