@@ -43,11 +43,11 @@ LAYERS = tuple(f"stage{i}_0/step/mixer" for i in (1, 2, 3))
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("probe") / "whole"
-    return path, train(CONFIG, path)
+    return path, train(CONFIG, path, devices=1)
 
 
 def state_of(path, step):
-    return read_state(Run(path), str(step), prepare(CONFIG).state_shapes())
+    return read_state(Run(path), str(step), prepare(CONFIG, 1).state_shapes())
 
 
 def told(path):
@@ -102,7 +102,7 @@ def test_a_run_tells_of_its_dynamic_layers_and_keeps_their_permutations(whole):
     networks = {r["network"]: r["top1"] for r in told(path) if r["kind"] == "result"}
     assert networks == {name: result["top1"] for name, result in outcome.results.items()}
     # What is recorded is what the probe sees at that step, the temperature included.
-    numbers = prepare(CONFIG).probe.numbers(state_of(path, STEPS).variables())
+    numbers = prepare(CONFIG, 1).probe.numbers(state_of(path, STEPS).variables())
     for record in dynamic[-2:]:
         for name, value in numbers[record["layer"]].items():
             np.testing.assert_allclose(record[name], value, rtol=1e-5, atol=1e-6)
@@ -113,11 +113,11 @@ def test_progress_is_the_share_of_the_steps_done_and_ends_at_one(whole):
         leaves = jax.tree.leaves(state_of(whole[0], step).collections[PROGRESS])
         assert len(leaves) == 2 * len(LAYERS)  # of the temperature, and of the binarization
         assert {float(leaf) for leaf in leaves} == {float(np.float32(step / STEPS))}
-    assert {float(leaf) for leaf in jax.tree.leaves(prepare(CONFIG).init().collections[PROGRESS])} == {0.0}
+    assert {float(leaf) for leaf in jax.tree.leaves(prepare(CONFIG, 1).init().collections[PROGRESS])} == {0.0}
 
 
 def test_the_temperature_of_a_run_is_what_its_progress_says(whole):
-    parts, variables = prepare(CONFIG), state_of(whole[0], STEPS).variables()
+    parts, variables = prepare(CONFIG, 1), state_of(whole[0], STEPS).variables()
     images = normalize(jnp.asarray(parts.dataset.test.images[:3]), *parts.mean_std)
 
     @jax.jit
@@ -132,6 +132,7 @@ def test_the_temperature_of_a_run_is_what_its_progress_says(whole):
     np.testing.assert_allclose(cold, power / power.sum(-1, keepdims=True), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_stopped_before_factors_are_binarized_and_resumed_equals_never_stopped_bit_for_bit(
     whole, tmp_path, monkeypatch
 ):
@@ -147,8 +148,8 @@ def test_stopped_before_factors_are_binarized_and_resumed_equals_never_stopped_b
     with monkeypatch.context() as patched:
         patched.setattr(DeviceBatches, "train", batches)
         with pytest.raises(Stopped, match="stopped at step 5 of 12"):
-            train(CONFIG, path)
-    train(CONFIG, path, resume=True)
+            train(CONFIG, path, devices=1)
+    train(CONFIG, path, resume=True, devices=1)
 
     expected, actual = (state_of(p, STEPS) for p in (whole[0], path))
     expected, actual = (jax.device_get(s.replace(key=jax.random.key_data(s.key))) for s in (expected, actual))
@@ -163,7 +164,7 @@ def test_stopped_before_factors_are_binarized_and_resumed_equals_never_stopped_b
 def test_evaluate_compares_the_forms_of_dynamic_layers_and_gives_its_verdict(whole, tmp_path, capsys):
     path, outcome = whole
     capsys.readouterr()
-    evaluate.run([str(path), "--layers", "--json", str(tmp_path / "numbers.json")])
+    evaluate.run([str(path), "--devices", "1", "--layers", "--json", str(tmp_path / "numbers.json")])
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "numbers.json").read_text())
     networks = found["networks"]
