@@ -68,25 +68,21 @@ class Checkpoints:
                 self._whole[step] = inspect(self._folder / str(step))
             except Damaged as error:
                 self._damaged[step] = str(error)
-        if not read_only:
-            barrier("checkpoints are read")  # before one process moves what is damaged
-        if self._damaged:
-            self._pass_over(read_only)
-        if not read_only:
-            barrier("damaged checkpoints are moved")
         self._manager: ocp.CheckpointManager | None = None
-        if not read_only:
-            newest = policies.LatestN(keep)
-            best = policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
-            with disk_errors(self._folder):
-                self._manager = ocp.CheckpointManager(
-                    self._folder,
-                    options=ocp.CheckpointManagerOptions(
-                        best_fn=_top1,  # without it orbax does not write the metrics down
-                        cleanup_tmp_directories=True,  # of a save that a full disk or a crash cut short
-                        preservation_policy=policies.AnyPreservationPolicy([newest, best]),
-                    ),
-                )
+        if read_only:
+            self._pass_over(read_only)
+            return
+        barrier("checkpoints are read")  # before one process moves what is damaged
+        self._pass_over(read_only)
+        barrier("damaged checkpoints are moved")
+        best = policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_top1,  # without it orbax does not write the metrics down
+            cleanup_tmp_directories=True,  # of a save that a full disk or a crash cut short
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+        )
+        with disk_errors(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None = None) -> None:
         """Saves a state, if its step is not saved yet.
@@ -101,10 +97,9 @@ class Checkpoints:
         step = int(state.step)
         assert self._manager is not None, "these checkpoints are read only"
         if step not in self._manager.all_steps():
+            arguments = ocp.args.StandardSave(_saved(state))
             with disk_errors(self._folder):
-                self._manager.save(
-                    step, args=ocp.args.StandardSave(_saved(state)), metrics=dict(metrics) if metrics else None
-                )
+                self._manager.save(step, args=arguments, metrics=dict(metrics) if metrics else None)
 
     def restore(self, like: TrainState, step: int | str | None = None) -> TrainState:
         """Reads a state.
@@ -176,7 +171,9 @@ class Checkpoints:
             self.close()
 
     def _pass_over(self, read_only: bool) -> None:
-        """Says which checkpoints are damaged, and moves them out of the way."""
+        """Says which checkpoints are damaged, if any, and moves them out of the way."""
+        if not self._damaged:
+            return
         found = "; ".join(f"{step}: {what}" for step, what in self._damaged.items())
         if not self._whole:
             raise ValueError(
@@ -225,15 +222,9 @@ def steps_in(folder: Path) -> list[int]:
 
 
 def inspect(folder: Path) -> Content:
-    """Reads a checkpoint, every byte of its arrays.
+    """Reads the folder of one step, every byte of its arrays; raises :class:`Damaged` if it is not whole.
 
     Reading a damaged one with orbax leaves pages of tracebacks of its threads on standard error; this does not.
-
-    Args:
-        folder: of one step.
-
-    Raises:
-        Damaged: something is missing, cut short or not what it should be.
     """
     import tensorstore
 
