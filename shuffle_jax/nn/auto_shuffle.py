@@ -26,7 +26,7 @@ class AutoShuffle(nn.Module):
     networks of variance; a few ``candidates`` per row do not.
 
     Attributes:
-        start: "random", the one above; "shuffle", the fixed shuffle blended with it.
+        start: of the matrix: "random", the one above, or "shuffle", the fixed shuffle blended with it.
         candidates: inputs that a row of the random start averages at most; None for all.
         noise: weight of the random part in the "shuffle" start, in (0, 1].
         groups: of the fixed shuffle in the "shuffle" start.

@@ -129,11 +129,13 @@ class DynamicConv(nn.Module):
         squeeze: divides the width of the head: 8 or 16 in the published MobileNetV2, 16 in ResNet.
         pool: bins along each axis, in place of the rule's.
         latent: L, in place of the rule's (a multiple of the blocks); at most the channels in.
-        hidden: s, in place of the rule's.
-        blocks: B, a multiple of ``groups`` that divides L and the channels; ``groups`` by default (None).
-        elements: E, or 0 for the element in the middle.
+        hidden: s, the width of the head, in place of the rule's.
+        blocks: B, of the residual, which see nothing of each other: a multiple of ``groups`` that divides L
+            and the channels; ``groups`` by default (None).
+        elements: E, the factors over the elements of k x k kernels, or 0 for the element in the middle alone.
         use_bias: adds a learned constant, which lambda scales too.
-        form: what evaluation computes, see :data:`Form`.
+        form: what evaluation computes: two "features" and their sum, "kernels" for each image, what takes the "fewest"
+            multiply-adds, or "auto" for that in 1x1 layers and features in others, see :data:`Form`.
         kernel_init: of W0, P and Q.
         head_init: of the head.
         dtype: type of the computation; that of the input by default. Parameters, head and lambda are float32.
@@ -282,8 +284,8 @@ class DynamicDense(nn.Module):
 
     Attributes:
         features: number of logits.
-        latent: L.
-        hidden: s.
+        latent: L, the number of latent channels.
+        hidden: s, the width of the head.
         kernel_init: of W0, P and Q.
         head_init: of the head.
 

@@ -101,9 +101,11 @@ class StaticDynamicShuffle(nn.Module):
     Attributes:
         features: output channels.
         groups: those of the convolution in whose place this stands.
-        blocks: G, a divisor of the channels in and out; ``groups`` by default (None).
-        static: "kronecker", the sum above, or "grouped".
-        replaced: "all", or "square": a layer that changes the number of channels is a plain convolution.
+        blocks: G, the groups of the Kronecker product, a divisor of the channels in and out; ``groups`` by
+            default (None).
+        static: the static part: "kronecker", factors added to the dynamic ones, or "grouped", a grouped convolution
+            before a shuffle.
+        replaced: which layers: "all", or "square": a layer that changes the number of channels is a plain convolution.
         generator: as in :class:`DynamicShuffle`.
         binarize_from: as in :class:`DynamicShuffle`, of the dynamic factors.
         evaluation: as in :class:`DynamicShuffle`, of the dynamic factors.

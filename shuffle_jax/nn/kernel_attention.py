@@ -38,7 +38,8 @@ class KernelAttention(nn.Module):
         groups: of every kernel, a divisor of the channels in and out.
         count: K, the number of kernels.
         use_bias: adds a learned constant for each kernel, weighted as the kernels are.
-        form: "features", "kernels", or "auto" or "fewest" for what takes fewer multiply-adds.
+        form: what is computed: K "features" and their sum, "kernels" for each image, or ("auto" and "fewest") what
+            takes fewer multiply-adds.
         kernel_init: of each kernel by itself: K does not count in its fan.
         head_init: of the kernels of the head.
         dtype: type of the computation; that of the input by default. Parameters and head are float32.
@@ -115,7 +116,7 @@ class CondConv(KernelAttention):
     The head is one dense layer. The published networks share one among the layers of a unit; here each has its own.
 
     Attributes:
-        count: K, 8 in the paper's main results.
+        count: K, the number of kernels, 8 in the paper's main results.
 
     The others are those of :class:`KernelAttention`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from functools import partial
@@ -154,6 +155,18 @@ def test_the_table_of_renamed_fields_names_fields():
     for name in RENAMED.values():
         group, field = name.split(".")
         assert field in {one.name for one in dataclasses.fields(GROUPS[group])}
+
+
+def test_flags_of_earlier_versions_are_read():
+    from experiments.train import parse
+
+    words = "digits --network.mixer-seed 7 --network.auto-start=shuffle --network.auto_candidates None "
+    words += "--network.auto-noise 0.25 --network.dynamic.pointwise-groups 3 --network.attention.kernels 5"
+    network = parse(words.split()).config.network
+    assert network.auto == GROUPS["auto"]("shuffle", None, 0.25)
+    assert (network.random.seed, network.dynamic.blocks, network.attention.count) == (7, 3, 5)
+    assert len(re.findall("--", words)) == len(RENAMED)
+    assert parse(["digits", "--network.family", "addressnet"]).config.network.width == 1.0
 
 
 def test_another_family_leaves_numbers_that_it_has_not():
