@@ -90,5 +90,5 @@ def load(config: DataConfig, classes: Sequence[str] | None = None) -> Dataset:
         case TfdsConfig():
             dataset = load_tfds(config)
     if classes is not None and dataset.classes != tuple(classes):
-        raise ValueError(f"{dataset.name} has the classes {dataset.classes}, not {tuple(classes)}; use its own")
+        raise ValueError(f"the classes of {dataset.name} must be {dataset.classes}, got {tuple(classes)}")
     return dataset

@@ -75,16 +75,16 @@ class AugmentConfig:
             if not value >= 0:  # nor is NaN
                 raise ValueError(f"{name} must be at least 0, got {value}")
         if self.resized_crop > 1:
-            raise ValueError(f"resized_crop is a share of the area, at most 1, got {self.resized_crop}")
+            raise ValueError(f"resized_crop must be at most 1, the whole area, got {self.resized_crop}")
         if self.jitter > 1:
-            raise ValueError(f"jitter is a share of brightness, contrast and saturation, at most 1, got {self.jitter}")
+            raise ValueError(f"jitter must be at most 1, got {self.jitter}")
         if self.random_magnitude > STRONGEST:
             raise ValueError(f"random_magnitude must be at most {STRONGEST}, got {self.random_magnitude}")
         if self.erasing > 1:
-            raise ValueError(f"erasing is a share of the images, at most 1, got {self.erasing}")
+            raise ValueError(f"erasing must be at most 1, got {self.erasing}")
         if self.resized_crop and self.crop_padding:
             raise ValueError(
-                f"resized_crop {self.resized_crop} and crop_padding {self.crop_padding} are two crops: set one to 0"
+                f"of resized_crop and crop_padding one must be 0, got {self.resized_crop} and {self.crop_padding}"
             )
 
 

@@ -73,7 +73,7 @@ class Encoded:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.channels not in (1, 3):
-            raise ValueError(f"images have 1 or 3 channels and a size of at least 1, not {self.channels}, {self.size}")
+            raise ValueError(f"images must have 1 or 3 channels and a size from 1, got {self.channels} and {self.size}")
         check_crop(self.crop)
         if not len(self.records):
             raise ValueError("a split needs at least one image, got none; add images")

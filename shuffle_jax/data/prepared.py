@@ -31,7 +31,7 @@ def parse_name(text: str) -> Name:
     """
     found = _NAME.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} names no data set: write it as cifar10, cifar10:3.0.2 or imagenet_resized/64x64")
+        raise ValueError(f"name must be such as cifar10, cifar10:3.0.2 or imagenet_resized/64x64, got {text!r}")
     return Name(found["name"], found["config"], found["version"])
 
 

@@ -36,9 +36,9 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if self.channels not in (1, 3):
-            raise ValueError(f"images have 1 or 3 channels, not {self.channels}")
+            raise ValueError(f"channels must be 1 or 3, got {self.channels}")
         if self.size < 1 or not len(self.mean) == len(self.std) == self.channels or min(self.std) <= 0:
-            raise ValueError(f"{self} is no preprocessing: it needs a size, and a mean and a positive std per channel")
+            raise ValueError(f"a preprocessing must have a size, and a mean and a positive std per channel, got {self}")
         check_crop(self.crop)
 
     @property

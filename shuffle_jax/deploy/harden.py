@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, relaxed_permutations
+from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, RELAXED, relaxed_permutations
 from shuffle_jax.nn.normalization import MOMENTUM
 from shuffle_jax.ops.penalty import normalized_l1_minus_l2
 from shuffle_jax.ops.permutation import is_permutation
@@ -122,7 +122,11 @@ def recalibrate(network: nn.Module, variables: dict[str, PyTree], images: Iterab
     @jax.jit
     def batch_statistics(variables: dict[str, PyTree], images: Images) -> PyTree:
         # From statistics of zero, one update gives the share 1 - MOMENTUM of the batch's own.
-        _, updated = network.apply({**variables, "batch_stats": zeros}, images, train=True, mutable=["batch_stats"])
+        kept = [name for name in variables if name != "params"]  # a module may write into its own
+        rngs = {"dropout": jax.random.key(0)}
+        _, updated = network.apply(
+            {**variables, "batch_stats": zeros}, images, train=True, mutable=[*kept, PENALTIES], rngs=rngs
+        )
         return jax.tree.map(lambda s: s / (1 - MOMENTUM), updated["batch_stats"])
 
     found = [batch_statistics(variables, batch) for batch in images]

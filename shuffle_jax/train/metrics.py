@@ -161,9 +161,7 @@ class Profile:
 
     def __init__(self, folder: Path, steps: tuple[int, int] | None, total: int) -> None:
         if steps is not None and not 1 <= steps[0] <= steps[1] <= total:
-            raise ValueError(
-                f"a trace of steps {steps[0]} to {steps[1]} was asked for: give two steps from 1 to {total}, ascending"
-            )
+            raise ValueError(f"profile must be two ascending steps from 1 to {total}, got {steps[0]} and {steps[1]}")
         self._folder, self._steps, self._running = folder, steps, False
 
     def step(self, step: int) -> contextlib.AbstractContextManager[object]:

@@ -342,7 +342,7 @@ def test_grey_images_and_a_batch_of_one_pixel_take_every_augmentation(shape):
 
 
 def test_config_rejects_crops_of_more_than_the_image_and_two_crops():
-    with pytest.raises(ValueError, match="resized_crop is a share of the area, at most 1, got 8"):
+    with pytest.raises(ValueError, match="resized_crop must be at most 1, the whole area, got 8"):
         AugmentConfig(resized_crop=8)
-    with pytest.raises(ValueError, match=r"resized_crop 0.08 and crop_padding 4 are two crops: set one to 0"):
+    with pytest.raises(ValueError, match=r"one must be 0, got 0\.08 and 4"):
         AugmentConfig(resized_crop=0.08, crop_padding=4)

@@ -174,5 +174,5 @@ def test_digits_reject_a_seed_out_of_range(seed):
 def test_load_compares_the_classes_of_a_finished_run():
     config: DataConfig = DigitsConfig()
     assert load(config, tuple("0123456789")).classes == tuple("0123456789")
-    with pytest.raises(ValueError, match=r"digits has the classes .* not \('cat', 'dog'\)"):
+    with pytest.raises(ValueError, match=r"the classes of digits must be .* got \('cat', 'dog'\)"):
         load(config, ("cat", "dog"))

@@ -289,7 +289,7 @@ def test_what_is_not_installed_is_named_with_its_extra(prepared, monkeypatch, mo
 
 @pytest.mark.parametrize("name", ["", "cifar 10", "cifar10:newest", "a/b/c", "../cifar10"])
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(ValueError, match=r"names no data set: write it as cifar10, cifar10:3\.0\.2 or "):
+    with pytest.raises(ValueError, match=r"name must be such as cifar10, cifar10:3\.0\.2 or "):
         TfdsConfig(name)
 
 

@@ -234,9 +234,9 @@ def mistakes(source, pictures, tmp_path):
         ),
         (
             "torchvision {} weights.npz out --std 0 1 1",
-            "is no preprocessing: it needs a size, and a mean and",
+            "a preprocessing must have a size, and a mean and",
         ),
-        ("torchvision {} weights.npz out --batch-size 0", "batch_size is 0: give 1 or more"),
+        ("torchvision {} weights.npz out --batch-size 0", "batch_size must be at least 1, got 0"),
         ("torchvision {} weights.npz out --image-size -1", "Preprocessing(size=-1, channels=3"),
         ("flax {} weights.npz out", "source has no choice 'flax'; near: torchvision, dcd"),
     ],

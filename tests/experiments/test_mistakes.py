@@ -101,14 +101,14 @@ def content(path):
         ("train cifar100-resnet --data.data-dir no", "`python -m experiments.prepare cifar100 --data-dir no` where"),
         ("train imagenet-mobilenet --data.data-dir no", "run `python -m experiments.prepare imagenet2012 --data-dir "),
         ("train digits --data.name mine --data.data-dir no", "mine is not prepared in no"),
-        ("train folder --data.name ../mine", "'../mine' names no data set: write it as cifar10, cifar10:3.0.2 or "),
+        ("train folder --data.name ../mine", "name must be such as cifar10, cifar10:3.0.2 or "),
         ("train digits --data.name x --data.root=y", "--data.name a set of tensorflow-datasets: give one of them"),
         ("train cifar10-auto --data.per-class 9", "--data.per-class goes with --data.root, a folder of images"),
         ("train folder --data.root x --data.data-dir y", "--data.data-dir goes with --data.name, a set of tensorflow"),
         ("train cifar10-auto --data.root", "Missing value for argument '--data.root'"),
         ("train imagenet-resnet --data.root nowhere", "no folder nowhere; set root to the folder that holds 'train'"),
         ("train folder --data.root x --data.holdout 2", "holdout must be between 0 and 1"),
-        ("train folder --data.root x --augment.resized-crop 0.3", "crop_padding 4 are two crops: set one to 0"),
+        ("train folder --data.root x --augment.resized-crop 0.3", "resized_crop and crop_padding one must be 0, got 0.3 "),
         ("train folder --data.root x --data.broken keep", "--data.broken has no choice 'keep'; near: "),
         ("evaluate", "Missing from python -m experiments.evaluate: PATH"),
         ("evaluate x --checkpiont best", "there is no option --checkpiont; near: --checkpoint, "),
@@ -242,7 +242,7 @@ def configuration_of_something_else(path):
 def other_classes(path):
     text = (path / "config.json").read_text()
     (path / "config.json").write_text(text.replace('"9"', '"nine"'))
-    return ["evaluate", path], "digits has the classes ('0', '1', "
+    return ["evaluate", path], "the classes of digits must be ('0', '1', "
 
 
 def metrics_spoilt(path):

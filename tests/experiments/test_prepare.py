@@ -79,7 +79,7 @@ def test_a_set_of_several_configurations_is_prepared_as_its_first(run):
             "mixed_pictures:1.1.0",
             "The version of the dataset you are trying to use (mixed_pictures/large/1.1.0) is too ",
         ),
-        ("mixed pictures", "'mixed pictures' names no data set: write it as cifar10, "),
+        ("mixed pictures", "name must be such as cifar10, "),
         ("by_hand", "by_hand has files that you download yourself: put them into {dir}/downloads/manual, or give "),
         ("from_arrays", "TensorFlow, which prepares from_arrays, is not installed: pip install 'shuffle_jax[prepare]'"),
     ],

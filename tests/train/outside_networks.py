@@ -11,13 +11,16 @@ from shuffle_jax import nn
 
 
 class Small(fnn.Module):
-    """The parts of a ShuffleNet, few of each."""
+    """The parts of a ShuffleNet, few of each, and a collection of its own."""
 
     classes: int
     dtype: Any = None
 
     @fnn.compact
     def __call__(self, x, train=False):
+        seen = self.variable("memory", "seen", jnp.zeros, (), jnp.float32)
+        if train:
+            seen.value += 1
         x = nn.Conv(12, dtype=self.dtype)(x)
         for i in range(2):
             x = nn.PointwiseConv(12, groups=3, dtype=self.dtype)(x)

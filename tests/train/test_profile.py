@@ -54,5 +54,5 @@ def test_a_trace_begun_is_ended_when_the_run_fails_and_another_can_begin(tmp_pat
 
 @pytest.mark.parametrize("steps", [(0, 2), (3, 2), (5, 7)])
 def test_steps_outside_of_the_training_are_refused(tmp_path, steps):
-    with pytest.raises(ValueError, match="give two steps from 1 to 6, ascending"):
+    with pytest.raises(ValueError, match="profile must be two ascending steps from 1 to 6, got"):
         Profile(tmp_path, steps, 6)
