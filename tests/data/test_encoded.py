@@ -174,7 +174,7 @@ def test_a_window_outside_of_the_picture_is_not_filled_up(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "a size of at least 1, not 3, 0"),
+        ({"size": 0}, "a size from 1, got 3 and 0"),
         ({"size": 4, "channels": 2}, "images must have 1 or 3 channels"),
         ({"size": 4, "crop": 0.0}, "crop must be above 0 and at most 1, the whole shorter side, got 0.0"),
         ({"size": 4, "crop": 1.5}, "crop must be above 0 and at most 1, the whole shorter side, got 1.5"),
