@@ -89,7 +89,7 @@ def test_the_optimum_is_that_of_all_permutations():
     np.testing.assert_array_equal(sums(costs, minimize(costs.astype(np.float32))), least)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 6]), st.sampled_from(["float32", "bfloat16"]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 6]), st.sampled_from(["float32", "bfloat16"]))
 def test_any_matrix_in_every_type(seed, size, dtype):
     rng = np.random.default_rng(seed)
     levels, exponents = rng.integers(1, 50), rng.integers(-20, 20, (8, 1, 1))

@@ -12,13 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuffle_jax.ops import local_search, permutation
+from shuffle_jax.ops import local_search
 from shuffle_jax.ops import quadratic_assignment as qap
 
 descend = jax.jit(local_search.two_exchange)
 search = jax.jit(local_search.tabu_search, static_argnames="steps")
 exchange = jax.jit(local_search.exchange)
 tabulate = jax.jit(local_search.tabulate)
+tabu_start = jax.jit(local_search.tabu_start)
+kick = jax.jit(local_search.kick)
+evaluate = jax.jit(qap.value)
+deltas = jax.jit(qap.exchange_deltas)
 
 
 def pair_of(seed, size, symmetric=False):
@@ -28,6 +32,10 @@ def pair_of(seed, size, symmetric=False):
 
 def drawn(seed, size, count):
     return np.stack([np.random.default_rng((seed, i)).permutation(size) for i in range(count)])
+
+
+def are_permutations(p):
+    return np.array_equal(np.sort(p, axis=-1), np.broadcast_to(np.arange(p.shape[-1]), p.shape))
 
 
 def optimum(pair, size):
@@ -51,13 +59,14 @@ def test_a_table_carried_on_equals_one_made_anew(size, seed):
 
 
 def test_local_optima_have_no_exchange_that_helps():
-    pair = pair_of(0, 10)
-    starts = drawn(0, 10, 12).reshape(3, 4, 10)
+    pair = pair_of(0, 12)
+    starts = drawn(0, 12, 8).reshape(2, 4, 12)
     ends = descend(starts, pair)
-    assert bool(permutation.is_permutation(ends).all())
-    assert bool((qap.exchange_deltas(ends, pair) >= 0).all())
-    assert bool((qap.value(ends, pair) <= qap.value(starts, pair)).all())
-    assert bool((qap.value(ends, pair) < qap.value(starts, pair)).any())
+    assert are_permutations(ends)
+    assert np.all(deltas(ends, pair) >= 0)
+    before, after = (np.asarray(evaluate(p, pair)) for p in (starts, ends))
+    assert np.all(after <= before)
+    assert np.any(after < before)
     np.testing.assert_array_equal(descend(ends, pair), ends)
 
 
@@ -65,7 +74,7 @@ def test_descents_follow_the_steepest_exchange():
     pair = pair_of(1, 7)
     p = drawn(1, 7, 1)[0]
     while True:
-        change = np.asarray(qap.exchange_deltas(jnp.asarray(p), pair))
+        change = np.asarray(deltas(p, pair))
         r, s = np.unravel_index(change.argmin(), change.shape)
         if change[r, s] >= 0:
             break
@@ -78,13 +87,13 @@ def test_tabu_search_finds_the_optimum_of_small_problems(symmetric):
     pair = pair_of(2, 7, symmetric)
     best, value = search(drawn(2, 7, 4), pair, jax.random.key(0), steps=300)
     assert value.tolist() == [optimum(pair, 7)] * 4
-    assert qap.value(best, pair).tolist() == value.tolist()
+    assert evaluate(best, pair).tolist() == value.tolist()
 
 
 def test_tabu_search_leaves_local_optima_and_never_loses_the_best():
     pair = pair_of(3, 12)
-    starts = descend(drawn(3, 12, 8), pair)
-    states = [local_search.tabu_start(starts, pair)]
+    starts = descend(drawn(3, 12, 8).reshape(2, 4, 12), pair)
+    states = [tabu_start(starts, pair)]
     go_on = jax.jit(partial(local_search.tabu_steps, steps=10))
     for i in range(10):
         states.append(go_on(states[-1], jax.random.key(i), pair))
@@ -92,14 +101,14 @@ def test_tabu_search_leaves_local_optima_and_never_loses_the_best():
     assert np.all(np.diff(values, axis=0) <= 0)
     assert np.any(values[-1] < values[0])
     end = states[-1]
-    np.testing.assert_array_equal(qap.value(end.best, pair), end.best_value)
-    np.testing.assert_array_equal(qap.value(end.table.permutation, pair), end.table.value)
-    assert end.step.tolist() == [100] * 8
+    np.testing.assert_array_equal(evaluate(end.best, pair), end.best_value)
+    np.testing.assert_array_equal(evaluate(end.table.permutation, pair), end.table.value)
+    assert end.step.tolist() == [[100] * 4] * 2
 
 
 def test_an_exchange_is_not_undone_within_its_tenure():
     pair = pair_of(4, 9)
-    state = local_search.tabu_start(jnp.asarray(drawn(4, 9, 1)[0]), pair)
+    state = tabu_start(drawn(4, 9, 1)[0], pair)
     one = jax.jit(partial(local_search.tabu_steps, steps=1, tenure=(20.0, 21.0)))
     seen = [np.asarray(state.table.permutation).tolist()]
     for i in range(12):
@@ -109,9 +118,9 @@ def test_an_exchange_is_not_undone_within_its_tenure():
 
 
 def test_the_same_key_gives_the_same_search_and_chains_do_not_disturb_each_other():
-    pair, starts = pair_of(5, 9), drawn(5, 9, 3)
-    first = search(starts, pair, jax.random.key(1), steps=40)
-    again = search(starts, pair, jax.random.key(1), steps=40)
+    pair, starts = pair_of(5, 7), drawn(5, 7, 4)
+    first = search(starts, pair, jax.random.key(1), steps=300)
+    again = search(starts, pair, jax.random.key(1), steps=300)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     for one, end in zip(starts, descend(starts, pair), strict=True):
         np.testing.assert_array_equal(descend(one, pair), end)
@@ -123,15 +132,15 @@ def test_the_smallest_problems(size):
     starts = drawn(6, size, 3)
     best, value = search(starts, pair, jax.random.key(0), steps=5)
     assert value.tolist() == [optimum(pair, size)] * 3
-    assert qap.value(descend(starts, pair), pair).tolist() == [optimum(pair, size)] * 3
-    assert bool(permutation.is_permutation(best).all())
+    assert evaluate(descend(starts, pair), pair).tolist() == [optimum(pair, size)] * 3
+    assert are_permutations(best)
 
 
 def test_nothing_to_gain_ends_at_once():
-    zero = np.zeros((6, 6), np.float32)
-    starts = drawn(7, 6, 4)
+    zero = np.zeros((7, 7), np.float32)
+    starts = drawn(7, 7, 4)
     np.testing.assert_array_equal(descend(starts, (zero, zero)), starts)
-    best, value = search(starts, (zero, zero), jax.random.key(0), steps=20)
+    best, value = search(starts, (zero, zero), jax.random.key(0), steps=300)
     assert value.tolist() == [0] * 4
     np.testing.assert_array_equal(best, starts)
 
@@ -140,14 +149,13 @@ def test_rounding_does_not_keep_a_descent_going():
     # In float32 the differences of these numbers are mostly rounding, and some of them negative at any permutation.
     rng = np.random.default_rng(8)
     pair = tuple((1e6 + rng.uniform(0, 1, (12, 12))).astype(np.float32) for _ in "ab")
-    ends = local_search.two_exchange(jnp.asarray(drawn(8, 12, 4)), pair, max_steps=100_000)
-    assert bool(permutation.is_permutation(ends).all())
+    assert are_permutations(descend(drawn(8, 12, 8).reshape(2, 4, 12), pair, max_steps=100_000))
 
 
 def test_kicks_move_a_part_along_one_cycle():
-    start = jnp.arange(12)
+    start = np.arange(12)
     for seed in range(20):
-        kicked = np.asarray(local_search.kick(jax.random.key(seed), start))
+        kicked = np.asarray(kick(jax.random.key(seed), start))
         moved = np.flatnonzero(kicked != np.arange(12))
         assert 3 <= len(moved) <= 6
         at, length = kicked[moved[0]], 1
@@ -155,7 +163,7 @@ def test_kicks_move_a_part_along_one_cycle():
             at, length = kicked[at], length + 1
         assert length == len(moved)
     for size in (1, 2):
-        assert sorted(local_search.kick(jax.random.key(0), jnp.arange(size)).tolist()) == list(range(size))
+        assert sorted(kick(jax.random.key(0), np.arange(size)).tolist()) == list(range(size))
 
 
 def test_steps_cannot_be_negative():

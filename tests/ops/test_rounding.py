@@ -88,7 +88,7 @@ def one_by_one(matrices):
     return chosen.reshape(matrices.shape[:-1])
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 3, 9]), st.sampled_from(["float32", "bfloat16"]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 9]), st.sampled_from(["float32", "bfloat16"]))
 def test_greedy_takes_the_largest_entry_again_and_again_the_first_among_equals(seed, size, dtype):
     rng = np.random.default_rng(seed)
     matrices = rng.standard_normal((8, size, size)) * 10.0 ** rng.integers(-30, 30, (8, 1, 1))
