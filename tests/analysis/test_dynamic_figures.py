@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -344,10 +342,7 @@ def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:
     write_run(tmp_path, None)
     for text in ("{", "{}", "[]", '{"classes": 3}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"config.json does not hold the configuration and the classes of a run \("):
+        with pytest.raises(
+            ValueError, match=r"config.json does not hold the configuration and the classes of a run \("
+        ):
             save_run_figures(tmp_path)
-
-
-def test_no_import_of_matplotlib_before_use() -> None:
-    program = "import sys, shuffle_jax.analysis.run_figures; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -271,16 +269,3 @@ def test_a_run_with_a_fixed_shuffle_has_its_learning_curves_only(tmp_path: Path)
 def test_an_empty_run_has_none(tmp_path: Path) -> None:
     assert save_run_figures(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_global_state_and_no_import_before_use() -> None:
-    program = """
-import sys, numpy
-from shuffle_jax.analysis.figures import permutations
-assert "matplotlib" not in sys.modules
-import matplotlib
-before = dict(matplotlib.rcParams)
-permutations({"a": numpy.arange(4)}).savefig("/dev/null", format="png")
-assert "matplotlib.pyplot" not in sys.modules and dict(matplotlib.rcParams) == before
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

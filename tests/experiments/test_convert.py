@@ -151,8 +151,7 @@ def test_names_of_classes(source, tmp_path, capsys):
     assert classes == [["zebra", "yak", "ant"], ["class_0", "class_1", "class_2"]]
 
 
-@pytest.mark.parametrize("squeeze", [8, 16])
-@pytest.mark.parametrize("head", ["plain", "dcd"])
+@pytest.mark.parametrize(("head", "squeeze"), [("plain", 8), ("dcd", 16)])
 def test_the_arrays_tell_head_and_squeeze(squeeze, head, tmp_path):
     """Whichever of the two sizes the name stands for."""
     named = catalogue()["dcd_mobilenet_v2_0.5x"].config
@@ -260,6 +259,7 @@ def test_a_run_that_could_not_be_written_leaves_nothing(source, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_command_as_a_person_types_it(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "experiments.convert", "torchvision", NAME, "weights.npz", "out"],

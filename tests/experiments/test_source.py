@@ -28,7 +28,7 @@ def share(name):
     return 0.875 if name.startswith("imagenet-") else 1.0
 
 
-SOME = ["digits", "folder", "folder-shift-resnet", "cifar10-mobilenet", "tiny-imagenet-auto", "imagenet-resnet"]
+SOME = ["digits", "folder-shift-resnet", "imagenet-resnet"]
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -104,9 +104,11 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
 
 @pytest.mark.parametrize("name", ["convolutions", "dynamic", "shifts"])
 def test_the_comparisons_on_pictures_read_the_folder_that_they_name(name):
-    found = [one.config.data for one in plan(read(COMPARISONS / f"{name}.toml"), Path("out"))]
+    comparison = read(COMPARISONS / f"{name}.toml")
+    assert comparison.seeds == (1, 2, 3)
+    found = [one.config.data for one in plan(dataclasses.replace(comparison, seeds=(3,)), Path("out"))]
     assert {(type(data), str(data.root), data.per_class, data.test_per_class) for data in found} == {
         (FolderConfig, "cifar10-jpeg", 500, 500)
     }
     assert {data.image_size for data in found} == {16 if name == "shifts" else 32}
-    assert {data.seed for data in found} == {1, 2, 3}
+    assert {data.seed for data in found} == {3}

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, train
-from experiments.presets import PRESETS
 
 QUICK = ["--epochs", "2", "--data.test-fraction", "0.9", "--batch-size", "44", "--optimizer.warmup-epochs", "0.5"]
 SHALLOW = [
@@ -60,10 +59,11 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, few_units, tmp_path_factory):
+def run(folder, tmp_path_factory):
     """A finished run on them, trained in this process."""
     path = tmp_path_factory.mktemp("runs") / "pictures"
-    options = "--data.image-size 8 --network.width 0.5 --network.stem small --augment.crop-padding 1"
+    options = "--network.family tests.experiments.outside:Mixed --data.image-size 8 --network.stem small"
+    options += " --augment.crop-padding 1"
     start = "--network.auto-start shuffle --network.auto-noise 0.1 --penalty.weight 0 --optimizer.warmup-epochs 1"
     sizes = "--epochs 20 --batch-size 16 --evaluate-every 5"
     train.run(["folder", "--data.root", str(folder), "--run", str(path), *f"{options} {start} {sizes}".split()])
@@ -90,13 +90,12 @@ def test_evaluate_agrees_with_the_end_of_training(run, tmp_path, capsys):
         assert found["top1"] == result["top1"]
         assert found["loss"] == pytest.approx(result["loss"], rel=1e-4)
     assert set(numbers["networks"]) == {"relaxed", "hardened", "fixed shuffle, same weights", f"twin: {run}"}
-    assert len(numbers["permutations"]) == 4
-    assert "10 test images" in printed and "stage4_0/mixer" in printed and "of 4 permutations certified" in printed
+    assert list(numbers["permutations"]) == ["mixer"]
+    assert "10 test images" in printed and "of 1 permutations certified" in printed
 
 
 def test_evaluate_takes_the_best_checkpoint_or_a_step(run, capsys):
-    for choice in ("best", "60"):
-        evaluate.run([str(run), "--checkpoint", choice])
+    evaluate.run([str(run), "--checkpoint", "best"])
     assert "step 60" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="has no checkpoint of step 5"):
         evaluate.run([str(run), "--checkpoint", "5"])
@@ -104,6 +103,7 @@ def test_evaluate_takes_the_best_checkpoint_or_a_step(run, capsys):
         evaluate.run([str(run), "--checkpoint", "newest"])
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_finishes(tmp_path):  # SIGTERM and SIGKILL: tests/train/test_kill.py
     process = subprocess.Popen(
         command("train", "digits", *QUICK, *SHALLOW, "--epochs", 400),
@@ -130,15 +130,10 @@ def test_ctrl_c_saves_and_resume_finishes(tmp_path):  # SIGTERM and SIGKILL: tes
     assert "was started with another configuration (epochs: 400 -> 2)" in other.stderr
 
 
-def test_help_reads_without_training():
-    done = finish("train", "digits", "--help", cwd=".")
-    assert done.returncode == 0
+def test_help_reads_without_training(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.run(["digits", "--help"])
+    assert end.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
     for word in ("--penalty.weight", "--network.mixer", "--resume", "peak, reached after the warm-up"):
-        assert word in done.stdout
-
-
-def test_presets_say_what_to_expect():
-    for name, preset in PRESETS.items():
-        text = preset.__doc__
-        for word in ("Data:", "Expected:", "Cost:", "Command:", f"experiments.train {name}"):
-            assert word in text, (name, word)
+        assert word in printed

@@ -22,6 +22,7 @@ from shuffle_jax.nn import BatchNorm, PointwiseConv
 
 WORK = Workload(batch_size=2, image_size=8, width=0.5)
 NETWORKS = {cases.FIXED, cases.RELAXED, cases.HARDENED, cases.NONE, cases.DYNAMIC, cases.STATIC_DYNAMIC}
+RESNET = NetworkConfig(family="resnet", mixer="identity")
 SMALL = ["--rounds", "2", "--batch-size", "2", "--image-size", "8"]
 
 
@@ -102,18 +103,34 @@ def small(monkeypatch):
     monkeypatch.setattr(cases, "shufflenet", lambda work, mixer, pointwise="plain": Small(mixer, pointwise))
 
 
-def test_networks_are_what_their_labels_say(small):
-    structures = {label: str(jax.tree.structure(variables)) for label, (_, variables) in cases.networks(WORK).items()}
+@pytest.fixture(scope="module")
+def networks():
+    """Those that are measured, of :class:`Small`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cases, "shufflenet", lambda work, mixer, pointwise="plain": Small(mixer, pointwise))
+        return cases.networks(WORK)
+
+
+def test_networks_are_what_their_labels_say(networks):
+    structures = {label: str(jax.tree.structure(variables)) for label, (_, variables) in networks.items()}
     assert {label for label, text in structures.items() if "relaxed_permutation" in text} == {cases.RELAXED}
     assert {label for label, text in structures.items() if "'permutations'" in text} == {cases.HARDENED}
     assert {label for label, text in structures.items() if "generator" in text} == {cases.DYNAMIC, cases.STATIC_DYNAMIC}
     assert set(structures) == NETWORKS
+    assert next(iter(structures)) == cases.FIXED  # the base of the ratios
 
 
-def test_each_network_is_trained_from_a_state_of_its_own(small):
+@pytest.mark.parametrize(
+    "labels",
+    [
+        (cases.RELAXED, cases.HARDENED),  # which share arrays
+        pytest.param((cases.FIXED, cases.NONE, cases.DYNAMIC, cases.STATIC_DYNAMIC), marks=pytest.mark.slow),
+    ],
+)
+def test_each_network_is_trained_from_a_state_of_its_own(networks, monkeypatch, labels):
+    monkeypatch.setattr(cases, "networks", lambda work: {label: networks[label] for label in labels})
     steps = cases.training(WORK)
-    assert next(iter(steps)) == cases.FIXED  # the base of the ratios
-    assert set(steps) == NETWORKS
+    assert tuple(steps) == labels
     for step in steps.values():  # in turn, as they are measured
         first, second = step(), step()
         assert float(second["loss"]) != float(first["loss"])
@@ -267,16 +284,27 @@ class Shallow(nn.Module):
         return nn.Dense(cases.CLASSES)(x.mean((1, 2)))
 
 
-def test_networks_with_each_kind_of_convolution_infer_train_and_say_their_memory(monkeypatch):
-    monkeypatch.setattr(convolutions, "build", lambda config, classes: Shallow(config))
-    config = NetworkConfig(family="resnet", mixer="identity")
-    logits = {name: case() for name, case in convolutions.inference(WORK, config).items()}
+@pytest.fixture(scope="module")
+def kinds():
+    """A network with each kind of convolution."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolutions, "build", lambda config, classes: Shallow(config))
+        return convolutions._made(WORK, RESNET)
+
+
+def test_networks_with_each_kind_of_convolution_infer_and_say_their_memory(kinds, monkeypatch):
+    monkeypatch.setattr(convolutions, "_made", lambda work, config: kinds)
+    logits = {name: case() for name, case in convolutions.inference(WORK, RESNET).items()}
     assert {y.shape for y in logits.values()} == {(2, cases.CLASSES)}
-    steps = convolutions.training(WORK, config)
-    needed = convolutions.memory(WORK, config)
-    assert list(steps) == list(logits) == list(needed)
-    for step in steps.values():
-        first, second = step(), step()
-        assert float(second["loss"]) != float(first["loss"])
+    needed = convolutions.memory(WORK, RESNET)
+    assert list(needed) == list(logits) == list(convolutions.KINDS)
     for one, batch in needed.values():
         assert 0 < one < batch
+
+
+@pytest.mark.parametrize("index", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (0, 2, 3))])
+def test_networks_with_each_kind_of_convolution_train(kinds, monkeypatch, index):
+    monkeypatch.setattr(convolutions, "_made", lambda work, config: kinds[index : index + 1])
+    (step,) = convolutions.training(WORK, RESNET).values()
+    first, second = step(), step()
+    assert float(second["loss"]) != float(first["loss"])

@@ -67,9 +67,9 @@ def test_assignments_are_solved_and_compared_in_the_same_table(qaplib, tmp_path,
 
 
 def test_relaxations_on_assignments_have_a_gap_which_exchanges_lower(qaplib, capsys):
-    arguments = ["--qaplib", str(qaplib / "one.dat"), "--methods", "clamp", "clamp+l1_minus_l2", *FAST, *SHORT]
+    arguments = ["--qaplib", str(qaplib / "one.dat"), "--methods", "clamp+l1_minus_l2", *FAST, *SHORT]
     found = rows(capsys, *arguments)
-    assert [row["method"] for row in found] == ["clamp", "clamp+l1_minus_l2"]
+    assert [row["method"] for row in found] == ["clamp+l1_minus_l2"]
     assert all(float(row["gap_percent"]) >= 0 and row["starts"] == "4" for row in found)
     lower = rows(capsys, *arguments, "--exchange")
     assert all(float(one["value"]) <= float(other["value"]) for one, other in zip(lower, found, strict=True))
@@ -183,7 +183,9 @@ def test_mistakes_are_one_line(arguments, message):
 def test_files_that_are_not_there_or_no_instances(tmp_path):
     with pytest.raises(FileNotFoundError):
         graph_matching.run(["--qaplib", str(tmp_path / "none.dat")])
-    with pytest.raises(ValueError, match=r"holds no \.dat file: name a folder of QAPLIB's instances, or the files"):
+    with pytest.raises(
+        ValueError, match=r"there is no \.dat file in .*: name a folder of QAPLIB's instances, or the files"
+    ):
         graph_matching.run(["--qaplib", str(tmp_path)])
     (tmp_path / "torn.dat").write_text("3\n1 2 3")
     with pytest.raises(ValueError, match=r"torn.dat is cut short"):

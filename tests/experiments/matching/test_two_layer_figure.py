@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,18 +98,3 @@ def test_what_cannot_be_drawn_is_said() -> None:
     for other in ({}, {"a": {4: found(1)}}, {"b": {2: found(1)}}):
         with pytest.raises(ValueError, match="recovered and certified must be of the same methods and widths"):
             two_layer_figure({"a": {2: found(1)}}, other)
-
-
-def test_no_global_state_and_no_import_before_use() -> None:
-    program = """
-import sys
-import numpy as np
-from experiments.matching.two_layer_figure import two_layer_figure
-assert "matplotlib" not in sys.modules
-import matplotlib
-before = dict(matplotlib.rcParams)
-hits = {"a": {2: np.ones((1, 1), bool)}}
-two_layer_figure(hits, hits).savefig("/dev/null", format="png")
-assert "matplotlib.pyplot" not in sys.modules and dict(matplotlib.rcParams) == before
-"""
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -43,10 +43,6 @@ def test_the_table_and_the_figure_of_one_method(one_method, capsys, tmp_path):
     assert float(row["starts_percent"]) <= float(row["certified_percent"]) <= 100
     assert os.listdir(path.parent) == ["two_layer.png"]
     assert np.asarray(Image.open(path).convert("RGB")).min() < 255
-    command.run(SMALL)
-    heading, line = capsys.readouterr().out.splitlines()
-    assert heading.split() == list(command.COLUMNS)
-    assert line.split()[:2] == ["5", "clamp,"]
 
 
 def test_recovered_are_those_whose_rounded_loss_is_zero_and_a_seed_repeats_itself(one_method):

@@ -1,0 +1,35 @@
+"""All figures: they leave the state of matplotlib alone, and import it only when they draw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+import numpy as np
+from experiments.comparison import curves, figure
+from experiments.matching.figures import Curves, descent_figure, recovery_figure
+from experiments.matching.two_layer_figure import two_layer_figure
+from shuffle_jax.analysis import dynamic_figures, run_figures
+from shuffle_jax.analysis.channel_reach import Reach
+from shuffle_jax.analysis.figures import permutations
+from shuffle_jax.analysis.reach_figure import reach_figure
+assert "matplotlib" not in sys.modules
+import matplotlib
+before = dict(matplotlib.rcParams)
+hits = {"a": {2: np.ones((1, 1), bool)}}
+for drawn in (
+    permutations({"a": np.arange(4)}),
+    reach_figure({"a": {"b": [Reach("stage1_0", 4, 4, 1.0)]}}),
+    descent_figure({"a": Curves([0, 1], [[1.0, 0.0]], [[1.0, 0.0]])}),
+    recovery_figure({"a": {"b": (1, 2)}}),
+    two_layer_figure(hits, hits),
+):
+    drawn.savefig("/dev/null", format="png")
+assert "matplotlib.pyplot" not in sys.modules and dict(matplotlib.rcParams) == before
+"""
+
+
+def test_no_global_state_and_no_import_before_use() -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], check=True)
