@@ -108,7 +108,7 @@ def test_the_loss_is_cross_entropy_plus_weighted_penalties_and_the_gradient_thei
     def loss(params):
         images = normalize(batch.images, *MEAN_STD)
         variables = {"params": params, **state.collections}
-        logits, _ = network.apply(variables, images, train=True, mutable=["batch_stats", PENALTIES])
+        logits, _ = network.apply(variables, images, train=True, mutable=[*state.collections, PENALTIES])
         targets = jax.nn.one_hot(batch.labels, CLASSES) * (1 - SMOOTHING) + SMOOTHING / CLASSES
         cross_entropy = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
         matrices = relaxed_permutations(params).values()
