@@ -48,8 +48,8 @@ def test_the_start_can_be_blended_with_the_fixed_shuffle(groups, noise):
 
 @pytest.mark.parametrize("noise", [0.0, -0.1, 1.5])
 def test_noise_outside_its_range_is_refused(noise):
-    with pytest.raises(ValueError, match=rf"noise is {noise}: give a number above 0 .* and at most 1"):
-        AutoShuffle(start="shuffle", noise=noise).init(jax.random.key(0), X)
+    with pytest.raises(ValueError, match=rf"noise must be above 0 .* and at most 1, got {noise}"):
+        jax.eval_shape(AutoShuffle(start="shuffle", noise=noise).init, jax.random.key(0), X)
 
 
 def test_sows_the_penalty_of_its_matrix_once_and_only_when_asked():

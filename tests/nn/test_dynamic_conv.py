@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.analysis.count import count, count_layers, share
+from shuffle_jax.analysis.count import count, count_layers, inside
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense, Sizes, default_sizes
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
@@ -57,12 +57,27 @@ def arrays(case, kind):
     return {name: {"layer": tree} for name, tree in found.items()} if case.startswith("cls") else found
 
 
-def start(layer, x):
-    return jax.jit(layer.init)(jax.random.key(0), x)
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+
+
+def drawn(layer, x, dtype=np.float32):
+    """Variables of ordinary size, none of them at its start; coefficients of the order of 1."""
+    own = np.random.default_rng(1)
+
+    def leaf(path, shape):
+        match path[-1].key:
+            case "scale" | "var":
+                return own.uniform(0.5, 1.5, shape.shape).astype(dtype)
+            case "kernel" | "q" | "p" | "r":
+                fan = max(1, math.prod(shape.shape[:-1]))
+                return (own.standard_normal(shape.shape) / np.sqrt(fan)).astype(dtype)
+        return (0.3 * own.standard_normal(shape.shape)).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(layer.init, jax.random.key(0), x))
 
 
 def evaluated(layer, variables, x):
-    return jax.jit(layer.apply)(variables, x)
+    return compiled(layer.apply)(variables, x)
 
 
 def assert_near(actual, expected, tolerance=1e-5):
@@ -75,17 +90,17 @@ def test_published_blocks_are_reproduced_in_value_gradient_and_statistics(case):
     module, variables, x = BLOCKS[case], arrays(case, "w"), last(FIGURES[f"{case}/x"])
     shapes = jax.eval_shape(module.init, jax.random.key(0), x)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, shapes)
-    assert_near(evaluated(module, variables, x), last(FIGURES[f"{case}/y_eval"]))
 
-    @jax.jit
+    @compiled
     def step(params, x):
         def loss(params, x):
             y, updates = module.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
             return jnp.vdot(y, jnp.asarray(last(FIGURES[f"{case}/ct"]))), (y, updates["batch_stats"])
 
-        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+        return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x), module.apply(variables, x)
 
-    (of_params, of_x), (y, statistics) = step(variables["params"], x)
+    ((of_params, of_x), (y, statistics)), evaluation = step(variables["params"], x)
+    assert_near(evaluation, last(FIGURES[f"{case}/y_eval"]))
     assert_near(y, last(FIGURES[f"{case}/y_train"]))
     assert_near(of_x, last(FIGURES[f"{case}/gx_train"]))
     jax.tree.map(assert_near, of_params, arrays(case, "g")["params"])
@@ -126,19 +141,25 @@ def reference(x, params, statistics, stride, latent, groups=1):
     return np.array(results)
 
 
-@pytest.mark.parametrize("form", ["features", "kernels"])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_both_forms_are_the_equations_to_ten_digits_in_float64(form, stride):
-    layer = DynamicConv(6, 3, stride, rule=basic_sizes, form=form, head_init=nn.initializers.normal(1.0))
+def test_both_forms_are_the_equations_to_ten_digits_in_float64(stride):
+    layer = DynamicConv(6, 3, stride, rule=basic_sizes)
     x = rng.standard_normal((2, 5, 6, 7))
-    variables = start(layer, x.astype(np.float32).transpose(0, 2, 3, 1))
+    variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((2, 6, 7, 5)))
     draw = jax.tree.map(lambda leaf: rng.uniform(0.5, 1.5, leaf.shape) * rng.choice([-1.0, 1.0], leaf.shape), variables)
     draw["batch_stats"] = jax.tree.map(np.abs, draw["batch_stats"])
     expected = reference(x, draw["params"], draw["batch_stats"], stride, latent=4)
     with jax.enable_x64(True):
-        actual = evaluated(layer, jax.tree.map(jnp.asarray, draw), jnp.asarray(x.transpose(0, 2, 3, 1)))
-    assert actual.dtype == np.float64
-    np.testing.assert_allclose(np.moveaxis(actual, -1, 1), expected, rtol=1e-10, atol=1e-9)
+        both = compiled(lambda v, x: [layer.clone(form=form).apply(v, x) for form in FORMS])
+        for actual in both(jax.tree.map(jnp.asarray, draw), jnp.asarray(x.transpose(0, 2, 3, 1))):
+            assert actual.dtype == np.float64
+            np.testing.assert_allclose(np.moveaxis(actual, -1, 1), expected, rtol=1e-10, atol=1e-9)
+
+
+def test_a_latent_that_is_not_given_is_a_multiple_of_the_blocks():
+    for groups, latent in ((1, 12), (2, 12), (8, 8), (24, 24)):
+        shapes = jax.eval_shape(DynamicConv(144, groups=groups).init, jax.random.key(0), jnp.zeros((1, 2, 2, 24)))
+        assert shapes["params"]["q"].shape == (1, 1, 24 // groups, latent)
 
 
 def test_sizes_are_those_of_the_published_rules():
@@ -155,13 +176,14 @@ def test_sizes_are_those_of_the_published_rules():
 def test_at_the_start_it_is_almost_the_static_convolution_with_its_latent_identity():
     x = rng.standard_normal((2, 6, 6, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, rule=basic_sizes)
-    variables = start(layer, x)
+    variables = compiled(layer.init)(jax.random.key(0), x)
     params = {**variables["params"], "p": jnp.zeros_like(variables["params"]["p"])}
     y = evaluated(layer, {**variables, "params": params}, x)
     expected = nn.Conv(12, (3, 3), padding=1, use_bias=False).apply({"params": {"kernel": params["kernel"]}}, x)
     assert_near(y, expected, 0.02)  # lambda is one but for a head that starts near zero.
 
 
+FORMS = ("features", "kernels")
 LAYERS = {
     "grouped": DynamicConv(8, 3, groups=2, rule=basic_sizes, latent=4),
     "sparse": DynamicConv(12, 1, blocks=4, latent=8),
@@ -171,57 +193,52 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_both_forms_of_a_trained_layer_agree(layer):
-    layer = layer.clone(head_init=nn.initializers.normal(0.5))
+def test_both_forms_agree(layer):
     x = rng.standard_normal((3, 7, 6, 8)).astype(np.float32)
-    variables = start(layer, x)
-    train = jax.jit(partial(layer.apply, train=True, mutable=["batch_stats"]))
-    _, updates = train(variables, x)
-    forms = [evaluated(layer.clone(form=form), {**variables, **updates}, x) for form in ("features", "kernels")]
-    assert_near(*forms, tolerance=1e-5)
+    variables = drawn(layer, x)
+    assert_near(*compiled(lambda x: [layer.clone(form=form).apply(variables, x) for form in FORMS])(x))
 
 
 def test_a_sequence_is_an_image_of_one_row_whose_bins_are_its_own():
     x = rng.standard_normal((2, 9, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, 2, rule=basic_sizes, pool=1)
-    variables = start(layer, x)
+    variables = drawn(layer, x)
     assert variables["params"]["kernel"].shape == (1, 3, 8, 12)
-    assert evaluated(layer, variables, x).shape == (2, 5, 12)
-    as_image = evaluated(layer.clone(kernel_size=(1, 3)), variables, x[:, None])
-    assert_near(evaluated(layer, variables, x), as_image[:, 0])
-    two = start(layer.clone(pool=2), x)
+    image = layer.clone(kernel_size=(1, 3))
+    y, as_image = compiled(lambda x: (layer.apply(variables, x), image.apply(variables, x[:, None])))(x)
+    assert y.shape == (2, 5, 12)
+    assert_near(y, as_image[:, 0])
+    two = drawn(layer.clone(pool=2), x)
     assert two["params"]["generator"]["squeeze"]["kernel"].shape[0] == 8 * 2
 
 
-@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5)])
 def test_one_image_of_any_size_is_trained_and_evaluated(size):
-    x = rng.standard_normal((1, size, size, 8)).astype(np.float32)
+    x = rng.standard_normal((1, *size, 8)).astype(np.float32)
     layer = DynamicConv(12, 3, 2, rule=basic_sizes)
-    variables = start(layer, x)
+    variables = drawn(layer, x)
 
     def loss(params):
         y, updates = layer.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
-        return jnp.sum(y**2), updates
+        return jnp.sum(y**2), (updates, layer.apply({**variables, **updates}, x))
 
-    gradients, updates = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
-    y = evaluated(layer, {**variables, **updates}, x)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((gradients, updates, y)))
+    found = compiled(jax.grad(loss, has_aux=True))(variables["params"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("form", ["features", "kernels", "training"])
-def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(form):
-    train = form == "training"
-    layer = DynamicConv(6, kernel_size=3, groups=2, latent=4, rule=basic_sizes, form="auto" if train else form)
+def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch():
+    layer = DynamicConv(6, kernel_size=3, groups=2, latent=4, rule=basic_sizes)
     x = jnp.asarray(rng.standard_normal((4, 6, 6, 8)), jnp.float32)
     mesh = data_mesh(jax.devices()[:2])
     split, whole = batch_sharding(mesh), replicated(mesh)
-    variables = jax.device_put(start(layer, x), whole)
+    variables = jax.device_put(drawn(layer, x), whole)
 
     def loss(variables, x):
-        y = layer.apply(variables, x, train=True, mutable=["batch_stats"])[0] if train else layer.apply(variables, x)
-        return jnp.square(y).mean()
+        trained, _ = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+        found = [trained, *(layer.clone(form=form).apply(variables, x) for form in FORMS)]
+        return sum(jnp.square(y).mean() for y in found)
 
-    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=(whole, split))
+    gradient = compiled(jax.grad(loss, argnums=(0, 1)), out_shardings=(whole, split))
     text = gradient.lower(variables, jax.device_put(x, split)).compile().as_text()
     assert "num_partitions=2" in text and "all-reduce" in text
     assert re.findall("all-gather|all-to-all|collective-permute", text) == []
@@ -230,18 +247,19 @@ def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(
 def test_half_precision_stays_half_precision_with_parameters_in_float32():
     layer = DynamicConv(12, 3, rule=basic_sizes, dtype=jnp.bfloat16)
     x = rng.standard_normal((2, 5, 5, 8)).astype(np.float32)
-    variables = start(layer, x)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    y = evaluated(layer, variables, x)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
+    variables = drawn(layer, x)
+    y, full = compiled(lambda x: [layer.clone(dtype=dtype).apply(variables, x) for dtype in (jnp.bfloat16, None)])(x)
     assert y.dtype == jnp.bfloat16
-    assert_near(y.astype(jnp.float32), evaluated(layer.clone(dtype=None), variables, x), 0.03)
+    assert_near(y.astype(jnp.float32), full, 0.03)
 
 
 def test_parameters_and_multiply_adds_are_counted_with_the_head_apart():
     # 24 -> 144 with L = 12, s = 9, pool 2, at 7 x 7.
     layers = count_layers(DynamicConv(144, squeeze=16, form="features"), (7, 7, 24))
     head = 96 * 9 + 9 * 9 + 9 * 144 + 9 * 144
-    assert share(layers, "generator").parameters == share(layers, "generator").multiply_adds == head
+    assert inside(layers, "generator").parameters == inside(layers, "generator").multiply_adds == head
     total = count(DynamicConv(144, squeeze=16, form="features"), (7, 7, 24))
     assert total.parameters == head + 24 * 144 + 24 * 12 + 12 * 144 + 4 * 12
     assert total.multiply_adds == head + 49 * (24 * 144 + 24 * 12 + 12 * 12 + 12 * 144 + 144)
@@ -288,6 +306,6 @@ def test_large_windows_are_added_even_where_kernels_take_fewer_multiply_adds(lay
 )
 def test_what_does_not_fit_is_refused(layer, message):
     with pytest.raises(ValueError, match=message):
-        layer.init(jax.random.key(0), jnp.zeros((1, 5, 5, 8)))
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 5, 5, 8)))
     with pytest.raises(ValueError, match="set latent to a multiple of 1, at most 3"):
-        DynamicConv(12).init(jax.random.key(0), jnp.zeros((1, 5, 5, 3)))
+        jax.eval_shape(DynamicConv(12).init, jax.random.key(0), jnp.zeros((1, 5, 5, 3)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ rng = np.random.default_rng(0)
 IMAGES = rng.standard_normal((N, 3, 2, C)).astype(np.float32)
 IMAGES[3] = IMAGES[1]  # The same image has the same permutations.
 HIDDEN = 4
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 
 
 def draw(dynamic=True, spread=0.7):
@@ -31,6 +32,17 @@ def draw(dynamic=True, spread=0.7):
         "logits": {"kernel": spread * generator.standard_normal((HIDDEN, start.size)), "bias": start},
     }
     return {"params": jax.tree.map(np.float32, layers)}
+
+
+def run(module, variables, images=IMAGES, **options):
+    """Compiled as a whole, which takes less than op by op, and once for each module and options."""
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return applied(module, tuple(options.items()))(variables, images)
+
+
+@cache
+def applied(module, options):
+    return compiled(partial(module.apply, **dict(options)))
 
 
 def make(**options):
@@ -87,7 +99,7 @@ def test_parameters_are_those_of_two_layers_or_the_logits_alone(channels, sizes,
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_factors_are_a_softmax_of_the_head_for_every_image(dynamic):
     variables = draw(dynamic)
-    factors = make(dynamic=dynamic).apply(variables, IMAGES)
+    factors = run(make(dynamic=dynamic), variables, IMAGES)
     expected = expected_factors(variables["params"], IMAGES)
     for actual, wanted in zip(pair(factors), expected, strict=True):
         np.testing.assert_allclose(actual, np.float32(wanted), rtol=1e-4, atol=1e-6, strict=True)
@@ -98,9 +110,9 @@ def test_factors_are_a_softmax_of_the_head_for_every_image(dynamic):
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_starts_at_the_identity_whatever_the_image(dynamic):
     module = make(dynamic=dynamic)
-    params = {"params": module.init(jax.random.key(5), IMAGES)["params"]}
+    params = {"params": compiled(module.init)(jax.random.key(5), IMAGES)["params"]}
     for images in (IMAGES, -1e6 * IMAGES, np.zeros_like(IMAGES)):
-        for factor, size in zip(pair(module.apply(params, images)), (P, Q), strict=True):
+        for factor, size in zip(pair(run(module, params, images)), (P, Q), strict=True):
             softmax = jax.nn.softmax(4 * jnp.eye(size))
             np.testing.assert_array_equal(factor, np.broadcast_to(softmax, factor.shape))
             np.testing.assert_array_equal(factor.argmax(-1), np.broadcast_to(np.arange(size), factor.shape[:-1]))
@@ -109,20 +121,20 @@ def test_starts_at_the_identity_whatever_the_image(dynamic):
 
 def test_a_random_start_is_another_for_every_image_and_key():
     module = make(start="random")
-    first, second = (module.init(jax.random.key(k), IMAGES)["params"] for k in (0, 1))
-    found = module.apply({"params": first}, IMAGES)
+    first, second = (compiled(module.init)(jax.random.key(k), IMAGES)["params"] for k in (0, 1))
+    found = run(module, {"params": first}, IMAGES)
     assert np.abs(found.outer[0] - found.outer[1]).max() > 0.01
-    assert np.abs(found.inner - module.apply({"params": second}, IMAGES).inner).max() > 0.1
+    assert np.abs(found.inner - run(module, {"params": second}, IMAGES).inner).max() > 0.1
     assert (found.inner.argmax(-1) != np.arange(Q).reshape(1, 1, Q)).any()
     np.testing.assert_array_equal(found.outer[3], found.outer[1])
-    static = make(dynamic=False, start="random").init(jax.random.key(0), IMAGES)["params"]["static_logits"]
+    static = compiled(make(dynamic=False, start="random").init)(jax.random.key(0), IMAGES)["params"]["static_logits"]
     assert np.unique(static).size == COPIES * (P * P + Q * Q)
 
 
 def test_half_precision_images_have_float32_factors_of_rows_that_sum_to_one():
     half = jnp.asarray(IMAGES, jnp.bfloat16)
     variables = draw()
-    factors, sown = make().apply(variables, half, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
+    factors, sown = run(make(), variables, half, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
     expected = expected_factors(variables["params"], half)
     for factor, wanted in zip(pair(factors), expected, strict=True):
         assert factor.dtype == jnp.float32
@@ -160,7 +172,7 @@ def told_of(factors, images):
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_penalty_and_diagnostics_are_counted_by_hand(dynamic):
     variables = draw(dynamic)
-    factors, sown = make(dynamic=dynamic).apply(variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
+    factors, sown = run(make(dynamic=dynamic), variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
     expected = told_of(expected_factors(variables["params"], IMAGES), N)
     assert sorted(sown[DIAGNOSTICS]) == sorted(expected)
     for name, value in expected.items():
@@ -177,8 +189,8 @@ def test_penalty_and_diagnostics_are_counted_by_hand(dynamic):
 
 def test_a_value_sown_before_is_replaced():
     variables = draw()
-    _, first = make().apply(variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
-    _, again = make().apply({**variables, **first}, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
+    _, first = run(make(), variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
+    _, again = run(make(), {**variables, **first}, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
@@ -198,7 +210,7 @@ def test_nothing_is_sown_or_computed_unless_it_is_asked_for():
 def test_index_vectors_take_the_place_of_the_head():
     outer, inner = np.array([[2, 0, 1], [0, 2, 1]], np.int32), np.array([[3, 1, 0, 2], [1, 0, 2, 3]], np.int32)
     variables = {PERMUTATIONS: {"outer": outer, "inner": inner}}
-    factors, sown = make().apply(variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
+    factors, sown = run(make(), variables, IMAGES, mutable=[PENALTIES, DIAGNOSTICS, FACTORS])
     assert factors.frozen
     assert jax.tree.leaves(sown) == []
     for factor, index in ((factors.outer, outer), (factors.inner, inner)):
@@ -210,7 +222,7 @@ def test_index_vectors_take_the_place_of_the_head():
 def test_a_temperature_divides_the_logits():
     variables = draw()
     for actual, wanted in zip(
-        pair(make(temperature=2.5).apply(variables, IMAGES)),
+        pair(run(make(temperature=2.5), variables, IMAGES)),
         expected_factors(variables["params"], IMAGES, 2.5),
         strict=True,
     ):
@@ -222,7 +234,7 @@ def test_the_temperature_falls_geometrically_with_the_progress_and_ends_where_no
     for share, temperature in ((0.0, 4.0), (0.25, 2.0), (0.5, 1.0), (1.0, 0.25), (None, 0.25)):
         told = {} if share is None else {PROGRESS: {"share": jnp.float32(share)}}
         expected = expected_factors(variables["params"], IMAGES, temperature)
-        for actual, wanted in zip(pair(module.apply(variables | told, IMAGES)), expected, strict=True):
+        for actual, wanted in zip(pair(run(module, variables | told, IMAGES)), expected, strict=True):
             np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6, err_msg=str(share))
 
 
@@ -234,16 +246,19 @@ def test_only_a_temperature_that_moves_asks_for_the_progress():
 
 def test_sinkhorn_normalises_rows_and_columns_in_turn():
     module, variables = make(normalization="sinkhorn", temperature=0.5), draw()
-    found, start = module.apply(variables, IMAGES), exponentials(variables["params"], IMAGES, 0.5)
+    found, start = run(module, variables, IMAGES), exponentials(variables["params"], IMAGES, 0.5)
     for actual, matrix in zip(pair(found), start, strict=True):
         np.testing.assert_allclose(actual, normalized(matrix, *[-2, -1] * 20), rtol=1e-3, atol=1e-5)
-    started = {"params": module.init(jax.random.key(0), IMAGES)["params"]}
-    for factor, size in zip(pair(module.apply(started, IMAGES)), (P, Q), strict=True):
+    started = {"params": compiled(module.init)(jax.random.key(0), IMAGES)["params"]}
+    for factor, size in zip(pair(run(module, started, IMAGES)), (P, Q), strict=True):
         np.testing.assert_array_equal(factor.argmax(-1), np.broadcast_to(np.arange(size), factor.shape[:-1]))
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": -1.0}, {"end_temperature": 0.0}])
-def test_a_temperature_that_is_none_is_refused(options):
-    (value,) = options.values()
-    with pytest.raises(ValueError, match=rf"^a temperature of {value} is none: give a number above 0"):
-        make(**options).init(jax.random.key(0), IMAGES)
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.0}, {"temperature": -1.0}, {"end_temperature": 0.0}, {"start_logit": 0}, {"hidden": 0}],
+)
+def test_what_is_not_positive_is_refused(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"^{name} must be positive, got {value}"):
+        jax.eval_shape(make(**options).init, jax.random.key(0), IMAGES)

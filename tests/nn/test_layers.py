@@ -1,0 +1,82 @@
+"""What holds of every layer: op by op it is what it is compiled, an image does not see the rest of its batch, types."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from shuffle_jax.nn import (
+    AddressShift,
+    AutoShuffle,
+    BatchNorm,
+    ChannelShift,
+    ChannelShuffle,
+    CondConv,
+    Conv,
+    DepthwiseConv,
+    DYConv,
+    DynamicConv,
+    DynamicShuffle,
+    FixedPermutation,
+    GridShift,
+    Identity,
+    PointwiseConv,
+    ShiftedPointwise,
+    SqueezeExcitation,
+    StaticDynamicShuffle,
+)
+
+X = np.random.default_rng(0).standard_normal((2, 3, 2, 8)).astype(np.float32)
+compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+LAYERS = {  # With how many parameters for 8 channels.
+    "identity": (Identity(), 0),
+    "shuffle": (ChannelShuffle(4), 0),
+    "channel shift": (ChannelShift(), 0),
+    "random": (FixedPermutation(), 0),
+    "auto": (AutoShuffle(), 64),
+    "dynamic": (DynamicShuffle(2), 8 * 4 + 4 + 5 * (4 + 4)),
+    "dynamic, soft": (DynamicShuffle(2, evaluation="soft"), 8 * 4 + 4 + 5 * (4 + 4)),
+    "squeeze": (SqueezeExcitation(2), 8 * 4 + 4 + 4 * 8 + 8),
+    "address shift": (AddressShift(boundary="zero"), 0),
+    "grid shift": (GridShift(), 0),
+    "norm": (BatchNorm(), 16),
+    "conv": (Conv(6, use_bias=True), 9 * 8 * 6 + 6),
+    "conv in groups": (Conv(6, 3, 2, groups=2), 9 * 4 * 6),
+    "depthwise": (DepthwiseConv(), 9 * 8),
+    "pointwise": (PointwiseConv(6, 2), 4 * 6),
+    "step": (ShiftedPointwise(4), 2 * 4),
+    "static-dynamic": (StaticDynamicShuffle(8, 2), (8 * 4 + 4 + 5 * 8) + 2 * 4),
+    "decomposed": (DynamicConv(6, latent=4, hidden=2), 8 * 2 + 2 * 2 + 2 * 16 + 2 * 6 + 8 * 6 + 8 * 4 + 4 * 6 + 16),
+    "weighted": (CondConv(6, count=2), 8 * 2 + 2 + 2 * 8 * 6),
+    "attended": (DYConv(6, 3, groups=2, count=2), 8 * 4 + 4 + 4 * 2 + 2 + 2 * 9 * 4 * 6),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_op_by_op_is_compiled_and_one_image_is_a_batch(name, draw):
+    layer, _ = LAYERS[name]
+    variables = draw(layer, X.shape[1:])
+    y = compiled(layer.apply)(variables, X)
+    np.testing.assert_allclose(layer.apply(variables, jnp.asarray(X)), y, rtol=1e-4, atol=1e-5)
+    alone = compiled(layer.apply)(variables, X[1:])
+    np.testing.assert_allclose(alone[0], y[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_parameters_are_counted_in_float32_and_the_output_has_the_type_of_the_computation(name):
+    layer, parameters = LAYERS[name]
+    for train in (False, True):
+        start = partial(layer.init_with_output, train=train)
+        y, variables = jax.eval_shape(start, jax.random.key(0), jnp.zeros(X.shape, jnp.bfloat16))
+        assert y.dtype == jnp.bfloat16
+        kept = {name: tree for name, tree in variables.items() if name != "permutations"}
+        assert {leaf.dtype for leaf in jax.tree.leaves(kept)} <= {jnp.dtype("float32")}
+        assert sum(leaf.size for leaf in jax.tree.leaves(variables.get("params", {}))) == parameters
+    if hasattr(layer, "dtype"):
+        half = layer.clone(dtype=jnp.dtype("bfloat16"))
+        y, _ = jax.eval_shape(half.init_with_output, jax.random.key(0), jnp.zeros(X.shape))
+        assert y.dtype == jnp.bfloat16
