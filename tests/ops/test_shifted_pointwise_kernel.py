@@ -180,7 +180,7 @@ def test_lowers_to_one_kernel_and_no_other_operation(name, boundary):
     shape, outputs, *options = CASES[name]
     x, kernel, _ = integers(shape, outputs, options[0])
     op = partial(shifted_pointwise, **of(*options, boundary), form="kernel")
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in (jnp.float32, jnp.bfloat16) if name == "as in AddressNet" else (jnp.float32,):
         text = lowered(op, x.astype(dtype), kernel.astype(dtype))
         assert set(re.findall(r"stablehlo\.(\w+)", text)) == {"reshape", "custom_call"}
         assert text.count(TRITON) == 1
