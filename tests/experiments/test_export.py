@@ -49,7 +49,7 @@ def run(pictures, few_units, draw, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run):
-    export.run([str(run)])
+    export.run([str(run), "--platforms", "cpu"])
     return run / "network.jax"
 
 

@@ -203,13 +203,13 @@ def test_tables_are_of_one_image_and_of_128_and_nothing_is_made_before_its_turn(
     assert made == [Workload(1, 16), Workload(128, 16)]
 
 
-def test_the_command_measures_and_writes_them(monkeypatch, tmp_path, capsys):
+def test_the_command_measures_and_writes_them(networks, monkeypatch, tmp_path, capsys):
     some = (IDENTITY, "channel shift, folded", "fixed shuffle")
     monkeypatch.setattr(shifts, "DEPTH", 8)
-    monkeypatch.setattr(shifts, "MIXERS", {name: MIXERS[name] for name in some})
+    monkeypatch.setattr(shifts, "networks", lambda work: {name: networks[name] for name in some})
     monkeypatch.setattr(shifts, "BATCHES", (1, 3))
     path = tmp_path / "times.json"
-    only = ("mixers-3", "steps-288-gradient")
+    only = ("mixers-3", "shifts-288")
     benchmark.run(["--rounds", "3", "--batch-size", "2", "--image-size", "8", "--only", *only, "--json", str(path)])
     printed = capsys.readouterr().out
     rows = {line.split("  ")[0]: line.split()[-9:] for line in printed.splitlines()}

@@ -15,6 +15,7 @@ from experiments import two_layer_network as command
 from experiments.cli import main
 
 METHODS = [f"{name}, {penalty}" for name in ("clamp", "tangent", "Sinkhorn") for penalty in ("no penalty", "penalty")]
+draw_teacher, loss = jax.jit(command.draw_teacher, static_argnums=(1, 2, 3)), jax.jit(command.loss)
 SMALL = ["--channels", "3", "--widths", "5", "--teachers", "3", "--starts", "4", "--steps", "300"]
 
 
@@ -59,13 +60,13 @@ def test_recovered_are_those_whose_rounded_loss_is_zero_and_a_seed_repeats_itsel
 
 
 def test_a_teacher_has_loss_zero_at_its_permutation_alone():
-    teacher = command.draw_teacher(jax.random.key(0), "gaussian", 2, 4)
+    teacher = draw_teacher(jax.random.key(0), "gaussian", 2, 4)
     eye = np.eye(4, dtype=np.float32)
     swapped = np.asarray(teacher.permutation)[[1, 0, 2, 3]]
     matrices = jnp.asarray(np.stack([eye[np.asarray(teacher.permutation)], eye[swapped]]))
-    losses = command.loss(matrices, teacher)
+    losses = loss(matrices, teacher)
     assert abs(losses[0]) < 1e-6 < losses[1]
-    others = command.draw_teacher(jax.random.key(1), "gaussian", 2, 4)
+    others = draw_teacher(jax.random.key(1), "gaussian", 2, 4)
     assert not np.isin(teacher.weights, others.weights).any()
 
 
@@ -77,14 +78,14 @@ def test_identity_weights_are_learned_near_enough_to_be_certified(one_method, ca
 
 
 def test_identity_weights_have_one_input_a_unit_and_outputs_that_all_differ():
-    teacher = command.draw_teacher(jax.random.key(0), "identity", 5, 5)
+    teacher = draw_teacher(jax.random.key(0), "identity", 5, 5)
     assert np.array_equal(teacher.weights, np.eye(5))
     np.testing.assert_allclose(teacher.outputs, [1, 1.25, 1.5, 1.75, 2])
     eye = np.eye(5, dtype=np.float32)
     right = np.asarray(teacher.permutation)
     # In W = I the output of an input alone tells it from the others: the nearer two are, the less their order matters.
     near, far = right[[1, 0, 2, 3, 4]], right[[4, 1, 2, 3, 0]]
-    losses = command.loss(jnp.asarray(np.stack([eye[right], eye[near], eye[far]])), teacher)
+    losses = loss(jnp.asarray(np.stack([eye[right], eye[near], eye[far]])), teacher)
     assert abs(losses[0]) < 1e-6 < losses[1] < losses[2]
 
 
