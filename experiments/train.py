@@ -43,7 +43,7 @@ class Arguments:
     """How many local devices to use; all by default."""
 
     input: InputConfig = field(default_factory=InputConfig)
-    """The way of the images to the devices."""
+    """How the images reach the devices."""
 
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
     """The processes of a run on several hosts, or with one process a device. Every one is started with the same words,

@@ -32,7 +32,7 @@ class OptimizerConfig:
     """Epochs over which the learning rate rises linearly from 0."""
 
     step_boundaries: tuple[float, ...] = (0.5, 0.75)
-    """Where the schedule "step" falls, as shares of the whole training, ascending."""
+    """Where the schedule "step" falls, as fractions of the whole training, ascending."""
 
     step_factor: float = 0.1
     """What the schedule "step" multiplies the learning rate by at each boundary."""
@@ -69,7 +69,7 @@ class PenaltyConfig:
     """The weight at the top of the ramp. Too large a weight freezes the permutations early."""
 
     start: float = 0.0
-    """Where the ramp begins, as a share of the whole training."""
+    """Where the ramp begins, as a fraction of the whole training."""
 
     end: float = 0.5
     """Where it reaches the top; the rest of the training fits the other parameters to settled permutations."""
@@ -108,7 +108,7 @@ class TrainConfig:
     """Parts a batch is computed in, to save memory; batch norms see one part at a time."""
 
     label_smoothing: float = 0.0
-    """Share of each target spread over all classes."""
+    """Fraction of each target that is spread over all classes."""
 
     average_decay: float = 0.0
     """Decay of the moving average of the parameters, which is then what is evaluated; 0 for none."""

@@ -116,12 +116,12 @@ def prepare(
     network: object | None = None,
     run: Run | None = None,
 ) -> Experiment:
-    """Makes the way from the data to the devices and builds the network.
+    """Loads the data, makes its batches and builds the network.
 
     Args:
         config: the run.
         devices: how many of the local devices of each process to use; all by default.
-        input: the way; by default as the size of the data says.
+        input: how the images reach the devices; by default as their size says.
         network: in place of the configured one, see :func:`with_network`.
         run: a run that was started already: its class names and its preprocessing are kept.
 

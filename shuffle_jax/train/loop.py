@@ -67,7 +67,7 @@ def train(
         resume: continue from the newest checkpoint in ``path``, bit for bit as if the run had not been interrupted;
             also on another number of devices or processes, which round differently.
         devices: how many local devices to use; all by default.
-        input: the way of the images to the devices; by default as their size says.
+        input: how the images reach the devices; by default as their size says.
         profile: the first and the last step of which a trace is written.
 
     Returns:
