@@ -207,5 +207,5 @@ def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int
 
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
-    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # no schedule has a state of its own
+    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # all schedules keep the same state
     return init_state(key, network, images, optimizer, average=config.average_decay > 0)
