@@ -94,6 +94,7 @@ def dynamic_layers(
 
     def sown(variables: dict[str, PyTree]) -> PyTree:
         images = jnp.zeros((1, *image_shape))
+        variables = {name: tree for name, tree in variables.items() if name != FACTORS}
         return network.apply(variables, images, train=False, mutable=[FACTORS])[1].get(FACTORS, {})
 
     found = flatten_dict(jax.eval_shape(sown, variables))

@@ -19,6 +19,7 @@ from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import FORMAT, load, sidecar
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.route import route
 from shuffle_jax.models import NetworkConfig, build
 
 CLASSES = ("cat", "dog", "vole")
@@ -39,8 +40,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def whole(hardened, tmp_path_factory):
+    """Folded and routed."""
+    network, variables = hardened
+    routed = route(network, fold(network, variables, SHAPE).variables, SHAPE)
     path = tmp_path_factory.mktemp("exported") / "network.jax"
-    export(*fold(*hardened), path, **ABOUT)
+    export(routed.apply, routed.params, path, **ABOUT)
     return path
 
 
@@ -87,6 +91,12 @@ def test_one_file_holds_the_program_for_every_platform(whole):
     program = jax.export.deserialize(bytearray(whole.read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
     assert "stablehlo.case" in program.mlir_module()  # forms differ between platforms, and all are in it
+
+
+def test_no_path_of_this_machine_and_no_name_of_a_module_is_written(whole):
+    content = whole.read_bytes()
+    assert not re.search(rb"\.py\b|stage2_0|pointwise1", content)
+    assert jax.config.jax_traceback_in_locations_limit > 0  # as it was
 
 
 def test_it_runs_in_a_process_that_knows_no_model_code(whole, images, tmp_path):
@@ -161,7 +171,8 @@ def test_a_program_of_another_jax_is_refused_in_one_line(copy):
 
 
 def test_what_does_not_fit_is_not_written(hardened, tmp_path):
-    apply, params = fold(*hardened)
+    network, variables = hardened
+    apply, params = network.apply, variables
     with pytest.raises(ValueError, match="the network has 3 logits for 2 classes"):
         export(apply, params, tmp_path / "a", **ABOUT | {"classes": ("cat", "dog")})
     with pytest.raises(ValueError, match=r"platforms \['gpu'\] are not among cpu, cuda, rocm and tpu"):

@@ -33,7 +33,9 @@ def variables(few_units, draw):
     return {**found, "params": jax.tree.map_with_path(sharpen, found["params"])}
 
 
-apply = jax.jit(NETWORK.apply)
+@pytest.fixture(scope="module")
+def apply(compiled):
+    return compiled(NETWORK.apply)
 
 
 def with_matrices(params, change):
@@ -58,7 +60,7 @@ def test_every_matrix_becomes_the_permutation_it_is_near(variables):
     assert relaxed_permutations(variables["params"])  # the input is not touched
 
 
-def test_the_hardened_network_equals_the_one_with_permutation_matrices(variables):
+def test_the_hardened_network_equals_the_one_with_permutation_matrices(variables, apply):
     hard = harden(variables)
     exact = with_matrices(variables["params"], lambda layer, _: permutation.to_matrix(hard.permutations[layer]))
     expected = apply({**variables, "params": exact}, IMAGES)

@@ -1,0 +1,41 @@
+"""Which layers of a network are dynamic: those that freezing replaces."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import flax.linen as nn
+import numpy as np
+import pytest
+
+from shuffle_jax.deploy.freeze import dynamic_layers, freeze
+from shuffle_jax.models import ResNet, ShuffleNetV2
+from shuffle_jax.nn import AutoShuffle, DynamicShuffle, FactorGenerator, StaticDynamicShuffle
+
+SHAPE = (4, 4, 3)
+MIXERS = ("stage2_0/mixer", "stage2_1/mixer", "stage3_0/mixer", "stage4_0/mixer")
+BLOCKS = ("stage1_0/conv1",)
+learned = partial(DynamicShuffle, generator=partial(FactorGenerator, dynamic=False))
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (ShuffleNetV2(3, 0.5, "small", DynamicShuffle), MIXERS),
+        (ShuffleNetV2(3, 0.5, "small", learned), MIXERS),
+        (ShuffleNetV2(3, 0.5, "small", AutoShuffle), ()),
+        (
+            ResNet(3, 50, 1 / 4, "small", pointwise=partial(StaticDynamicShuffle, replaced="square")),
+            ("stage1_0/conv1",),
+        ),
+    ],
+)
+def test_layers_with_factors_are_named_in_their_order(network, expected, draw, few_units):
+    assert dynamic_layers(network, draw(network, SHAPE), SHAPE) == expected
+
+
+def test_a_frozen_network_has_none(draw):
+    network, shape = nn.Sequential([learned(2)]), (1, 1, 8)
+    frozen = freeze(network, draw(network, shape), [np.zeros((1, *shape), np.float32)])
+    assert tuple(frozen.factors) == ("layers_0",)
+    assert dynamic_layers(network, frozen.variables, shape) == ()
