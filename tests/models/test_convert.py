@@ -18,7 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.models import MobileNetV2, ResNet, ShuffleNetV1, ShuffleNetV2, mobilenet_v2, resnet, shufflenet_v2
+from shuffle_jax.models import (
+    MobileNetV2,
+    ResNet,
+    ShuffleNetV1,
+    ShuffleNetV2,
+    mobilenet_v2,
+    resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+)
 from shuffle_jax.models.convert import convert_network, count_classes, dynamic_conv, dynamic_dense, load_arrays
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.nn import AutoShuffle, DynamicConv, DynamicDense
@@ -398,8 +407,9 @@ def test_the_prefix_of_data_parallel_and_other_floats_change_nothing(small, dtyp
         convert_network(network, {**arrays, "module.fc.bias": arrays["fc.bias"]})
 
 
-def test_what_the_source_does_not_have(monkeypatch):
-    monkeypatch.setattr(shufflenet_v2, "UNITS", (1, 1, 1))
+def test_what_the_source_does_not_have(short, monkeypatch):
+    for module in (shufflenet_v1, shufflenet_v2):
+        monkeypatch.setattr(module, "UNITS", (1, 1, 1))
     with pytest.raises(ValueError, match=r"3 arrays that the source does not know \(params/stage2_0/mixer/relaxed"):
         convert_network(ShuffleNetV2(CLASSES, 0.5, mixer=AutoShuffle), {})
     with pytest.raises(ValueError, match="params/stage2_0/expand/generator/gate/kernel"):
