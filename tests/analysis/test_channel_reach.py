@@ -122,16 +122,19 @@ def test_before_a_layer_half_groups_at_both_ends_cost_one_shift_more(groups: int
 def test_random_permutations_connect_what_products_of_boolean_matrices_do(seed: int) -> None:
     channels, groups, units = 12, 6, 4
     network = Stack(partial(Mixing, channels, groups, partial(nn.FixedPermutation, seed=seed)), channels, units)
-    variables = network.init(jax.random.key(0), jnp.zeros((1, *IMAGE)))
-    indices = [variables["permutations"][f"stage1_{i}"]["mixer"]["index"] for i in range(units)]
+    if seed:  # given
+        indices = np.random.default_rng(seed).permuted(np.tile(np.arange(channels, dtype=np.int32), (units, 1)), axis=1)
+        given = {"permutations": {f"stage1_{i}": {"mixer": {"index": index}} for i, index in enumerate(indices)}}
+    else:  # as it initialises itself
+        variables = network.init(jax.random.key(0), jnp.zeros((1, *IMAGE)))
+        indices, given = [variables["permutations"][f"stage1_{i}"]["mixer"]["index"] for i in range(units)], {}
     layer, connected = block(channels, channels, groups), np.eye(channels)
     expected = []
     for index in indices:
         connected = through(connected, layer, moved(index), layer)
         expected.append(connected.sum() / channels**2)
     assert len(set(expected)) > 2  # They differ from unit to unit.
-    for given in (variables, {}):  # As it initialises itself, if nothing is given.
-        assert [one.share for one in reach(unit_links(network, given, IMAGE))] == expected
+    assert [one.share for one in reach(unit_links(network, given, IMAGE))] == expected
 
 
 def test_every_unit_of_shufflenet_v1_against_its_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
