@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 ROWS = re.findall(r"^\| ([\w-]+) \| (.+) \| <https?://[^ >]+> \|$", (ROOT / "THIRD_PARTY.md").read_text(), re.MULTILINE)
 PINNED = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines()}
@@ -20,10 +18,9 @@ def test_every_pinned_package_is_listed_once() -> None:
     assert set(names) == PINNED, f"{sorted(set(names) ^ PINNED)}: run make licenses"
 
 
-@pytest.mark.parametrize("name, license", ROWS, ids=[name for name, _ in ROWS])
-def test_every_license_is_an_spdx_expression(name: str, license: str) -> None:
-    assert re.fullmatch(rf"{SIMPLE}( (AND|OR|WITH) {SIMPLE})*", license)
-    assert license != "BSD"  # which of them?
+def test_every_license_is_an_spdx_expression() -> None:
+    expression = re.compile(rf"{SIMPLE}( (AND|OR|WITH) {SIMPLE})*")
+    assert [row for row in ROWS if not expression.fullmatch(row[1]) or row[1] == "BSD"] == []  # BSD: which of them?
 
 
 def test_nothing_that_is_always_installed_forbids_use_or_asks_for_our_source() -> None:

@@ -11,7 +11,7 @@ from shuffle_jax.ops import reduction
 from shuffle_jax.ops.reduction import sums
 
 
-@pytest.mark.parametrize("height", [1, 7, 16, 17, 28, 34, 48])
+@pytest.mark.parametrize("height", [1, 17, 34, 48])
 def test_sums_are_exact_at_any_height_eagerly_compiled_and_for_a_batch_of_batches(height):
     images = np.random.default_rng(height).integers(-99, 100, (2, 3, 2, height, 5, 4)).astype(np.float32)
     expected = images.sum((2, 3, 4))
