@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import count, evaluate, train
+from experiments import (
+    compare,
+    convert,
+    count,
+    evaluate,
+    export,
+    graph_matching,
+    predict,
+    prepare,
+    reach,
+    train,
+    two_layer_network,
+)
+from experiments.benchmark import __main__ as benchmark
 from experiments.cli import main
 from experiments.presets import PRESETS
 from shuffle_jax.train import experiment
@@ -464,14 +478,37 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
     assert errors.splitlines()[-1].startswith("there is no network 'nothing'; near: ")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_tells_of_traceback_and_every_line_of_it_is_printed(name, capsys):
-    words = ["digits", "--help"] if name == "train" else ["--help"]
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        (train, ""),
+        (evaluate, "--checkpoint STR --twin --layers --devices --json"),
+        (count, "--csv --layers NAME --match TEXT --groups"),
+        (reach, "--csv --match TEXT --network NAME --run --figure FILE"),
+        (graph_matching, "--qaplib --graphs --embedded --methods --starts --seconds --csv --out"),
+        (
+            two_layer_network,
+            "--weights --widths --channels --teachers --starts --steps --seed --csv --figure FILE",
+        ),
+        (export, "--checkpoint STR --fold --platforms"),
+        (predict, "--raw --top INT --json --logits --broken --batch-size --checkpoint"),
+        (convert, "--classes --root --image-size --crop --mean --std --batch-size"),
+        (compare, "--out --into --results"),
+        (prepare, "--data-dir --module --manual-dir"),
+        (benchmark, "--rounds --batch-size --image-size --width --dtype --only --json"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_help_names_every_option_and_tells_of_traceback(module, options, capsys):
     with pytest.raises(SystemExit) as end:
-        COMMANDS[name](words if name != "train" else ["--help"])
+        module.run(["--help"])
     assert end.value.code == 0
     printed = capsys.readouterr()
-    assert "--traceback" in printed.out and printed.err == ""
+    shown = " ".join(printed.out.replace("│", " ").split())
+    name = module.__name__.removesuffix(".__main__")
+    for part in (f"python -m {name}", "--traceback", *re.findall(r"--[a-z-]+(?: [A-Z]+)?", options)):
+        assert part in shown, part
+    assert "--no-csv" not in shown and printed.err == ""
 
 
 def test_a_defect_shows_its_traceback():
