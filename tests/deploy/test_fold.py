@@ -13,7 +13,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from shuffle_jax.deploy.export import export
-from shuffle_jax.deploy.exported import load
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import (
@@ -198,9 +197,10 @@ def test_half_precision_is_computed_in_half_precision_and_exported(draw, compile
 
     assert types(folded) == types(variables) and types(folded).count(jnp.bfloat16) >= 10
     about = {"classes": list("abcde"), "preprocessing": {}, "image_shape": shape, "about": {}, "platforms": ("cpu",)}
-    export(half.apply, folded, tmp_path / "network.jax", **about)
-    expected = compiled(network.apply)(variables, images(1, shape))
-    found = load(tmp_path / "network.jax").logits(images(1, shape))
+    assert export(half.apply, folded, tmp_path / "network.jax", **about)["output"]["shape"] == ["n", 5]
+    expected, found = compiled(
+        lambda *both, x: [net.apply(v, x) for net, v in zip((network, half), both, strict=True)]
+    )(variables, folded, x=images(1, shape))
     assert found.dtype == jnp.float32
     assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
 
