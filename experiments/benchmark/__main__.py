@@ -70,6 +70,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     load = os.getloadavg()[0]
     work = Workload(options.batch_size, options.image_size, options.width)
     check(options, work)
+    chosen = select(options, work)
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.open("a").close()  # a place that cannot be written is found now, and not after the measuring
 
@@ -77,7 +78,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     print(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items()))
     if load > BUSY:
         print(f"The machine is busy (load average {load:.2f} before the start): times and ratios will scatter.")
-    chosen = select(options, work)
     results: dict[str, dict[str, Any]] = {}
     refused: list[str] = []
     for number, (name, table) in enumerate(chosen.items(), start=1):
