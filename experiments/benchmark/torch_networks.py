@@ -159,9 +159,17 @@ def torch_network(config: NetworkConfig, classes: int) -> ShuffleNetV2 | MobileN
         ValueError: it asks for another network.
     """
     match config:
-        case NetworkConfig(family="shufflenet_v2", mixer="shuffle", pointwise="plain"):
+        case NetworkConfig(family="shufflenet_v2", mixer="shuffle", pointwise="plain", head="plain", dropout=0):
             return ShuffleNetV2(config.width, config.stem, classes)
-        case NetworkConfig(family="mobilenet_v2", pointwise="plain", spatial="depthwise", head="plain", dropout=0):
+        case NetworkConfig(
+            family="mobilenet_v2",
+            groups=None | 1,
+            mixer="identity",
+            pointwise="plain",
+            spatial="depthwise",
+            head="plain",
+            dropout=0,
+        ):
             return MobileNetV2(config.width, config.stem, classes)
     raise ValueError(
         f"{config.family} with {config.mixer} and {config.pointwise} layers is not written in torch here: choose "
