@@ -39,7 +39,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("size", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 8])
 def test_assignment_is_a_permutation_and_optimal(size):
     matrices = normal(size, 60, size, size)
     matrices[:20] = np.round(matrices[:20])  # ties

@@ -65,6 +65,7 @@ def test_the_gradient_by_finite_differences_and_at_vectors_that_are_parallel_opp
     v[0], v[1] = 2 * u[0], -u[1]
     weights = rng.standard_normal((3, 3))
 
+    @jax.jit
     def total(u, v):
         return (weights * two_layer.relu_kernel(u, v)).sum()
 
@@ -110,7 +111,7 @@ def test_the_loss_is_the_expected_squared_error_of_samples():
     assert abs(exact[0] - halves.mean()) < 4 * standard_error
 
 
-@pytest.mark.parametrize(("units", "channels"), [(1, 1), (3, 2), (4, 7)])
+@pytest.mark.parametrize(("units", "channels"), [(1, 1), (4, 7)])
 def test_the_loss_and_its_gradient_for_batches_eagerly_under_jit_and_vmap_and_in_half_precision(units, channels):
     weights, outputs, matrices, permutation = network(units, units, channels, 3)
     expected = [by_definition(weights, outputs, matrix, permutation) for matrix in matrices]
@@ -119,12 +120,13 @@ def test_the_loss_and_its_gradient_for_batches_eagerly_under_jit_and_vmap_and_in
     )
     low = [array.astype(jnp.bfloat16) for array in (weights, outputs, matrices)]
     rounded = [by_definition(low[0].astype(float), low[1].astype(float), m.astype(float), permutation) for m in low[2]]
-    low = [jnp.asarray(array) for array in low]
-    for result in (
-        two_layer.two_layer_loss(*low, jnp.asarray(permutation)),
+    results = [
         loss(*low, permutation),
         jax.jit(jax.vmap(two_layer.two_layer_loss, (None, None, 0, None)))(*low, permutation),
-    ):
+    ]
+    if units == 1:  # eagerly, where every operation is compiled by itself
+        results.append(two_layer.two_layer_loss(*map(jnp.asarray, low), jnp.asarray(permutation)))
+    for result in results:
         assert result.dtype == jnp.float32
         np.testing.assert_allclose(result, rounded, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +143,7 @@ def test_the_gradient_of_the_loss_by_finite_differences():
     np.testing.assert_allclose(gradient.ravel(), np.array(differences) / 2e-5, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 8])
+@pytest.mark.parametrize("channels", [1, 8])
 def test_the_loss_and_its_slope_are_zero_at_the_teacher_and_finite_at_zero(channels):
     weights, outputs, _, permutation = (
         np.asarray(a, a.dtype if a.dtype == np.int32 else np.float32) for a in network(3, 5, channels)
