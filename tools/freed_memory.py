@@ -1,8 +1,8 @@
 """Measures what it saves that commands keep freed memory: `python tools/freed_memory.py [--family mobilenet_v2]`.
 
 Trains on random images of 32 x 32 in processes of their own, in turn with the memory of a step given back to the
-system, as glibc does by itself, and kept (experiments/cli/allocator.py). A line gives the time of a step, minimum, median,
-maximum, and the time of the system and the page faults for one.
+system, as glibc does by itself, and kept (experiments/cli/allocator.py). A line gives the time of a step, minimum,
+median, maximum, and the time of the system and the page faults for one.
 """
 
 from __future__ import annotations

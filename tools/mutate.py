@@ -228,7 +228,8 @@ def _defined(path: Path) -> set[str]:
 def selection(root: Path, path: str) -> list[str]:
     """The test files that concern a module, the most telling first.
 
-    They name what the module defines, or what a module that imports it defines.
+    They name what the module defines, or what a module that imports it defines. What a package keeps to itself is
+    tested through its face: every test of deploy concerns every module there.
     """
     module = Path(path)
     dotted = ".".join(module.with_suffix("").parts)
@@ -250,14 +251,14 @@ def selection(root: Path, path: str) -> list[str]:
             score += 100 * (file.stem.removeprefix("test_") in stems)
             score += 50 * (dotted in text)
             score += 20 * (place == module.parts[1])
-            if own & words or theirs & words or score >= 1000:
+            if own & words or theirs & words or score >= 1000 or (place == module.parts[1] == "deploy"):
                 scores[str(file.relative_to(root))] = score
     return sorted(scores, key=lambda name: -scores[name])
 
 
 def _pytest(root: Path, files: list[str], limit: float) -> tuple[str, float, str]:
     """Runs tests up to the first failure: the verdict, the seconds of processor time, and the failed test."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "--no-summary", "-rf"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "-rfE"]
     command += ["-n", "0", "--durations=0", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "PYTHONPATH": str(root), "CI": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -335,6 +336,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60, help="of the tests that a mutant meets, unchanged")
     parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="the repository")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="the report")
+    parser.add_argument("--copy", type=Path, help="a folder for the copy, kept with what it compiled")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     options = parser.parse_args()
     found = mutants(options.root)
@@ -345,9 +347,9 @@ def main() -> None:
         print(f"{len(drawn)} of {len(found)}")
         return
     with tempfile.TemporaryDirectory(prefix="mutants_") as folder:
-        copy = Path(folder) / "copy"
+        copy = options.copy or Path(folder) / "copy"
         skipped = shutil.ignore_patterns(".git", ".venv*", ".*_cache", ".hypothesis", "runs", "__pycache__", "build")
-        shutil.copytree(options.root, copy, ignore=skipped)
+        shutil.copytree(options.root, copy, ignore=skipped, dirs_exist_ok=True)
         report = run(copy, drawn, options.out, options.seconds)
     print(*table(report, drawn), sep="\n")
 
