@@ -112,11 +112,13 @@ def recalibrate(network: nn.Module, variables: dict[str, PyTree], images: Iterab
         images: normalised batches ``(n, h, w, c)``, at least one.
 
     Returns:
-        Variables with new "batch_stats"; the others are kept.
+        Variables with new "batch_stats"; the others are kept, as are those of a network without batch norms.
 
     Raises:
         ValueError: there are no images.
     """
+    if not variables.get("batch_stats"):
+        return variables
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
 
     @jax.jit

@@ -122,6 +122,8 @@ def stem_features(variables, images):
     return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def test_recalibration_needs_images(variables):
+def test_recalibration_needs_images_and_batch_norms(variables):
     with pytest.raises(ValueError, match="at least one batch"):
         recalibrate(NETWORK, variables, [])
+    without = {"params": variables["params"]}
+    assert recalibrate(NETWORK, without, []) is without
