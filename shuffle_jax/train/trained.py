@@ -22,6 +22,7 @@ from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
 from shuffle_jax.distributed import is_lead
 from shuffle_jax.files import naming
 from shuffle_jax.models import build
+from shuffle_jax.models.options import chosen_options
 from shuffle_jax.nn.collections import STATIC
 from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh
@@ -162,7 +163,7 @@ def forms(
     if experiment.probe is None:
         return
     config = experiment.config.network
-    if ":" not in config.family:  # a network from outside has no such option
+    if "dynamic" in chosen_options(config.parts()):  # else its dynamic layers are the network's own
         for evaluation in ("soft", "repaired"):
             changed = replace(config, dynamic=replace(config.dynamic, evaluation=evaluation))
             network = build(changed, len(experiment.dataset.classes))

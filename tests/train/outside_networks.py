@@ -47,6 +47,29 @@ class Plain(fnn.Module):
         return fnn.Dense(self.classes)(fnn.Dropout(self.rate, deterministic=not train)(x))
 
 
+class Unit(fnn.Module):
+    """A 1x1 convolution and a mixer."""
+
+    mixer: Any
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        return self.mixer(name="mixer")(fnn.relu(nn.PointwiseConv(12)(x)), train=train)
+
+
+class Mixing(fnn.Module):
+    """Two units with a place for any mixer."""
+
+    classes: int
+    mixer: Any = nn.Identity
+    mixing_groups = 2
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = Unit(self.mixer, name="second")(Unit(self.mixer, name="first")(x, train), train)
+        return fnn.Dense(self.classes)(x.mean((1, 2)))
+
+
 def make_plain(classes):
     """A network from a function."""
     return Plain(classes, hidden=8)

@@ -26,8 +26,7 @@ from shuffle_jax.train.loop import Stopped, train
 CONFIG = TrainConfig(
     data=DigitsConfig(test_fraction=0.9),  # 180 images to train on
     network=NetworkConfig(
-        family="addressnet",
-        depth=8,
+        family="outside_networks:Mixing",
         mixer="dynamic",
         dynamic={"start": "random", "temperature": 2.0, "end_temperature": 0.5, "binarize_from": 0.5},
     ),
@@ -37,7 +36,7 @@ CONFIG = TrainConfig(
     log_every=4,
 )
 STEPS = 12
-LAYERS = tuple(f"stage{i}_0/step/mixer" for i in (1, 2, 3))
+LAYERS = ("first/mixer", "second/mixer")
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,8 @@ def test_the_probe_tells_of_an_even_sample_what_the_network_itself_does(mixer, d
     np.testing.assert_array_equal(arrays["labels"], test.labels[chosen])
     assert tuple(numbers) == LAYERS
     for layer in LAYERS:
-        unit, step, name = layer.split("/")
-        pair = {key: np.float64(leaf) for key, leaf in sown[FACTORS][unit][step][name]["generator"].items()}
+        unit, name = layer.split("/")
+        pair = {key: np.float64(leaf) for key, leaf in sown[FACTORS][unit][name]["generator"].items()}
         regulariser, indices = 0.0, []
         for key, factors in pair.items():
             found, mean = arrays[f"{layer}/{key}"], arrays[f"{layer}/{key}_mean"]
@@ -122,9 +121,8 @@ def test_the_temperature_of_a_run_is_what_its_progress_says(whole):
 
     @jax.jit
     def factor(variables):
-        return parts.network.apply(variables, images, mutable=[FACTORS])[1][FACTORS]["stage1_0"]["step"]["mixer"][
-            "generator"
-        ]
+        _, sown = parts.network.apply(variables, images, mutable=[FACTORS])
+        return sown[FACTORS]["first"]["mixer"]["generator"]
 
     cold = factor(variables)["inner"]
     warm = factor(variables | {PROGRESS: jax.tree.map(jnp.zeros_like, variables[PROGRESS])})["inner"]
