@@ -44,7 +44,7 @@ def random_resized_crop(key: Key, images: Num[Array, "n h w c"], smallest: float
     Source: C. Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, section 6, with smallest = 0.08.
     """
     if not 0 < smallest <= 1:
-        raise ValueError(f"smallest must be above 0 and at most 1, a share of the area, got {smallest}")
+        raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
     area, tilt, top, left = jax.random.uniform(key, (4, images.shape[0]))
     area = smallest + (1 - smallest) * area
     ratio = jnp.exp(jnp.minimum(math.log(RATIO), -jnp.log(area)) * (2 * tilt - 1))

@@ -32,7 +32,7 @@ def test_mixup_is_one_convex_combination_with_the_image_before(n):
     np.testing.assert_allclose(np.asarray(soft).sum(axis=1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("alpha", [0.3, *(pytest.param(one, marks=pytest.mark.slow) for one in (1.0, 4.0))])
 def test_mixup_weights_follow_the_beta_law(alpha):
     images, targets = jnp.zeros((2, 1, 1, 1)), jnp.eye(2)
     keys = jax.random.split(jax.random.key(0), 2000)
@@ -88,7 +88,7 @@ def test_cutmix_takes_a_rectangle_of_the_image_before_and_its_share_of_the_targe
         np.testing.assert_allclose(soft, (1 - share) * targets + share * np.roll(targets, 1, axis=0), atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
+@pytest.mark.parametrize("alpha", [0.3, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_areas_follow_the_published_law_and_targets_have_the_share_of_the_pixels(alpha):
     h, w, n = 24, 40, 2000
     images = jnp.arange(2.0).reshape(2, 1, 1, 1) * jnp.ones((1, h, w, 1))
