@@ -115,8 +115,8 @@ def test_help_of_a_preset_shows_its_docstring(capsys):
 
 
 def others_slow(names):
-    """The sets that differ from these two in sides and classes alone are counted in the long run of the tests."""
-    return [n if n.startswith(("cifar10-", "imagenet-")) else pytest.param(n, marks=pytest.mark.slow) for n in names]
+    """Networks differ in their sides and classes alone on the other sets, which the long run of the tests counts."""
+    return [n if n.startswith("cifar10-") else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 @pytest.mark.parametrize("name", others_slow(KNOWN))

@@ -101,6 +101,7 @@ def test_networks_share_the_weights_of_the_one_that_mixes_nothing(networks):
     }
 
 
+@pytest.mark.slow
 def test_forms_of_a_shift_give_the_same_logits_and_other_mixers_others(programs):
     logits = {label: np.asarray(programs[label].case()) for label in MIXERS}
     assert list(programs)[:-1] == list(MIXERS)
@@ -115,6 +116,7 @@ def test_forms_of_a_shift_give_the_same_logits_and_other_mixers_others(programs)
             assert np.abs(logits[one] - logits[other]).max() > 1e-3, (one, other)
 
 
+@pytest.mark.slow
 def test_a_mixer_with_variables_of_its_own_can_do_what_others_do(networks, programs):
     """A permutation that is the shuffle, and a window that sees its centre alone."""
     images = programs[IDENTITY].case.args[1]
@@ -143,6 +145,7 @@ def test_the_bytes_to_move_are_those_of_the_paper_s_network():
         assert tuple(map(sum, zip(*found, strict=True))) == (3 * 4 * between, 3 * 4 * after)
 
 
+@pytest.mark.slow
 def test_only_what_is_not_folded_into_a_convolution_must_move(programs):
     between, smaller = (
         {programs[n].moved for n in MIXERS if MIXERS[n].moves == kind} for kind in ("between", "smaller")
