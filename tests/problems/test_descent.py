@@ -168,6 +168,7 @@ def test_penalties_have_one_range():
         assert float(descent._penalize(kind, jnp.eye(5)[::-1])) == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_penalty_recovers_a_moebius_ladder_and_the_relaxation_does_not():
     ladder = relabelled(moebius_ladder(16), seed=1)
     _, with_penalty = from_all_starts(ladder, DescentConfig(steps=2000, records=2))
@@ -177,6 +178,7 @@ def test_the_penalty_recovers_a_moebius_ladder_and_the_relaxation_does_not():
     assert with_penalty >= 12 and without <= 4
 
 
+@pytest.mark.slow
 def test_the_tangent_step_recovers_a_random_graph_from_every_start_and_one_pass_does_not():
     graph = relabelled(erdos_renyi(10, seed=1), seed=1)
     config = DescentConfig(relaxation="tangent", penalty="none", steps=600, records=2)
@@ -196,6 +198,7 @@ def test_numbers_and_data_do_not_compile_again():
     assert descent._descents._cache_size() == compiled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "mebibytes"), [("tangent", 32), ("sinkhorn", 256)])
 def test_64_starts_of_100_points_fit_in_far_less_than_a_gigabyte(kind, mebibytes):
     config = DescentConfig(relaxation=kind)

@@ -106,10 +106,10 @@ def test_the_pair_is_scaled_by_powers_of_two_alone():
     assert float(qap.value(p, (a, b))) * 8 * 1024 == instance.value(p)
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_the_smallest_problems_and_nothing_to_gain(size):
+@pytest.mark.parametrize(("size", "config"), [(1, "default"), (2, "exchange")])
+def test_the_smallest_problems_and_nothing_to_gain(size, config):
     for instance in (instance_of(4, size), instance_of(4, size, scale=0.0)):
-        found = solve(instance, config=CONFIGS["default"], rounds=1)
+        found = solve(instance, config=CONFIGS[config], rounds=1)
         assert found.value == optimum(instance)
 
 
@@ -135,6 +135,7 @@ def test_time_must_be_given():
             solve(instance_of(5, 3), **options)
 
 
+@pytest.mark.slow
 def test_memory_of_64_searches_of_100():
     from shuffle_jax.problems.search import advance, begin
 
