@@ -7,6 +7,7 @@ CREATED := $(VENV)/created
 RUNTIME := $(VENV)/runtime
 DEV := $(VENV)/dev
 TORCH := $(VENV)/torch
+DOCS := $(VENV)/docs
 ARGS ?=
 
 # An interpreter counts if it runs (a pyenv shim may exist and not work), is new enough and can make environments.
@@ -16,7 +17,7 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-all lint format bench compare kill count notebook constraints licenses clean distclean same-python
+.PHONY: help install train test test-slow test-all lint format bench compare kill count notebook docs constraints licenses clean distclean same-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -66,18 +67,23 @@ notebook: $(DEV) ## execute the notebooks in place
 	$(BIN)/python tools/write_notebooks.py
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
+# A link or a name in a docstring that leads nowhere is an error.
+docs: $(DOCS) ## build the pages of docs/ with the API reference into docs/_build
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo "open docs/_build/index.html"
+
 # Every extra but bench and prepare: torch and TensorFlow pin dozens of packages more, for one command each.
 constraints: $(CREATED) ## renew the pinned versions in constraints.txt
 	$(PIP) uv
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
-		--extra cuda --extra tfds --extra convert --extra dev --no-header --no-annotate --output-file constraints.txt pyproject.toml
+		--extra cuda --extra tfds --extra convert --extra dev --extra docs --no-header --no-annotate --output-file constraints.txt pyproject.toml
 
 licenses: $(CREATED) ## renew the licences of all dependencies in THIRD_PARTY.md
 	$(PIP) 'pip>=25.1' packaging
 	$(BIN)/python tools/licenses.py
 
 clean: ## remove caches and build output; runs and .venv stay
-	rm -rf build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf build dist docs/_build docs/api/*.rst .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
 	find . -name '.venv*' -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
@@ -106,6 +112,11 @@ $(DEV): $(RUNTIME)
 $(TORCH): $(DEV)
 	@echo "Installing torch, which the benchmark compares with, into $(VENV): up to 6 GB on Linux"
 	@$(PIP) -c constraints.txt -e '.[bench]' && touch $@ || echo "make: torch could not be installed: measuring without it" >&2
+
+$(DOCS): $(DEV)
+	@echo "Installing what builds the pages into $(VENV)"
+	@$(PIP) -c constraints.txt -e '.[docs]'
+	@touch $@
 
 # A .venv made with another interpreter would be used in silence.
 ifeq ($(origin PYTHON),command line)

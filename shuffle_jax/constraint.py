@@ -24,9 +24,9 @@ def keep_bistochastic(
     without an update (None) stays without.
 
     Args:
-        constrain: N; :func:`shuffle_jax.ops.relaxation.clamp_normalize` with one pass, as the method's public
-            re-implementations do, or :func:`shuffle_jax.ops.relaxation.balance`.
-        along: take from u what would change sums of rows and columns, :func:`shuffle_jax.ops.relaxation.tangent`,
+        constrain: N; :func:`shuffle_jax.ops.bistochastic.clamp_normalize` with one pass, as the method's public
+            re-implementations do, or :func:`shuffle_jax.ops.bistochastic.balance`.
+        along: take from u what would change sums of rows and columns, :func:`shuffle_jax.ops.bistochastic.tangent`,
             before N: ``N(M + tangent(u)) - M``. N then only makes good what the clamp cuts off, and a descent whose
             matrices are positive stands still at stationary points of the loss alone. Where entries are 0 the
             normalisation may still undo a step that goes down. It is this project's.

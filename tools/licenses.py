@@ -72,6 +72,7 @@ TITLES = {
     "cuda": "With the extra `cuda`, besides",
     "tfds": "With the extra `tfds`, besides",
     "dev": "With the extra `dev`, besides: to develop and test",
+    "docs": "With the extra `docs`, besides: to build the pages",
 }
 
 TAIL = """

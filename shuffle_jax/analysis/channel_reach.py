@@ -156,7 +156,7 @@ def unit_links(
             alone. What is missing is as the network initialises it, so ``{}`` will do for one that is not trained.
         image_shape: of one image, (h, w, c).
         rules: what counts as reaching.
-        match: only units with this text in their name are tried, such as "stage3_".
+        match: only units with this text in their name are tried, such as ``"stage3_"``.
 
     Returns:
         One :class:`Link` for each of these units, in the order in which they are called.

@@ -115,8 +115,8 @@ class DynamicConv(nn.Module):
     overflow in evaluation as long as its running statistics are far from those of the data: at the start, and without a
     warm-up of the learning rate for some steps after it.
 
-    It takes the place of :class:`shuffle_jax.nn.PointwiseConv` (with the default kernel size) and of
-    :class:`shuffle_jax.nn.Conv`. Memory for each image is that of the latent features, or of one kernel.
+    It takes the place of :class:`shuffle_jax.nn.convolution.PointwiseConv` (with the default kernel size) and of
+    :class:`shuffle_jax.nn.convolution.Conv`. Memory for each image is that of the latent features, or of one kernel.
 
     Attributes:
         features: output channels.

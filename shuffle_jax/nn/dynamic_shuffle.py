@@ -95,8 +95,8 @@ class StaticDynamicShuffle(nn.Module):
 
     The static factors are ``(p', p)`` and ``(q', q)`` with ``G p q`` channels in and ``G p' q'`` out; the dynamic ones
     are square, in their upper left corner. With ``static = "grouped"`` it is a grouped 1x1 convolution with
-    :class:`DynamicShuffle` behind it. It takes the place of :class:`shuffle_jax.nn.PointwiseConv` in every network,
-    which normalises behind it.
+    :class:`DynamicShuffle` behind it. It takes the place of :class:`shuffle_jax.nn.convolution.PointwiseConv` in every
+    network, which normalises behind it.
 
     Attributes:
         features: output channels.

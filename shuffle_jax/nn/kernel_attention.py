@@ -27,8 +27,8 @@ class KernelAttention(nn.Module):
     a kernel for each image, see :mod:`shuffle_jax.ops.kernel_attention`. Memory for each image is that of K features,
     or of one kernel and the patches it sees.
 
-    They take the place of :class:`shuffle_jax.nn.PointwiseConv` (with the default kernel size), of
-    :class:`shuffle_jax.nn.Conv` and of :class:`shuffle_jax.nn.DynamicConv`.
+    They take the place of :class:`shuffle_jax.nn.convolution.PointwiseConv` (with the default kernel size), of
+    :class:`shuffle_jax.nn.convolution.Conv` and of :class:`shuffle_jax.nn.dynamic_conv.DynamicConv`.
 
     Attributes:
         features: output channels.

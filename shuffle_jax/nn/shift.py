@@ -64,9 +64,9 @@ class GridShift(nn.Module):
 class ShiftedPointwise(nn.Module):
     """A mixer, an address shift and a grouped 1x1 convolution: the step of AddressNet.
 
-    The address shift and a :class:`shuffle_jax.nn.PointwiseConv` are one operation with the kernel as its own
-    parameter, :func:`shuffle_jax.ops.shifted_pointwise.shifted_pointwise`, and a :class:`ChannelShift` is part of it;
-    another mixer runs in front of it, and with another 1x1 layer nothing is fused.
+    The address shift and a :class:`shuffle_jax.nn.convolution.PointwiseConv` are one operation with the kernel as its
+    own parameter, :func:`shuffle_jax.ops.shifted_pointwise.shifted_pointwise`, and a :class:`ChannelShift` is part of
+    it; another mixer runs in front of it, and with another 1x1 layer nothing is fused.
 
     Attributes:
         features: output channels.

@@ -16,10 +16,10 @@ from shuffle_jax.typing import Images
 class SqueezeExcitation(nn.Module):
     """The fixed shuffle of gated channels, ``S_g (2 x * sigmoid(W2 relu(W1 mean(x) + b1) + b2))``.
 
-    A control for :class:`shuffle_jax.nn.DynamicShuffle`: it sees the same mean over positions through a head of about
-    the same size (the same for ``p^2 + q^2 = c``), and decides for each image how strong channels are, not where they
-    go. The 2 makes it start near the plain shuffle, as the others do: without it each mixer halves what it passes on,
-    and a unit of ShuffleNetV2 passes half of its channels on as they are.
+    A control for :class:`shuffle_jax.nn.dynamic_shuffle.DynamicShuffle`: it sees the same mean over positions through a
+    head of about the same size (the same for ``p^2 + q^2 = c``), and decides for each image how strong channels are,
+    not where they go. The 2 makes it start near the plain shuffle, as the others do: without it each mixer halves what
+    it passes on, and a unit of ShuffleNetV2 passes half of its channels on as they are.
 
     Attributes:
         groups: of the shuffle, a divisor of the channels.

@@ -1,9 +1,10 @@
 """Dynamic convolution decomposition: a static kernel, scaled and corrected in a small latent space for each image.
 
 ``W(x) = Lambda(x) W0 + P Phi(x) Q^T``, with a diagonal ``Lambda``, and ``Phi`` of L x L coefficients where a kernel has
-c x o: what depends on the image is small. The layer, :class:`shuffle_jax.nn.DynamicConv`, normalises within the
-correction, ``y = Lambda (x * W0) + P (N2(Phi q) + q)`` with ``q = N1(x * Q)``. In evaluation both normalisations are
-affine, and the same function is a convolution with a kernel and a bias for each image: :func:`synthesise`.
+c x o: what depends on the image is small. The layer, :class:`shuffle_jax.nn.dynamic_conv.DynamicConv`, normalises
+within the correction, ``y = Lambda (x * W0) + P (N2(Phi q) + q)`` with ``q = N1(x * Q)``. In evaluation both
+normalisations are affine, and the same function is a convolution with a kernel and a bias for each image:
+:func:`synthesise`.
 
 Latent channels come in B blocks of ``l = L / B`` that do not see each other (one by default), and in E copies, one for
 each factor over the elements of the kernel (one by default, the element in the middle).
