@@ -39,15 +39,24 @@ SPDX = {
 
 READ = {
     # These say "BSD", or a text without a name: the clauses were counted in their licence files.
+    "alabaster": "BSD-3-Clause",
     "colorama": "BSD-3-Clause",
     "cycler": "BSD-3-Clause",
+    "docutils": "LicenseRef-Public-Domain AND BSD-2-Clause AND PSF-2.0 AND GPL-3.0-or-later",  # as it says of its parts
     "ipython-pygments-lexers": "BSD-3-Clause",
+    "jinja2": "BSD-3-Clause",
     "kiwisolver": "BSD-3-Clause",
     "nest-asyncio": "BSD-2-Clause",
     "nest-asyncio2": "BSD-2-Clause",
     "nodeenv": "BSD-3-Clause",
     "prompt-toolkit": "BSD-3-Clause",
     "scipy": "BSD-3-Clause",
+    "sphinxcontrib-applehelp": "BSD-2-Clause",
+    "sphinxcontrib-devhelp": "BSD-2-Clause",
+    "sphinxcontrib-htmlhelp": "BSD-2-Clause",
+    "sphinxcontrib-qthelp": "BSD-2-Clause",
+    "sphinxcontrib-serializinghtml": "BSD-2-Clause",
+    "sphinxcontrib-jsmath": "BSD-2-Clause",
     "uvloop": "MIT OR Apache-2.0",
 }
 
