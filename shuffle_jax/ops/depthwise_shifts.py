@@ -102,7 +102,7 @@ def _spread_gradient(
 
 
 # Up to here residues take 0.65 to 0.83 of the time too (64 images, two cores, JAX 0.12), under a hundredth of a step.
-# They add in another order: what experiments/README.md reports of small images would change in its last digits.
+# They add in another order: what docs/results reports of small images would change in its last digits.
 _SMALL = 32
 
 
