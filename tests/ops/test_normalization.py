@@ -27,7 +27,7 @@ def defined(x, scale, bias, epsilon=1e-5):
     return (x - rows[0]) / (rows[1] + epsilon) ** 0.5 * rows[2] + rows[3], mean, variance
 
 
-@given(st.sampled_from([(1, 1, 1, 1), (1, 1, 2, 3), (4, 5, 3, 7), (3, 1, 4, 1)]), st.integers(0, 99))
+@given(st.sampled_from([(1, 1, 1, 1), (3, 4, 1, 2), (4, 5, 3, 7), (5, 1, 4, 1)]), st.integers(0, 99))
 def test_equals_the_definition_in_float64_at_any_size(shape, seed):
     x, (scale, bias, about) = drawn(*shape, seed=seed), drawn(3, shape[-1], seed=seed + 1)
     expected = defined(*(np.asarray(a, np.float64) for a in (x, scale, bias)))
