@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import hypothesis
@@ -56,8 +57,16 @@ LONGEST_FIRST = ("train", "experiments", "deploy", "models", "data", "nn", "ops"
 """Folders of tests/, whose files go to the processes in this order: a long file that begins last is waited for."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sorts by folder, doctests last."""
+    """Sorts by folder, doctests last; of a test with ``fast_cases(n)`` all cases but the first n are slow."""
+    cases: Counter[tuple[Path, str]] = Counter()
+    for item in items:
+        if (mark := item.get_closest_marker("fast_cases")) is not None:
+            place = item.path, item.nodeid.partition("[")[0]
+            cases[place] += 1
+            if cases[place] > mark.args[0]:
+                item.add_marker(pytest.mark.slow)
     order = [TESTS / folder for folder in LONGEST_FIRST] + [TESTS]
     items.sort(key=lambda item: next((i for i, at in enumerate(order) if at in item.path.parents), len(order)))
 

@@ -68,14 +68,39 @@ def test_constraints_cover_every_declared_dependency() -> None:
     assert names <= pinned, f"not pinned: {sorted(names - pinned)}; run make constraints"
 
 
-README = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = [
+    pytest.param(example, id=f"{page.name}-{i}", marks=pytest.mark.slow if page.name != "README.md" or i else ())
+    for page in PAGES
+    for i, example in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("example", README, ids=range(len(README)))
-def test_readme_examples_run(example: str) -> None:
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_of_the_pages_run(example: str) -> None:
     assert "shuffle_jax" in example
     run_python(example)
 
 
-def test_the_readme_shows_how_to_use_the_library() -> None:
-    assert len(README) >= 2
+def test_the_pages_show_how_to_use_the_library() -> None:
+    assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "experiments" / "README.md"], ids=str)
+def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        if path.startswith("http"):
+            continue
+        target = page.parent / path if path else page
+        if (ROOT / "docs" / "api") in target.parents:  # made by make docs
+            continue
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, link
+
+
+def test_the_readme_is_a_page() -> None:
+    assert len((ROOT / "README.md").read_bytes()) <= 9216

@@ -46,6 +46,7 @@ def test_published_parameters_of_v1_with_a_biased_classifier(groups):
 
 
 @pytest.mark.parametrize(("groups", "width"), V1_WITHOUT_BIAS)
+@pytest.mark.fast_cases(3)
 def test_published_parameters_of_v1_without_bias(groups, width):
     network = ShuffleNetV1(1000, groups, width, head_bias=False)
     assert count(network, IMAGENET, known=KNOWN).parameters == V1_WITHOUT_BIAS[groups, width]

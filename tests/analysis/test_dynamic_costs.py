@@ -80,6 +80,7 @@ def test_learned_factors_cost_their_entries_in_training_and_squeeze_excitation_i
     assert difference(layers_of(1.0, mixer="squeeze"), 1.0) == tuple(gates)
 
 
+@pytest.mark.slow
 def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel():
     heads, other = np.zeros(2, np.int64), np.zeros(2, np.int64)
     for stage, (channels, (height, units)) in enumerate(

@@ -319,6 +319,7 @@ def write_run(run: Path, classes: list[str] | None, steps: tuple[int, ...] = (0,
 
 
 @pytest.mark.parametrize(("classes", "names"), [(["ant", "bee", "cat"], ["ant", "bee"]), (None, ["0", "1"])])
+@pytest.mark.fast_cases(1)
 def test_a_run_with_dynamic_shuffles_gets_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: list[str] | None, names: list[str]
 ) -> None:

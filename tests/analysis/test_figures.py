@@ -224,6 +224,7 @@ def write_run(run: Path, steps: list[int]) -> None:
     np.savez(run / "permutations.npz", **{name: np.arange(4, dtype=np.int32) for name in LAYERS})
 
 
+@pytest.mark.slow
 def test_a_whole_run_gets_four_figures_on_white(tmp_path: Path) -> None:
     write_run(tmp_path, [0, 20])
     written = save_run_figures(tmp_path)

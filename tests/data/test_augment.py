@@ -185,6 +185,7 @@ def test_a_resized_crop_comes_first_and_is_not_rounded():
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.slow
 def test_colours_come_before_the_normalisation_and_rectangles_after_it():
     images, targets, key = jnp.asarray(random_images(4, 7, 5, 3)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
     crop_key, flip_key, cutout_key, mixup_key = jax.random.split(key, 4)
@@ -211,6 +212,7 @@ def test_cutmix_is_last():
     np.testing.assert_array_equal(result_targets, soft)
 
 
+@pytest.mark.slow
 def test_random_operations_round_what_a_resized_crop_leaves():
     images, targets, key = jnp.asarray(random_images(4, 7, 5, 1)), jnp.asarray(one_hot(4, 3)), jax.random.key(8)
     levels = random_resized_crop(jax.random.split(key, 4)[0], images, 0.3)
@@ -247,6 +249,7 @@ def test_augment_without_augmentation_normalises():
     [{"flip": True}, {"crop_padding": 1}, {"jitter": 0.4}, {"random_operations": 1}, {"erasing": 0.3}],
     ids=lambda other: next(iter(other)),
 )
+@pytest.mark.slow
 def test_an_augmentation_keeps_its_draws_when_another_is_switched_on(other):
     # Cutout shows its draws whatever the levels are, and mixup in the targets.
     images, targets, key = jnp.asarray(random_images(6, 4, 4, 3)), jnp.asarray(one_hot(6, 6)), jax.random.key(1)
@@ -268,6 +271,7 @@ def test_the_keys_of_later_augmentations_are_those_a_wider_split_would_give_and_
     assert len(np.unique(wider, axis=0)) == 9
 
 
+@pytest.mark.slow
 def test_jit_equals_eager():
     shape = (1, 7, 5, 2)
     images, targets, key = (
@@ -298,7 +302,7 @@ def collectives(text: str) -> list[tuple[str, str]]:
     [
         (AugmentConfig(resized_crop=0.1, flip=True, cutout=3), False),
         pytest.param(ALL, True, marks=pytest.mark.slow),  # a part of the next
-        (EVERY, True),
+        pytest.param(EVERY, True, marks=pytest.mark.slow),
     ],
 )
 def test_two_devices_equal_one_and_only_mixup_and_cutmix_communicate(config, mixes):

@@ -125,6 +125,7 @@ def test_cutmix_rejects_alpha(alpha):
 # One of the two
 
 
+@pytest.mark.slow
 def test_half_of_the_batches_are_cut_and_the_others_mixed_by_the_draws_of_each_alone():
     n = 400
     images, targets = jnp.asarray(random_images(3, 6, 5, 2), jnp.float32), jnp.eye(3)

@@ -79,6 +79,7 @@ MANY = [((40, 51, 3), 0), ((40, 51, 3), 9), ((1, 1, 3), 9), ((2, 5, 3), 9), ((3,
     [((40, 51, 3), 4), ((40, 51, 3), 21.7), ((40, 51, 3), 30), ((19, 26, 1), 12.5), ((1, 1, 1), 30)]
     + [pytest.param(*one, marks=pytest.mark.slow) for one in MANY],
 )
+@pytest.mark.fast_cases(2)
 def test_every_operation_is_pillows(shape, magnitude):
     images = pictures(*shape)
     results = all_operations(images, magnitude)
@@ -128,6 +129,7 @@ def test_a_rotation_there_and_back_gives_the_middle_back():
     assert not np.array_equal(once[0], once[1])
 
 
+@pytest.mark.slow
 def test_every_operation_is_drawn_as_often_and_with_both_signs():
     n = 2000
     ramp = np.linspace(20, 240, 16 * 16).reshape(16, 16, 1).round()
@@ -141,6 +143,7 @@ def test_every_operation_is_drawn_as_often_and_with_both_signs():
     assert stats.chisquare(counts, chances * n).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_operations_follow_one_another():
     images, key = jnp.asarray(pictures(9, 8, 3)), jax.random.key(4)
     expected = images

@@ -120,7 +120,13 @@ def trained_like(network, shape, draw):
     return harden(jax.tree.map_with_path(calmed, variables)).variables
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name in ("addressnet", "enhanced", "shufflenet_v1") else ())
+        for name in CASES
+    ],
+)
 def case(request, draw, few_units):
     with pytest.MonkeyPatch.context() as patch:  # Fewer units of each kind.
         patch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2)))
@@ -185,6 +191,7 @@ def test_it_takes_the_same_products_and_no_square_root(case):
     assert every < before
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_half_precision_and_exported(draw, compiled, tmp_path):
     shape, network = (6, 5, 3), Layers()
     variables = trained_like(network, shape, draw)

@@ -67,7 +67,9 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("v1 learned", "v2 with norms") else ()) for n in NETWORKS]
+)
 def test_the_routed_network_is_the_same_function_without_gathers(name, draw, few_units, compiled):
     network, folded = NETWORKS[name]
     variables = harden(jax.tree.map(jnp.asarray, draw(network, SHAPE))).variables
@@ -123,6 +125,7 @@ def test_index_vectors_of_hardened_and_frozen_mixers_are_found():
         (ResNet(5, 10, 1 / 8), ""),
     ],
 )
+@pytest.mark.fast_cases(3)
 def test_what_cannot_be_routed_stays_as_it_is_with_the_reason(network, reason, draw, few_units):
     variables = draw(network, SHAPE)
     apply, params, why = route(network, variables, SHAPE)

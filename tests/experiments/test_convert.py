@@ -110,6 +110,7 @@ def test_the_run_holds_exactly_the_weights(source, converted):
     assert trained.config.network == catalogue()[NAME].config
 
 
+@pytest.mark.slow
 def test_predict_and_export_take_it(source, converted, pictures, tmp_path, capsys):
     network, variables, _ = source
     files = sorted((pictures / "val").rglob("*.png"))
@@ -125,6 +126,7 @@ def test_predict_and_export_take_it(source, converted, pictures, tmp_path, capsy
     assert "ant" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_evaluate_prepares_pictures_as_their_source_did(converted, pictures, tmp_path, capsys):
     """Not by the mean and standard deviation of the training pictures that are there."""
     predict.run([str(converted), str(pictures / "val"), "--logits", str(tmp_path / "logits.npy")])
@@ -151,7 +153,7 @@ def test_names_of_classes(source, tmp_path, capsys):
     assert classes == [["zebra", "yak", "ant"], ["class_0", "class_1", "class_2"]]
 
 
-@pytest.mark.parametrize(("head", "squeeze"), [("plain", 8), ("dcd", 16)])
+@pytest.mark.parametrize(("head", "squeeze"), [pytest.param("plain", 8, marks=pytest.mark.slow), ("dcd", 16)])
 def test_the_arrays_tell_head_and_squeeze(squeeze, head, tmp_path):
     """Whichever of the two sizes the name stands for."""
     named = catalogue()["dcd_mobilenet_v2_0.5x"].config
@@ -165,6 +167,7 @@ def test_the_arrays_tell_head_and_squeeze(squeeze, head, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2_0.35x", "dcd_resnet18"])
+@pytest.mark.fast_cases(1)
 def test_every_family_goes_through_the_command(name, tmp_path):
     source = "dcd" if name.startswith("dcd") else "torchvision"
     _, variables, arrays = generated(catalogue()[name].config, source)

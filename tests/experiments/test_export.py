@@ -76,6 +76,7 @@ def test_the_exported_file_predicts_what_the_run_predicts(run, exported, picture
         assert float(p) == pytest.approx(odds.max() / odds.sum(), abs=1e-4) and float(p) + float(q) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_unfolded_layers_give_the_same(run, exported, pictures, tmp_path, capsys):
     export.run([str(run), str(tmp_path / "plain.jax"), "--no-fold", "--platforms", "cpu", "--checkpoint", "best"])
     assert "step 0 of" in capsys.readouterr().out

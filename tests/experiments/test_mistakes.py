@@ -378,6 +378,7 @@ def arrays(run):
 
 
 @pytest.mark.parametrize("damage", [cut_short, file_missing, metadata_garbage, metrics_garbage, emptied])
+@pytest.mark.fast_cases(2)
 def test_the_checkpoint_before_a_damaged_one_is_used(whole, copy, capsys, damage):
     damage(copy / "checkpoints" / str(LAST))
     before = content(copy)

@@ -102,6 +102,7 @@ def test_instructions_for_files_by_hand_are_repeated_until_they_are_there(run, t
     assert run("by_hand", "--manual-dir", str(tmp_path / "hand")) == f"by_hand: no pictures.tar in {tmp_path / 'hand'}"
 
 
+@pytest.mark.slow
 def test_without_a_network_it_gives_up_soon(run, monkeypatch):
     import urllib3.util.connection
 
@@ -154,6 +155,7 @@ def test_a_full_disk_is_named(run, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.fast_cases(1)
 def test_what_is_interrupted_is_not_taken_for_prepared(tmp_path, number):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, BUILDERS)))}
     command = [sys.executable, "-m", "experiments.prepare", "endless", "--module", "tfds_builders"]

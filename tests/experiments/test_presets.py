@@ -120,6 +120,7 @@ def others_slow(names):
 
 
 @pytest.mark.parametrize("name", others_slow(KNOWN))
+@pytest.mark.fast_cases(3)
 def test_data_steps_and_sizes_are_those_that_a_preset_states(name):
     images, side, _ = about(name)
     config = PRESETS[name]()
@@ -145,6 +146,7 @@ def test_data_steps_and_sizes_are_those_that_a_preset_states(name):
 
 
 @pytest.mark.parametrize("command", PUBLISHED)
+@pytest.mark.fast_cases(5)
 def test_networks_have_the_published_sizes(command):
     words = command.split()
     config = train.parse(words).config if words[1:] else PRESETS[command]()
@@ -152,6 +154,7 @@ def test_networks_have_the_published_sizes(command):
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in KNOWN])
+@pytest.mark.fast_cases(4)
 def test_the_other_presets_build_too(name):
     config = PRESETS[name]()
     shape = (8, 8, 1) if isinstance(config.data, DigitsConfig) else (*[config.data.image_size] * 2, 3)
@@ -159,6 +162,7 @@ def test_the_other_presets_build_too(name):
 
 
 @pytest.mark.parametrize("name", ["cifar10-mobilenet", "cifar10-resnet"])
+@pytest.mark.fast_cases(1)
 def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
     sizes = [counted(name, PRESETS[name]()).parameters]
     for pointwise, head in (("dcd", "dcd"), ("condconv", "plain"), ("dyconv", "plain")):

@@ -117,6 +117,7 @@ def test_the_rate_of_shift_resnet_falls_at_81_and_122_of_164_epochs(data, name):
     assert (config.optimizer.weight_decay, config.batch_size, config.augment.crop_padding) == (5e-4, 128, 4)
 
 
+@pytest.mark.slow
 def test_a_released_recipe_trains_with_its_ramp_and_its_crops(tmp_path):
     root = tmp_path / "pictures"
     for split, number in (("train", 24), ("val", 4)):

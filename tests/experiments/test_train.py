@@ -70,6 +70,7 @@ def run(folder, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_is_learned_and_its_classes_kept(run):
     about = json.loads((run / "config.json").read_text())
     assert about["classes"] == ["bright", "dark"]

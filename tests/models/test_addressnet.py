@@ -102,6 +102,7 @@ def test_unit_equals_its_definition(channels, features, stride, shortcut, groups
     np.testing.assert_allclose(actual, np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_fused_is_the_plain_network_forward_and_backward(draw):
     fused = AddressNet(5, 8, shortcut="shift")
     plain = fused.clone(form="plain")
@@ -134,6 +135,7 @@ def test_the_channel_shift_as_a_mixer_is_the_one_that_is_fused(shortcut, draw):
         assert np.abs(other - logits[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_window_is_put_together_once_a_stage_where_groups_are_read_one_by_one(draw):
     # Above 96 channels grouped convolutions read slices; below, one product reads the whole window of each unit.
     def windows(units):

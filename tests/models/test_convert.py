@@ -275,7 +275,10 @@ def test_resnet_of_torchvision(short, depth, units):
     assert_same(ResNet(CLASSES, depth, 0.25), "torchvision", x, oracle)
 
 
-@pytest.mark.parametrize(("squeeze", "head"), [(8, "dcd"), (16, "plain"), (None, "dcd")])
+@pytest.mark.parametrize(
+    ("squeeze", "head"),
+    [(8, "dcd"), pytest.param(16, "plain", marks=pytest.mark.slow), pytest.param(None, "dcd", marks=pytest.mark.slow)],
+)
 def test_mobilenet_v2_of_dcd(short, squeeze, head):
     x = images(17)
     pointwise = mobilenet_v2.static_pointwise
@@ -286,7 +289,10 @@ def test_mobilenet_v2_of_dcd(short, squeeze, head):
     assert_same(network, "dcd", x, torch_mobilenet_v2(x, SHORT_TABLE, 48, "dcd", squeeze, head))
 
 
-@pytest.mark.parametrize(("depth", "units", "head"), [(10, (1, 1, 1, 1), "classifier.0"), (50, (2, 1), "classifier.1")])
+@pytest.mark.parametrize(
+    ("depth", "units", "head"),
+    [(10, (1, 1, 1, 1), "classifier.0"), pytest.param(50, (2, 1), "classifier.1", marks=pytest.mark.slow)],
+)
 def test_resnet_of_dcd(short, depth, units, head):
     x = images(33)
     conv = partial(DynamicConv, rule=bottleneck_sizes if depth >= 50 else basic_sizes)

@@ -67,6 +67,7 @@ def started(variables):
 SIZES = {24, 48, 96}  # Channels of a group of the mixers.
 
 
+@pytest.mark.slow
 def test_at_the_start_a_network_is_the_vanilla_one(images, draw):
     make, groups = partial(ShuffleNetV2, classes=5, width=0.5, stem="small"), 2
     network = make(mixer=partial(DynamicShuffle, groups))
@@ -117,6 +118,7 @@ def tiny(draw, static=False):
     return network, {"params": params}, jnp.asarray(images, jnp.float32)
 
 
+@pytest.mark.slow
 def test_freezing_takes_the_permutation_nearest_to_the_mean_over_all_images(draw):
     network, variables, images = tiny(draw)
     frozen = freeze(network, variables, [images[:4], images[4:]])  # Batches of different sizes count by their images.
@@ -174,6 +176,7 @@ def test_freezing_needs_an_image(draw):
         freeze(network, variables, [])
 
 
+@pytest.mark.slow
 def test_a_frozen_network_is_that_of_fixed_permutations(images, draw):
     make, groups = partial(ShuffleNetV2, classes=5, width=0.5, stem="small"), 2
     network = make(mixer=partial(DynamicShuffle, groups, evaluation="soft"))

@@ -108,6 +108,7 @@ def test_a_hardened_permutation_is_the_same_fixed_one(family, network, variables
     )
 
 
+@pytest.mark.fast_cases(1)
 def test_a_hardened_permutation_equals_its_matrix(evaluate, variables, indices, images, permuted):
     assert_same(evaluate(with_indices(variables, indices), images), permuted)
 
@@ -151,6 +152,7 @@ def trained(network, variables, images):
 
 
 @one_family
+@pytest.mark.slow
 def test_the_gradient_reaches_every_parameter(trained):
     gradient, _ = trained
     for path, leaf in jax.tree.leaves_with_path(gradient):

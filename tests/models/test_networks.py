@@ -100,6 +100,7 @@ MIXERS = {  # A factory for a number of groups, and what each mixer sows and kee
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.fast_cases(2)
 def test_every_mixer_fits_every_network_with_half_precision_inside_only(name, recorder):
     network = NETWORKS[name].clone(dtype=jnp.dtype(jnp.bfloat16))
     for make, own in MIXERS.values():
@@ -116,6 +117,7 @@ def test_every_mixer_fits_every_network_with_half_precision_inside_only(name, re
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.fast_cases(2)
 def test_every_1x1_layer_and_head_fits_every_network(name):
     for make in (StaticDynamicShuffle, DynamicConv, CondConv, DYConv):
         others = {"conv": make} if name.startswith("resnet") and make is not StaticDynamicShuffle else {}
@@ -142,6 +144,7 @@ def marked(base, told):
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.fast_cases(2)
 def test_exchangeable_layers_are_told_whether_it_trains(name):
     told: list = []
     parts = {"mixer": Identity, "pointwise": PointwiseConv, "head": Dense, "conv": Conv}
@@ -156,7 +159,9 @@ def test_exchangeable_layers_are_told_whether_it_trains(name):
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n == "resnet, basic" else pytest.mark.slow) for n in NETWORKS]
+)
 def test_one_image_of_odd_size_and_half_precision(name, draw):
     network = NETWORKS[name]
     if name in UNGROUPED:
@@ -197,6 +202,7 @@ class Pooled(nn.Module):
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.fast_cases(2)
 def test_dropout_is_before_the_head_and_in_training_only(name):
     network = NETWORKS[name].clone(head=Pooled, dropout=0.25)
     pooled, variables = traced(network.clone(dropout=0.0))
@@ -236,6 +242,7 @@ def test_dropout_sets_a_share_to_zero_and_scales_the_others():
 @pytest.mark.parametrize(
     ("name", "start"), [("mobilenet_v2", "stage2_1"), ("shift_resnet", "stage1_0"), ("resnet, basic", "stage1_0")]
 )
+@pytest.mark.fast_cases(1)
 def test_groups_are_apart_until_a_mixer_brings_them_together(name, start, draw):
     for mixer, share in ((Identity, 0.5), (partial(ChannelShuffle, 2), 1.0)):
         network = NETWORKS[name].clone(mixer=mixer)
@@ -344,6 +351,7 @@ SIZES = {  # Network, layers, and the sizes of their outputs for images of each 
 
 
 @pytest.mark.parametrize("name", SIZES)
+@pytest.mark.fast_cases(4)
 def test_odd_sizes_and_other_numbers_of_colours(name):
     network, paths, sizes = SIZES[name]
     known: dict = {}

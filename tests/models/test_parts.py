@@ -200,6 +200,7 @@ def test_a_line_in_the_table_makes_options_and_their_help_of_the_fields(butterfl
     assert load_part(spec(with_options("mixer", butterfly.Butterfly, {"levels": 3})))() == butterfly.Butterfly(3)
 
 
+@pytest.mark.slow
 def test_the_commands_take_parts_from_outside(butterfly, tmp_path, capsys):
     """Trained, resumed, evaluated, exported, read again and drawn, by text and by class."""
     from experiments import evaluate, export, predict, reach

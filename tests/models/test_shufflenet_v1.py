@@ -74,6 +74,7 @@ def test_unit_equals_the_paper_s(stride, group_first, draw, native_layer):
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("groups", CHANNELS)
+@pytest.mark.fast_cases(6)
 def test_every_network_of_the_table_has_its_channels_and_sizes(groups, width):
     network = ShuffleNetV1(1000, groups, width)
     if (groups, width) in INDIVISIBLE:

@@ -97,6 +97,7 @@ def assert_near(actual, expected, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
+@pytest.mark.fast_cases(2)
 def test_starts_as_the_fixed_shuffle_exactly_in_training_and_evaluation(groups):
     module = DynamicShuffle(groups)
 

@@ -88,6 +88,7 @@ def oracle(layer, params, x):
 
 @pytest.mark.parametrize("make", LAYERS)
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(6)
 def test_both_forms_equal_the_equation_and_each_other_with_gradients(name, make):
     shape, options = CASES[name]
     layer, x = make(**options), images(shape)
@@ -340,6 +341,7 @@ def test_the_compiled_gradient_reduces_over_devices_and_never_gathers_the_batch(
 
 
 @pytest.mark.parametrize(("make", "kernels"), [(CondConv, 8), (DYConv, 4)])
+@pytest.mark.fast_cases(1)
 def test_takes_the_place_of_every_pointwise_layer_of_a_network(make, kernels):
     static, dynamic = MobileNetV2(10, width=0.35), MobileNetV2(10, width=0.35, pointwise=make)
     counts = [count(network, (33, 33, 3)) for network in (static, dynamic)]

@@ -57,6 +57,7 @@ LAYERS = {  # With how many parameters for 8 channels.
 
 
 @pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.fast_cases(9)
 def test_op_by_op_is_compiled_and_one_image_is_a_batch(name, draw):
     layer, _ = LAYERS[name]
     variables = draw(layer, X.shape[1:])

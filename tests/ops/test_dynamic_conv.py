@@ -128,6 +128,7 @@ LAYERS = {  # g, B, E, window, c, o, stride
 
 
 @pytest.mark.parametrize("shape", LAYERS.values(), ids=LAYERS)
+@pytest.mark.fast_cases(3)
 def test_kernels_do_what_adding_features_does_in_value_and_gradient(shape):
     groups, blocks, copies, window, c, o, stride = shape
     parts = jax.tree.map(jnp.asarray, layer(groups, blocks, copies, window, c, o))

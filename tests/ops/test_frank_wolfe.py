@@ -53,6 +53,7 @@ def test_one_step_is_the_best_point_towards_the_vertex_of_the_linear_assignment(
     np.testing.assert_allclose(found, least, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_ends_as_low_as_scipys():
     pair, starts = problem(2, 12, 8)
     ours = np.asarray(qap.value(assign(descend(starts, pair, 30)), pair))
@@ -85,6 +86,7 @@ def test_the_smallest_problems_and_nothing_to_gain(size):
     assert bool(jnp.isfinite(flat).all())
 
 
+@pytest.mark.slow
 def test_half_precision_batches_and_what_is_refused():
     pair, starts = problem(5, 5, 4)
     half = jax.eval_shape(lambda starts: frank_wolfe(starts, pair, 3), starts.astype(jnp.bfloat16).reshape(2, 2, 5, 5))

@@ -53,6 +53,7 @@ def with_gradients(op, *arrays):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(3)
 def test_features_and_kernels_are_the_definition_with_all_gradients(name):
     case = CASES[name]
     ops = [partial(op, **options_of(case)) for op in (kernel_attention.mix_features, with_kernels, one_by_one)]

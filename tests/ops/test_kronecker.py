@@ -103,6 +103,7 @@ EVERYWHERE = [("on CPU", name) for name in CASES] + [("elsewhere", name) for nam
 
 
 @pytest.mark.parametrize(("form", "name"), EVERYWHERE, indirect=["form"])
+@pytest.mark.fast_cases(6)
 def test_mix_equals_its_matrix_and_its_gradients_those_of_a_dense_einsum(form, name):
     x, outer, inner, cotangent, groups = draw(name)
 

@@ -134,6 +134,7 @@ def test_a_penalty_and_not_scale_makes_it_hard():
 
 
 @pytest.mark.parametrize("op", [orthogonal.rotation, partial(orthogonal.orthostochastic, temperature=0.5)])
+@pytest.mark.fast_cases(1)
 def test_batches_eagerly_under_jit_and_vmap_and_in_half_precision(op):
     parameters = draw(9, 2, 3, 4, 4)
     expected = np.asarray(op(jnp.asarray(parameters)))

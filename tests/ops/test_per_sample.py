@@ -54,6 +54,7 @@ def with_gradients(op, *arrays):
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(4)
 def test_equals_a_loop_over_images_with_and_without_a_bias_for_each_in_value_and_gradients(name):
     x_shape, kernel_shape, options = shapes_of(CASES[name])
     n, kh, kw, _, features = kernel_shape

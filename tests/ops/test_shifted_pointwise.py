@@ -102,6 +102,7 @@ CASES = {  # shape of x, outputs, groups, rotation, offsets
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(4)
 def test_both_forms_are_the_definition_and_so_are_their_gradients(name):
     assert_is_the_definition(*CASES[name])
 

@@ -58,6 +58,7 @@ CASES = {  # shape of x, outputs, groups, rotation, offsets
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.fast_cases(2)
 def test_value_and_gradients_are_the_definition(name):
     shape, outputs, *options = CASES[name]
     arrays = integers(shape, outputs, options[0])

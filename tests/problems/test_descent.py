@@ -64,6 +64,7 @@ def normalized(matrix):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.fast_cases(4)
 def test_every_relaxation_comes_to_the_nearest_permutation(kind):
     found = toward_target(kind, DescentConfig(steps=300, records=3))
     assert found.matrix.shape == (STARTS, 4, 4) and found.objective.shape == found.penalty.shape == (STARTS, 3)
@@ -81,6 +82,7 @@ SMALLEST = [*((kind, 1) for kind in KINDS if kind not in ("softmax", "gumbel")),
 
 
 @pytest.mark.parametrize(("kind", "size"), SMALLEST)  # softmax is half of sinkhorn, gumbel sinkhorn with noise
+@pytest.mark.fast_cases(3)
 def test_one_and_two_points_and_no_edges_give_no_nan(kind, size):
     config = DescentConfig(relaxation=kind, steps=20, records=2)
     found = descend(mismatch, (jnp.zeros((size, size)),) * 2, size, jax.random.key(1), 2, config, scale=0.0)

@@ -35,6 +35,7 @@ def optimum(instance):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.fast_cases(2)
 def test_every_way_of_searching_finds_the_optimum_of_a_small_problem(config):
     instance = instance_of(0, 6)
     least = optimum(instance)
@@ -107,6 +108,7 @@ def test_the_pair_is_scaled_by_powers_of_two_alone():
 
 
 @pytest.mark.parametrize(("size", "config"), [(1, "default"), (2, "exchange")])
+@pytest.mark.fast_cases(1)
 def test_the_smallest_problems_and_nothing_to_gain(size, config):
     for instance in (instance_of(4, size), instance_of(4, size, scale=0.0)):
         found = solve(instance, config=CONFIGS[config], rounds=1)

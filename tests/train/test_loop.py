@@ -91,6 +91,7 @@ def test_a_run_leaves_what_it_promises(whole):
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "8"])
+@pytest.mark.slow
 def test_a_run_is_hardened_alike_for_all_who_use_it(whole, checkpoint):
     """Index vectors, and statistics estimated anew for them, of the run, its evaluation, predictions and exports."""
     path, _ = whole
@@ -131,6 +132,7 @@ def test_stopped_and_resumed_equals_never_stopped_bit_for_bit(whole, tmp_path, m
     ]
 
 
+@pytest.mark.slow
 def test_resuming_from_an_older_checkpoint_rewrites_what_came_after(whole, tmp_path):
     import shutil
 
@@ -179,6 +181,7 @@ def test_numbers_that_do_not_fit_the_devices_are_refused(tmp_path):
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
+@pytest.mark.slow
 def test_a_network_without_batch_norms_and_with_collections_of_its_own_trains_resumes_and_is_found_again(
     tmp_path, networks, monkeypatch
 ):

@@ -92,6 +92,7 @@ def test_the_probe_tells_of_an_even_sample_what_the_network_itself_does(mixer, d
         np.testing.assert_allclose(numbers[layer]["invalid"], np.mean(~valid), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_tells_of_its_dynamic_layers_and_keeps_their_permutations(whole):
     path, outcome = whole
     dynamic = [record for record in told(path) if record["kind"] == "dynamic"]
@@ -159,6 +160,7 @@ def test_stopped_before_factors_are_binarized_and_resumed_equals_never_stopped_b
         jax.tree.map(np.testing.assert_array_equal, load_arrays(path / "dynamic" / file.name), load_arrays(file))
 
 
+@pytest.mark.slow
 def test_evaluate_compares_the_forms_of_dynamic_layers_and_gives_its_verdict(whole, tmp_path, capsys):
     path, outcome = whole
     capsys.readouterr()

@@ -225,6 +225,7 @@ def test_augmentation_is_told_the_epochs_that_are_done(one_device, monkeypatch):
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_parameters_statistics_and_metrics_in_float32(one_device, network):
     step, state = make(one_device, network.clone(dtype=jnp.bfloat16))
     state, metrics = step(state, make_batch(one_device))

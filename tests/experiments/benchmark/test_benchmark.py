@@ -111,6 +111,7 @@ def networks():
         return cases.networks(WORK)
 
 
+@pytest.mark.slow
 def test_networks_are_what_their_labels_say(networks):
     structures = {label: str(jax.tree.structure(variables)) for label, (_, variables) in networks.items()}
     assert {label for label, text in structures.items() if "relaxed_permutation" in text} == {cases.RELAXED}
@@ -127,6 +128,7 @@ def test_networks_are_what_their_labels_say(networks):
         pytest.param((cases.FIXED, cases.NONE, cases.DYNAMIC, cases.STATIC_DYNAMIC), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_each_network_is_trained_from_a_state_of_its_own(networks, monkeypatch, labels):
     monkeypatch.setattr(cases, "networks", lambda work: {label: networks[label] for label in labels})
     steps = cases.training(WORK)
@@ -258,6 +260,7 @@ def test_memory_is_shown_for_one_image_a_batch_and_each_image_more():
     assert rows == [["a", "1", "9", "1", "1.00"], ["b", "1", "18", "2.12", "2.00"]]
 
 
+@pytest.mark.slow
 def test_forms_of_a_dynamic_convolution_are_measured_on_the_same_layer():
     shape = convolutions.Shape(8, 12, 3, 2, 5, basic_sizes)
     results = {name: case() for name, case in convolutions.layer(WORK, shape).items()}
@@ -287,6 +290,7 @@ def kinds():
         return convolutions._made(WORK, RESNET)
 
 
+@pytest.mark.slow
 def test_networks_with_each_kind_of_convolution_infer_and_say_their_memory(kinds, monkeypatch):
     monkeypatch.setattr(convolutions, "_made", lambda work, config: kinds)
     logits = {name: case() for name, case in convolutions.inference(WORK, RESNET).items()}
@@ -298,6 +302,7 @@ def test_networks_with_each_kind_of_convolution_infer_and_say_their_memory(kinds
 
 
 @pytest.mark.parametrize("index", [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (0, 2, 3))])
+@pytest.mark.slow
 def test_networks_with_each_kind_of_convolution_train(kinds, monkeypatch, index):
     monkeypatch.setattr(convolutions, "_made", lambda work, config: kinds[index : index + 1])
     (step,) = convolutions.training(WORK, RESNET).values()

@@ -48,6 +48,7 @@ def test_a_feed_is_begun_warmed_timed_and_ended_in_each_of_its_turns(monkeypatch
     assert events == [*"aaa", "end", *"bbb", "end"] * pipelines.MOST_ROUNDS
 
 
+@pytest.mark.slow
 def test_the_step_is_measured_alone_and_behind_every_pipeline(monkeypatch):
     pytest.importorskip("grain")
     monkeypatch.setattr(pipelines, "shufflenet", lambda work, mixer: Linear())

@@ -85,6 +85,7 @@ def test_the_bytes_of_a_program_are_those_that_it_reads_and_writes():
     assert shifts.accessed(Told({})) is None
 
 
+@pytest.mark.slow
 def test_networks_share_the_weights_of_the_one_that_mixes_nothing(networks):
     shared = flatten_dict(networks[IDENTITY][1])
     own = {}
@@ -161,6 +162,7 @@ def test_only_what_is_not_folded_into_a_convolution_must_move(programs):
 
 
 @pytest.mark.parametrize("table", [shifts.shifts, shifts.steps])
+@pytest.mark.slow
 def test_operations_are_linear_in_each_argument_and_their_gradients_are_the_adjoints(table):
     forward, both = (table(Workload(2, 8), 144, backward) for backward in (False, True))
     assert list(forward) == list(both)

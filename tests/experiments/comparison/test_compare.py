@@ -194,6 +194,7 @@ def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, m
 
 
 @pytest.mark.parametrize("late", [False, True])
+@pytest.mark.slow
 def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_path, monkeypatch, capsys, late):
     path, short = tmp_path / "stopped", tmp_path / "two.toml"
     lines = FILE.replace("seeds = [3, 4]", "seeds = [3]").splitlines(keepends=True)

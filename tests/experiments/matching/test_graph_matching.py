@@ -49,6 +49,7 @@ def qaplib(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_assignments_are_solved_and_compared_in_the_same_table(qaplib, tmp_path, capsys):
     out = tmp_path / "out"
     graph_matching.run(["--qaplib", str(qaplib), "--methods", "solver", "faq", "faq+2opt", "--out", str(out), *FAST])
@@ -66,6 +67,7 @@ def test_assignments_are_solved_and_compared_in_the_same_table(qaplib, tmp_path,
     assert solver == ["solver", "2", "2", "0.000", "0.000"]
 
 
+@pytest.mark.slow
 def test_relaxations_on_assignments_have_a_gap_which_exchanges_lower(qaplib, capsys):
     arguments = ["--qaplib", str(qaplib / "one.dat"), "--methods", "clamp+l1_minus_l2", *FAST, *SHORT]
     found = rows(capsys, *arguments)
