@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -75,6 +76,8 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     for name in ("absl", "asyncio", "jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR if TRACEBACK in sys.argv else logging.CRITICAL)
+    if TRACEBACK not in sys.argv:  # of a save that was being started when the disk was full
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
 
 
 def _only_named(before: Callable[[Any], object], failure: Any) -> None:
