@@ -164,6 +164,7 @@ def test_no_variable_is_left_but_kernels_and_a_bias_for_each_norm(case):
     norms = {path[:-1] for path in flatten_dict(variables["batch_stats"])}
     assert set(folded.folded) | set(folded.kept) == {"/".join(norm) for norm in norms}
     assert set(folded.kept) == kept and not set(folded.folded) & kept
+    assert set(folded.kept.values()) <= {"the layer around it keeps it"}
 
     def stays(path):
         collection, *module, name = path
