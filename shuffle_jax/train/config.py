@@ -142,6 +142,11 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
+BEFORE: dict[str, dict[str, Any]] = {}
+"""Of each configuration the values, as JSON has them, of fields that earlier runs did not have and whose default is
+not what they did; :func:`from_json` gives them these."""
+
+
 def to_json(config: Any) -> Any:
     """A configuration as plain dictionaries, lists and strings, the type of each dataclass under "type"."""
     if dataclasses.is_dataclass(config):
@@ -153,9 +158,10 @@ def to_json(config: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """The inverse of :func:`to_json`, of this or an earlier version: a field that it did not have takes its default.
+    """The inverse of :func:`to_json`, of this or an earlier version.
 
-    So a field that is added must have as its default what was done before there was the field.
+    A field that it did not have takes its value in :data:`BEFORE`, else its default, which then must be what was done
+    before there was the field.
 
     Args:
         kind: the expected type: a dataclass, a union of dataclasses, or the type of a field.
@@ -171,7 +177,7 @@ def from_json(kind: Any, value: Any) -> Any:
         kind = options[value["type"]]
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         given = upgraded(value) if kind is NetworkConfig else value
-        given = {name: item for name, item in given.items() if name != "type"}
+        given = BEFORE.get(kind.__name__, {}) | {name: item for name, item in given.items() if name != "type"}
         hints = typing.get_type_hints(kind)
         needed = {f.name for f in dataclasses.fields(kind) if _has_no_default(f)}
         if odd := sorted((set(given) - set(hints)) | (needed - set(given))):
