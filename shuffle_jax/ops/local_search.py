@@ -173,7 +173,8 @@ def exchange(table: Table, u: Int[Array, ""], v: Int[Array, ""], pair: qap.Pair)
     q = jnp.where(index == pu, v, jnp.where(index == pv, u, q))
     c_rows, c_columns = b[p[both]][:, p], b.T[p[both]][:, p]
     # sum_k A_ku C_ks is a product with B in the order of B: then all searches of a batch share one matrix.
-    g = (a_columns[:, q] @ b + a_rows[:, q] @ b.T)[:, p] + c_columns @ a + c_rows @ a.T
+    with_b = qap.product(a_columns[:, q], b) + qap.product(a_rows[:, q], b.T)
+    g = with_b[:, p] + qap.product(c_columns, a) + qap.product(c_rows, a.T)
     ends = (a_columns * c_columns + a_rows * c_rows).sum(1)
     diagonal = jnp.where(at_u, ends[0], jnp.where(at_v, ends[1], diagonal))
     own, other = jnp.diagonal(a), jnp.diagonal(b)[p]

@@ -23,10 +23,10 @@ def halve(x: Images) -> Float[Array, "n oh ow c"]:
     ``y[n, i, j, c] = sum_ab x[n, 2 i + a - 1, 2 j + b - 1, c] / 9``
 
     Args:
-        x: ``(n, h, w, c)``.
+        x: ``(n, h, w, c)``; half precision is added in float32 and rounded once.
 
     Returns:
-        ``(n, ceil(h / 2), ceil(w / 2), c)``.
+        ``(n, ceil(h / 2), ceil(w / 2), c)``, in the type of x.
 
     >>> import jax.numpy as jnp
     >>> halve(jnp.ones((1, 3, 3, 1))).ravel().round(3).tolist()
@@ -34,8 +34,9 @@ def halve(x: Images) -> Float[Array, "n oh ow c"]:
 
     Source: Zhang et al., ShuffleNet, 2017, figure 2.
     """
-    zero = np.zeros((), x.dtype)  # A constant, by which JAX knows the reduction for a sum and has its gradient.
-    return lax.reduce_window(x, zero, lax.add, SIZE, STRIDE, PADS) / 9
+    wide = at_least_float32(x)
+    zero = np.zeros((), wide.dtype)  # A constant, by which JAX knows the reduction for a sum and has its gradient.
+    return (lax.reduce_window(wide, zero, lax.add, SIZE, STRIDE, PADS) / 9).astype(x.dtype)
 
 
 def largest(x: Images) -> Float[Array, "n oh ow c"]:

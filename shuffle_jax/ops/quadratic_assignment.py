@@ -39,7 +39,7 @@ def matching_objective(matrix: Matrix, pair: Pair) -> Float[Array, "*batch"]:
     """
     a, b = checked(pair, matrix.shape[-1])
     matrix = at_least_float32(matrix)
-    return jnp.square(_product(a, matrix) - _product(matrix, b)).sum((-2, -1))
+    return jnp.square(product(a, matrix) - product(matrix, b)).sum((-2, -1))
 
 
 def assignment_objective(matrix: Matrix, pair: Pair) -> Float[Array, "*batch"]:
@@ -66,7 +66,7 @@ def assignment_objective(matrix: Matrix, pair: Pair) -> Float[Array, "*batch"]:
     """
     a, b = checked(pair, matrix.shape[-1])
     matrix = at_least_float32(matrix)
-    return _inner(a, _product(_product(matrix, b), jnp.swapaxes(matrix, -1, -2)))
+    return _inner(a, product(product(matrix, b), jnp.swapaxes(matrix, -1, -2)))
 
 
 def assignment_slope(matrix: Matrix, pair: Pair) -> Matrix:
@@ -79,7 +79,7 @@ def assignment_slope(matrix: Matrix, pair: Pair) -> Matrix:
     a, b = checked(pair, matrix.shape[-1])
     matrix = at_least_float32(matrix)
     at, bt = jnp.swapaxes(a, -1, -2), jnp.swapaxes(b, -1, -2)
-    return _product(_product(a, matrix), bt) + _product(_product(at, matrix), b)
+    return product(product(a, matrix), bt) + product(product(at, matrix), b)
 
 
 def value(permutation: Permutation, pair: Pair) -> Float[Array, "*batch"]:
@@ -163,7 +163,7 @@ def exchange_deltas(permutation: Permutation, pair: Pair) -> Matrix:
     a, b = checked(pair, permutation.shape[-1], batched=False)
     c = moved(b, permutation)
     at, ct = a.T, jnp.swapaxes(c, -1, -2)
-    g = _product(at, c) + _product(a, ct)
+    g = product(at, c) + product(a, ct)
     diagonal = jnp.diagonal(g, axis1=-2, axis2=-1)
     own, other = jnp.diagonal(a), jnp.diagonal(c, axis1=-2, axis2=-1)
     a, at, row, column = (jnp.broadcast_to(m, c.shape) for m in (a, at, own[:, None], own[None, :]))
@@ -195,7 +195,8 @@ def _inner(a: Matrix, c: Matrix) -> Float[Array, "*batch"]:
     return (jnp.broadcast_to(a, c.shape) * c).sum((-2, -1))
 
 
-def _product(left: Array, right: Array) -> Array:
+def product(left: Array, right: Array) -> Array:
+    """A product whose entries are compared and counted: accelerators would round its factors to 8 or 11 bits."""
     return jnp.matmul(left, right, precision="highest")
 
 

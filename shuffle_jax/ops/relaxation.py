@@ -107,8 +107,10 @@ def gumbel_sinkhorn(
     """Random, nearly doubly stochastic matrices: Sinkhorn's iteration on logits with Gumbel noise.
 
     ``M = sinkhorn(L + noise G, T)``, the entries of G independent with the distribution ``-log(-log(U))``. As
-    ``T -> 0`` the limit is the permutation of ``assignment(L + noise G)``: a random one, likelier the larger its sum of
-    logits. The gradient goes through the noise, not to it. Cost as :func:`sinkhorn`.
+    ``T -> 0`` the limit is the permutation of ``assignment(L + noise G)``: a random one. A larger ``L_ij`` makes every
+    permutation with ``p[i] = j`` likelier. But from three rows on the permutations are not in the order of their sums
+    of logits, as those drawn in proportion to ``exp(sum)`` would be: one that shares entries with others shares their
+    noise, and wins less often. The gradient goes through the noise, not to it. Cost as :func:`sinkhorn`.
 
     Args:
         logits: ``(..., c, c)`` real matrices; each of a batch gets its own noise. Under ``vmap`` split the key.

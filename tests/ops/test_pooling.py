@@ -25,6 +25,13 @@ def test_it_is_the_mean_of_nine_with_zeros_outside_and_has_a_gradient_under_jit(
     np.testing.assert_allclose(np.vdot(actual, y), np.vdot(x, pull(y)[0]), rtol=1e-4)
 
 
+def test_the_mean_in_half_precision_is_rounded_once():
+    x = np.random.default_rng(0).uniform(0.5, 1, (1, 7, 7, 2)).astype(jnp.bfloat16)
+    half, whole = jax.jit(lambda x: (halve(x), halve(x.astype(jnp.float32))))(x)
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(half, whole.astype(jnp.bfloat16))
+
+
 def largest_oracle(x, cotangent):
     """Each window's largest value, and the gradient by the first that is it, window by window."""
     y, gradient = np.zeros(cotangent.shape, x.dtype), np.zeros(x.shape, cotangent.dtype)

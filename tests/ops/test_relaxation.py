@@ -264,6 +264,22 @@ def test_gumbel_sinkhorn_is_sinkhorn_of_noisy_logits_and_its_limit_their_assignm
     assert np.abs(hard - gumbel_sinkhorn(scores, 5e-3, iterations=2000, key=jax.random.key(1))).max() > 0.9
 
 
+def test_the_limit_of_gumbel_sinkhorn_is_not_drawn_in_the_order_of_the_sums_of_logits():
+    """Of three permutations with the sums 0, 0.05 and 0 the second, which shares an entry with each, is the rarest.
+
+    A larger entry makes what holds it likelier all the same.
+    """
+    choices = np.array([[1, 0, 2], [0, 1, 2], [0, 2, 1]])
+    noise = np.asarray(jax.random.gumbel(jax.random.key(0), (100_000, 3, 3)))
+    sums = noise[:, np.arange(3), choices].sum(-1)
+
+    def frequencies(*sums_of_logits):
+        return np.bincount((sums + np.array(sums_of_logits)).argmax(1), minlength=3) / len(sums)
+
+    np.testing.assert_allclose(frequencies(0, 0.05, 0), [0.350, 0.299, 0.351], atol=0.006)
+    np.testing.assert_array_less(frequencies(0, 0.05, 0)[[0, 1]], frequencies(1, 1.05, 0)[[0, 1]])  # both hold [2, 2]
+
+
 def test_gumbel_sinkhorn_in_half_precision_and_its_gradient_through_the_noise():
     scores, key = logits(13, 5, 5), jax.random.key(2)
     rounded = scores.astype(jnp.bfloat16)
