@@ -5,7 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from functools import partial
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shuffle_jax.constraint import keep_bistochastic
+from shuffle_jax.constraint import RELAXED, keep_bistochastic
 from shuffle_jax.ops import relaxation
 
 
@@ -90,7 +92,7 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_step_is_the_normalisation_of_the_optimisers_own(name):
-    free, kept = OPTIMIZERS[name](), OPTIMIZERS[name](keep_bistochastic())
+    free, kept = OPTIMIZERS[name](), OPTIMIZERS[name](keep_bistochastic(every=True))
     params, state, free_state = TREE, kept.init(TREE), free.init(TREE)
     update, free_update = jax.jit(kept.update), jax.jit(free.update)
     for seed in range(3):
@@ -104,7 +106,7 @@ def test_every_step_is_the_normalisation_of_the_optimisers_own(name):
 
 
 def test_along_takes_the_tangent_part_of_the_optimisers_step():
-    free, kept = optax.adam(0.1), optax.chain(optax.adam(0.1), keep_bistochastic(along=True))
+    free, kept = optax.adam(0.1), optax.chain(optax.adam(0.1), keep_bistochastic(along=True, every=True))
     params, state, free_state = TREE, kept.init(TREE), free.init(TREE)
     update = jax.jit(kept.update)
     for seed in range(3):
@@ -234,7 +236,7 @@ def test_half_precision_is_normalised_in_float32():
 
 
 def test_what_is_not_square_is_named():
-    link = keep_bistochastic()
+    link = keep_bistochastic(every=True)
     for leaf, name, shape in [
         ({"conv": ({"kernel": jnp.ones((3, 5))},)}, "conv/0/kernel", r"\(3, 5\)"),
         ({"bias": jnp.ones(5)}, "bias", r"\(5,\)"),
@@ -245,8 +247,34 @@ def test_what_is_not_square_is_named():
             link.update(leaf, link.init(leaf), leaf)
 
 
-def test_the_parameters_are_needed():
+SQUARE = {"kernel": 1.0 + jnp.eye(5).reshape(1, 1, 5, 5)}
+"""A 1x1 convolution with as many channels out as in, which has the shape of a relaxed permutation."""
+
+
+class Held(NamedTuple):
+    relaxed_permutation: jax.Array
+
+
+@pytest.mark.parametrize("mixer", [{RELAXED: ONE}, Held(ONE), {RELAXED: nn.Partitioned(ONE, (None, None))}])
+def test_of_a_network_relaxed_permutations_alone_are_constrained_and_no_square_kernel(mixer):
+    params = {"dense": {"kernel": 2 * ONE}, "conv": SQUARE, "mixer": mixer}
+    link, slope = optax.chain(optax.sgd(0.1), keep_bistochastic()), gradient(params, 0)
+    moved = optax.apply_updates(params, link.update(slope, link.init(params), params)[0])
+    free = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope)
+    assert_normalized(moved.pop("mixer"), free.pop("mixer"))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), moved, free)
+
+
+def test_a_tree_without_relaxed_permutations_is_constrained_on_request_alone():
     link = keep_bistochastic()
+    for params, name in (({"conv": SQUARE}, "conv/kernel"), ({"left": [ONE]}, "left/0")):
+        with pytest.raises(ValueError, match=rf"^no leaf is named {RELAXED} .*got {name}: .*every=True"):
+            link.update(params, link.init(params), params)
+    assert_normalized(*(optax.apply_updates([ONE], u) for u in (link.update([ONE], None, [ONE])[0], [ONE])))
+
+
+def test_the_parameters_are_needed():
+    link = keep_bistochastic(every=True)
     with pytest.raises(ValueError, match=r"pass them to optimizer.update\(..., params\)"):
         link.update(TREE, link.init(TREE))
 

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.typing import Array, Float
+from shuffle_jax.constraint import RELAXED as RELAXED
+from shuffle_jax.constraint import names
+from shuffle_jax.typing import Array, Float, PyTree
 
 PENALTIES = "penalties"
 """The collection into which modules sow scalars for the loss."""
@@ -22,9 +24,6 @@ DIAGNOSTICS = "diagnostics"
 
 FACTORS = "factors"
 """The collection into which they sow the factors themselves, on request."""
-
-RELAXED = "relaxed_permutation"
-"""The name of every parameter that is a relaxed permutation; the optimiser keeps those leaves bistochastic."""
 
 STATIC = "static_logits"
 """The name of parameters from which static factors are made; freezing turns them into index vectors."""
