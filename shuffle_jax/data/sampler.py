@@ -8,13 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from shuffle_jax.streams import WORD, pair, threefry
 from shuffle_jax.typing import Float, Int
-
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-_WORD = 0xFFFFFFFF
-
-_Words = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,12 +66,12 @@ class Sampler:
 def epoch_order(seed: int, epoch: int, examples: int) -> Int[np.ndarray, "n"]:
     """The order in which an epoch visits the images.
 
-    These are the numbers of ``jax.random.permutation(jax.random.fold_in(jax.random.key(seed), epoch), examples)``:
-    the threefry generator counts out 32 bits for every image, by which they are sorted, as often as makes a tie
-    improbable.
+    These are the numbers of ``jax.random.permutation(jax.random.fold_in(key, epoch), examples)``: the threefry
+    generator counts out 32 bits for every image, by which they are sorted, as often as makes a tie improbable.
 
     Args:
-        seed: any integer; its last 32 bits count, as they do in JAX.
+        seed: an integer below 2**64, whose two words are the key, as :func:`shuffle_jax.streams.stream_seed` gives it;
+            of one below 2**32 that is ``jax.random.key(seed)``. Of a negative one the last 32 bits count.
         epoch: in [0, 2**32).
         examples: at least 1, below 2**31.
 
@@ -85,38 +80,19 @@ def epoch_order(seed: int, epoch: int, examples: int) -> Int[np.ndarray, "n"]:
 
     Source: J. K. Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011.
     """
-    key = _threefry(_pair(0, seed), _pair(0, epoch))
+    key = threefry(pair(max(seed, 0) >> 32, seed), pair(0, epoch))
     order = np.arange(examples, dtype=np.int32)
     places = np.arange(examples, dtype=np.uint64)
-    for _ in range(math.ceil(3 * math.log(examples) / math.log(_WORD))):
+    for _ in range(math.ceil(3 * math.log(examples) / math.log(WORD))):
         zeros = np.zeros(2, np.uint32)
-        first, second = _threefry(key, (zeros, np.arange(2, dtype=np.uint32)))
+        first, second = threefry(key, (zeros, np.arange(2, dtype=np.uint32)))
         key, subkey = (first[:1], second[:1]), (first[1:], second[1:])
-        high, low = _threefry(subkey, (np.zeros(examples, np.uint32), places.astype(np.uint32)))
+        high, low = threefry(subkey, (np.zeros(examples, np.uint32), places.astype(np.uint32)))
         # With the place below the bits no two keys are equal, and any sort does what a stable one would: NumPy's
         # fastest takes a third of the time of its stable one.
         keys = ((high ^ low).astype(np.uint64) << np.uint64(32)) | places
         keys.sort()
-        order = order[keys & np.uint64(_WORD)]
+        order = order[keys & np.uint64(WORD)]
     order.setflags(write=False)
     return order
 
-
-def _pair(high: int, low: int) -> tuple[_Words, _Words]:
-    return np.array([high & _WORD], np.uint32), np.array([low & _WORD], np.uint32)
-
-
-def _threefry(key: tuple[_Words, _Words], count: tuple[_Words, _Words]) -> tuple[_Words, _Words]:
-    """Threefry 2x32 in 20 rounds, on arrays of 32-bit words that wrap around."""
-    keys = (*key, key[0] ^ key[1] ^ np.uint32(_PARITY))
-    first, second = count[0] + keys[0], count[1] + keys[1]
-    for number in range(5):
-        for rotation in _ROTATIONS[number % 2]:
-            first += second
-            above = second << np.uint32(rotation)
-            second >>= np.uint32(32 - rotation)
-            second |= above
-            second ^= first
-        first += keys[(number + 1) % 3]
-        second += keys[(number + 2) % 3] + np.uint32(number + 1)
-    return first, second

@@ -16,14 +16,16 @@ from shuffle_jax.analysis.probe import Probe
 from shuffle_jax.data import Batches, Dataset, Preprocessing, load
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import dynamic_layers
+from shuffle_jax.deploy.recalibrate import Recalibration
 from shuffle_jax.distributed import same
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh, first_devices, replicate, replicated
 from shuffle_jax.train.checkpoint import Checkpoints, check_name
-from shuffle_jax.train.config import TrainConfig, read_config, with_network
+from shuffle_jax.train.config import TrainConfig, data_seed, read_config, with_network
+from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.optimizer import make_optimizer
-from shuffle_jax.train.state import TrainState, init_state
+from shuffle_jax.train.state import TrainState, first_state, init_state
 from shuffle_jax.train.step import EvalStep, MeanStd, TrainStep, evaluate, make_eval_step, make_train_step
 from shuffle_jax.typing import PyTree
 
@@ -100,6 +102,23 @@ class Experiment:
         on_devices = replicate(jax.device_get(variables), self.mesh)
         return evaluate(self.eval_step, on_devices, self.batches.test())
 
+    def settled(self, state: TrainState) -> TrainState:
+        """The state as it may be looked at: the batch statistics of its moving average, if it has one, estimated anew.
+
+        Those that the steps leave are of the parameters themselves, with which the average ends at chance. They come
+        from the same few batches every time, so that they are a function of the average alone.
+        """
+        if state.average is None or "batch_stats" not in state.collections:
+            return state
+        batches = statistics_batches(self.config)
+        images = training_images(self.config, self.dataset, self.preprocessing, batches, self.mesh)
+        found = self._recalibration(state.variables(), images)["batch_stats"]
+        return state.replace(average_stats=replicate(found, self.mesh))
+
+    @cached_property
+    def _recalibration(self) -> Recalibration:
+        return Recalibration(self.network, replicated(self.mesh))
+
     @cached_property
     def probe(self) -> Probe | None:
         """Looks at the dynamic layers on a sample of the test images; None for a network without any."""
@@ -144,7 +163,7 @@ def prepare(
             f"batch_size must be a multiple of {config.accumulate * mesh.size}, for {config.accumulate} parts on each "
             f"of {mesh.size} devices, got {config.batch_size}: change it, or lower --devices"
         )
-    batches = make_batches(dataset, config.batch_size, mesh, config.seed, input or InputConfig(), config.augment)
+    batches = make_batches(dataset, config.batch_size, mesh, data_seed(config), input or InputConfig(), config.augment)
     built = build_network(config.network, dataset.image_shape, len(dataset.classes))
     kept = run.preprocessing() if run is not None and run.keeps_preprocessing() else None
     return Experiment(config, batches.dataset, mesh, batches, built, kept)
@@ -168,6 +187,8 @@ def restore(
     check_name(checkpoint)
     experiment = prepare(read_config(run), devices, run=run)
     state = read_state(run, checkpoint, experiment.state_shapes())
+    if state.lacks_stats:
+        state = experiment.settled(state)
     return experiment, state.variables(), int(state.step)
 
 
@@ -208,4 +229,8 @@ def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
     optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # all schedules keep the same state
-    return init_state(key, network, images, optimizer, average=config.average_decay > 0)
+    average = config.average_decay > 0
+    if config.separate_streams:
+        return init_state(key, network, images, optimizer, average)
+    start_key, key = jax.random.split(key)
+    return first_state(key, network.init(start_key, images, train=False), optimizer, average)

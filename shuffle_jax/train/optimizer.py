@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from shuffle_jax.constraint import keep_bistochastic
-from shuffle_jax.nn.collections import RELAXED
+from shuffle_jax.constraint import RELAXED, is_relaxed, keep_bistochastic, parameter_name
+from shuffle_jax.nn.collections import STATIC
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
-from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig
-from shuffle_jax.typing import Matrix, PyTree
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
+from shuffle_jax.typing import Array, Int, Matrix, PyTree
 
 
 def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -60,6 +59,27 @@ def progress(steps: int) -> optax.Schedule:
     return _in_float(lambda step: (step + 1) / steps)
 
 
+def moving_average(average: PyTree, params: PyTree, step: Int[Array, ""], config: TrainConfig) -> PyTree:
+    """The average after step n, ``d average + (1 - d) params`` with ``d = min(average_decay, (1 + n) / (10 + n))``.
+
+    So the parameters that were drawn at random are forgotten in a few steps, and later ones in a tenth of the training
+    or, if that is shorter, in ``1 / (1 - average_decay)`` steps. Without ``average_ramp`` d is ``average_decay``.
+
+    Args:
+        average: before the step.
+        params: after it.
+        step: n, from 0.
+        config: of the run.
+
+    Source: ``ExponentialMovingAverage`` of TensorFlow, with ``num_updates``.
+    """
+    if not config.average_ramp:
+        return optax.incremental_update(params, average, 1 - config.average_decay)
+    done = jnp.asarray(step, jnp.float32)
+    share = 1 - jnp.minimum(config.average_decay, (1 + done) / (10 + done))
+    return jax.tree.map(lambda new, old: optax.incremental_update(new, old, share.astype(old.dtype)), params, average)
+
+
 def _in_float(schedule: optax.Schedule) -> optax.Schedule:
     """The schedule with its step as a float, as strict type promotion asks; exact below 2^24 steps."""
     return lambda step: schedule(jnp.asarray(step, jnp.float32))
@@ -92,20 +112,17 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
 
 
 def decays(params: PyTree) -> PyTree:
-    """Which leaves feel weight decay: those with two axes or more that are no relaxed permutations and no biases."""
-    spared = (RELAXED, "biases")
-    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and _name(path) not in spared, params)
+    """Which leaves feel weight decay: those with two axes or more but for relaxed permutations, biases and scales.
+
+    These are known by their names, for stacked layers (``nn.scan``, ``nn.vmap``) have an axis more.
+    """
+    return jax.tree.map_with_path(lambda path, leaf: leaf.ndim > 1 and parameter_name(path) not in SPARED, params)
 
 
-def is_relaxed(params: PyTree) -> PyTree:
-    """Which leaves are relaxed permutations."""
-    return jax.tree.map_with_path(lambda path, _: _name(path) == RELAXED, params)
+SPARED = (RELAXED, STATIC, "bias", "biases", "scale")
+"""Names of parameters that are never decayed."""
 
 
 def is_not_relaxed(params: PyTree) -> PyTree:
     """Which leaves are not relaxed permutations."""
     return jax.tree.map(lambda relaxed: not relaxed, is_relaxed(params))
-
-
-def _name(path: Sequence[Any]) -> object:
-    return getattr(path[-1], "key", None)

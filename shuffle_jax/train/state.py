@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PROGRESS
+from shuffle_jax.streams import PARAMETERS
 from shuffle_jax.typing import Array, Images, Int, Key, PyTree
 
 SOWN = ("params", PENALTIES, DIAGNOSTICS, FACTORS)
@@ -28,7 +29,9 @@ class TrainState(struct.PyTreeNode):
             keeps.
         opt_state: of the optimiser.
         average: exponential moving average of ``params``; None if it is off.
-        key: the random key of the run; step k draws from ``fold_in(key, k)``.
+        key: the random key of the run, from which each purpose has its own, see :mod:`shuffle_jax.streams`.
+        average_stats: the batch statistics of the average, re-estimated whenever it is looked at; None without an
+            average or batch norms, and in a state of an earlier version, which had none.
     """
 
     step: Int[Array, ""]
@@ -37,10 +40,19 @@ class TrainState(struct.PyTreeNode):
     opt_state: PyTree
     average: PyTree | None
     key: Key
+    average_stats: PyTree | None = None
 
     def variables(self) -> dict[str, PyTree]:
         """The network's variables for evaluation: of the moving average where there is one."""
-        return {"params": self.params if self.average is None else self.average, **self.collections}
+        if self.average is None:
+            return {"params": self.params, **self.collections}
+        own = {} if self.average_stats is None else {"batch_stats": self.average_stats}
+        return {"params": self.average, **self.collections, **own}
+
+    @property
+    def lacks_stats(self) -> bool:
+        """Whether there is an average without batch statistics of its own, and the network has batch norms."""
+        return self.average is not None and self.average_stats is None and "batch_stats" in self.collections
 
 
 def init_state(
@@ -58,8 +70,8 @@ def init_state(
     Returns:
         A state with step 0.
     """
-    init_key, run_key = jax.random.split(key)
-    return first_state(run_key, network.init(init_key, images, train=False), optimizer, average)
+    variables = network.init(jax.random.fold_in(key, PARAMETERS), images, train=False)
+    return first_state(key, variables, optimizer, average)
 
 
 def first_state(
@@ -70,14 +82,17 @@ def first_state(
     collections = {name: tree for name, tree in variables.items() if name not in SOWN and _is_kept(tree)}
     if PROGRESS in collections:
         collections[PROGRESS] = jax.tree.map(jnp.zeros_like, collections[PROGRESS])
+    # Copies: the step donates its input, and one buffer cannot be given away twice.
+    averaged = {"params": params, **collections} if average else {}
+    averaged = jax.tree.map(jnp.copy, {name: averaged[name] for name in ("params", "batch_stats") if name in averaged})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         collections=collections,
         opt_state=optimizer.init(params),
-        # A copy: the step donates its input, and one buffer cannot be given away twice.
-        average=jax.tree.map(jnp.copy, params) if average else None,
+        average=averaged.get("params"),
         key=key,
+        average_stats=averaged.get("batch_stats"),
     )
 
 

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
 from shuffle_jax.nn.collections import PENALTIES, PROGRESS
 from shuffle_jax.sharding import batch_sharding, replicated
+from shuffle_jax.streams import AUGMENTATION, DROPOUT
 from shuffle_jax.train.config import TrainConfig
-from shuffle_jax.train.optimizer import learning_rate, make_optimizer, penalty_weight, progress
+from shuffle_jax.train.optimizer import learning_rate, make_optimizer, moving_average, penalty_weight, progress
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 
@@ -27,9 +28,6 @@ EvalStep = Callable[[dict[str, PyTree], Batch], Values]
 
 MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
-
-DROPOUT = 2**32 - 1
-"""Folded into the key of a run it gives the stream of dropout. Steps, which give those of augmentation, stay below."""
 
 
 def make_train_step(
@@ -95,7 +93,8 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
         targets = jax.nn.one_hot(batch.labels, classes)
         epoch = jnp.asarray(state.step, jnp.float32) / steps_per_epoch
-        key = jax.random.fold_in(state.key, state.step)
+        stream = jax.random.fold_in(state.key, AUGMENTATION) if config.separate_streams else state.key
+        key = jax.random.fold_in(stream, state.step)
         images, targets = augment(key, batch.images, targets, augmentation, *mean_std, epoch)
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
         weight = jnp.asarray(weight_at(state.step), jnp.float32)
@@ -125,7 +124,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            average = optax.incremental_update(params, average, 1 - config.average_decay)
+            average = moving_average(average, params, state.step, config)
         state = state.replace(
             step=state.step + 1, params=params, collections=collections, opt_state=opt_state, average=average
         )
