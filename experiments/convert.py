@@ -1,7 +1,9 @@
 """Makes a run of weights trained with torch: `python -m experiments.convert SOURCE NETWORK ARRAYS OUT`.
 
 SOURCE says whose names the arrays have: "torchvision" of ShuffleNetV2, MobileNetV2 and ResNet, "dcd" of the MobileNetV2
-and ResNet that the authors of dynamic convolution decomposition released. NETWORK is a name of experiments.count.
+and ResNet that the authors of dynamic convolution decomposition released. NETWORK is a name of experiments.count, or
+torchvision's own. Prefixes such as "module." and "_orig_mod.", counters and what was saved beside the weights do not
+count.
 ARRAYS is the state-dict as .npz or .safetensors (pip install 'shuffle_jax[convert]'); torch is not needed, and nothing
 in the file can run code. OUT becomes the folder of a run of 0 steps, which predict, export and evaluate take.
 
@@ -40,7 +42,7 @@ class Arguments:
     """Whose names the arrays have."""
 
     network: Annotated[str, tyro.conf.Positional]
-    """A name of the catalogue, such as shufflenet_v2_1.0x."""
+    """A name of the catalogue, such as shufflenet_v2_1.0x, or torchvision's, such as shufflenet_v2_x1_0."""
 
     arrays: Annotated[Path, tyro.conf.Positional]
     """The state-dict: a .npz or .safetensors file."""
@@ -54,6 +56,9 @@ class Arguments:
 
     root: Path | None = None
     """Folder of pictures for experiments.evaluate, with ROOT/train/CLASS and ROOT/val/CLASS; nothing else reads it."""
+
+    part: str | None = None
+    """Which network, where the file holds several, such as "ema" beside "model"."""
 
     image_size: int | None = None
     """Height and width of the network's images; those of the catalogue by default."""
@@ -81,16 +86,17 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from shuffle_jax.models import build
     from shuffle_jax.models.catalogue import catalogue
     from shuffle_jax.models.convert import convert_network, count_classes, load_arrays
-    from shuffle_jax.models.convert.variables import plain
+    from shuffle_jax.models.convert.names import plain
     from shuffle_jax.train.config import TrainConfig
 
     if options.out.exists():
         raise ValueError(f"{options.out} exists: name another OUT, or remove it")
     entry = network_named(options.network, catalogue())
-    arrays = plain(load_arrays(options.arrays))
-    config = as_arrays_say(entry.config, arrays)
-    classes = count_classes(arrays, options.source) or entry.classes
+    read_arrays = load_arrays(options.arrays)
     try:
+        arrays = plain(read_arrays, options.part)
+        config = as_arrays_say(entry.config, arrays)
+        classes = count_classes(arrays, options.source) or entry.classes
         variables = convert_network(build(config, classes), arrays, options.source)
     except ValueError as error:
         raise ValueError(f"{options.arrays} is no {options.network} of {options.source}: {error}") from error

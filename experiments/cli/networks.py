@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 
 def network_named(name: str, entries: Mapping[str, Entry]) -> Entry:
-    """The network of the catalogue with this name.
+    """The network of the catalogue with this name, or with this one of torchvision's.
 
     Raises:
         ValueError: there is none; with the nearest.
     """
+    from shuffle_jax.models.catalogue import TORCHVISION
+
+    name = TORCHVISION.get(name, name)
     if name not in entries:
         raise ValueError(f"there is no network {name!r}; near: {nearest(name, entries)} (all: experiments.count)")
     return entries[name]

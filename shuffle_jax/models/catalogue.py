@@ -71,6 +71,11 @@ ADDRESSNETS: dict[str, Variant] = {
 SHIFT_RESNETS: dict[str, Variant] = {"": {}}
 """Variants of ShiftResNet."""
 
+TORCHVISION = {
+    **{f"shufflenet_v2_x{width}".replace(".", "_"): f"shufflenet_v2_{width}x" for width in shufflenet_v2.WIDTHS},
+    "mobilenet_v2": "mobilenet_v2_1.0x",
+}
+"""What torchvision calls a network of the catalogue otherwise; its ResNets have the same names."""
 
 SUFFIXES: dict[str, StemKind] = {"": "imagenet", "_32": "small"}
 

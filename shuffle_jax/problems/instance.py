@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from shuffle_jax.naming import some
 from shuffle_jax.typing import Array, Float, Int
 
 Goal = Literal["matching", "assignment"]
@@ -124,7 +125,7 @@ class Instance:
             raise ValueError(f"{self.name}: a permutation has the shape {index.shape}: give ({self.size},)")
         if not np.issubdtype(index.dtype, np.integer) or not np.array_equal(np.sort(index), np.arange(self.size)):
             values = f"each of 0 to {self.size - 1} once, as integers"
-            raise ValueError(f"{self.name}: {index.tolist()} is no permutation: give {values}")
+            raise ValueError(f"{self.name}: [{some(index.tolist())}] is no permutation: give {values}")
         return index.astype(np.int32)
 
 

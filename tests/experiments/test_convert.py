@@ -144,7 +144,7 @@ def test_names_of_classes(source, tmp_path, capsys):
     file.write_text("zebra\n\n  yak \nant\n", encoding="utf-8")
     arguments = ["torchvision", NAME, str(source[2])]
     convert.run([*arguments, str(tmp_path / "named"), "--classes", str(file)])
-    convert.run([*arguments, str(tmp_path / "numbered")])
+    convert.run(["torchvision", "shufflenet_v2_x0_5", *arguments[2:], str(tmp_path / "numbered")])
     printed = capsys.readouterr().out
     assert f"{NAME} of torchvision" in printed and "3 classes, images of 224x224" in printed
     assert f"python -m experiments.predict {tmp_path / 'named'} PICTURES" in printed
@@ -201,6 +201,8 @@ def mistakes(source, pictures, tmp_path):
     arrays = dict(np.load(source[2], allow_pickle=False))
     del arrays["conv5.0.weight"]
     np.savez(tmp_path / "few.npz", **arrays, more=np.zeros(2))
+    two = {f"{part}.{name}": array for part in ("ema", "model") for name, array in arrays.items()}
+    np.savez(tmp_path / "two.npz", **two)
     (tmp_path / "weights.pth").write_bytes(b"")
     (tmp_path / "names.txt").write_text("ant\nbee\nant\n")
     (tmp_path / "latin.txt").write_bytes(b"\xe9\n")
@@ -221,6 +223,8 @@ def mistakes(source, pictures, tmp_path):
             "torchvision {} few.npz out",
             "few.npz is no {} of torchvision: nothing is loaded,",
         ),
+        ("torchvision {} two.npz out", "two.npz is no {} of torchvision: there are several networks, ema, model: name"),
+        ("torchvision {} two.npz out --part ema", "two.npz is no {} of torchvision: nothing is loaded"),
         ("torchvision auto_{} weights.npz out", "arrays that the source does not know (params/stage2_0/mixer/relaxed"),
         ("dcd {} weights.npz out", "dcd has no ShuffleNetV2: choose MobileNetV2 and ResNet"),
         ("torchvision {} weights.npz there", "there exists: name another OUT, or remove it"),

@@ -6,6 +6,7 @@ The oracle draws each array where a definition first asks for it, so that it say
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 import sys
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from shuffle_jax.models import (
     MobileNetV2,
@@ -29,6 +31,9 @@ from shuffle_jax.models import (
     shufflenet_v2,
 )
 from shuffle_jax.models.convert import convert_network, count_classes, dynamic_conv, dynamic_dense, load_arrays
+from shuffle_jax.models.convert.names import plain
+from shuffle_jax.models.convert.tables import modules
+from shuffle_jax.models.convert.variables import _shape_there, rows
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.nn import AutoShuffle, DynamicConv, DynamicDense
 from shuffle_jax.nn.dynamic_conv import default_sizes
@@ -334,6 +339,14 @@ def problems(error):
     }
 
 
+def asked_for(network):
+    """The shape there of every array of torchvision's that a network is converted from."""
+    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
+    paths = flatten_dict(shapes, sep="/")
+    return {row.name: _shape_there(row, paths) for row in rows(modules("torchvision", network, (), ()), shapes)}
+
+
 def test_blocks_say_all_that_is_wrong():
     arrays = block("mb_tiny_4_6_4")
     del arrays["fc_phi.weight"]
@@ -357,14 +370,19 @@ def test_blocks_say_all_that_is_wrong():
         (ResNet(1000, 50), 5 * 53 + 2, 25_557_032),
     ],
 )
-def test_missing_arrays_are_all_named(network, entries, parameters):
-    with pytest.raises(ValueError) as caught:
-        convert_network(network, {})
-    (missing,) = problems(caught.value).values()
-    shapes = dict(text.split(" ", 1) for text in missing)
+def test_all_arrays_of_a_published_network_are_asked_for(network, entries, parameters):
+    shapes = asked_for(network)
     assert len(shapes) == entries
-    trained = (shape.strip("(),").split(", ") for name, shape in shapes.items() if ".running_" not in name)
-    assert sum(math.prod(map(int, shape)) for shape in trained) == parameters
+    assert sum(math.prod(shape) for name, shape in shapes.items() if ".running_" not in name) == parameters
+
+
+def test_of_many_arrays_that_do_not_fit_the_first_are_named_and_the_rest_counted():
+    with pytest.raises(ValueError) as caught:
+        convert_network(ResNet(1000, 50), {f"block{i}.weight": np.zeros(3) for i in range(400)})
+    told = problems(caught.value)
+    assert {kind: len(names) for kind, names in told.items()} == {"missing": 5, "extra": 5}
+    assert "and 262 more; extra:" in str(caught.value) and str(caught.value).endswith("and 395 more)")
+    assert len(str(caught.value)) < 500
 
 
 @pytest.fixture(scope="module")
@@ -400,17 +418,48 @@ def test_one_error_names_every_array_that_does_not_fit(small):
     }
 
 
+WRAPPED = {
+    "module": lambda arrays: {f"module.{name}": array for name, array in arrays.items()},
+    "several": lambda arrays: {f"state_dict.model.module._orig_mod.module.{name}": a for name, a in arrays.items()},
+    "average": lambda arrays: WRAPPED["module"](arrays) | {"n_averaged": np.array(3)},
+    "moving average": lambda arrays: WRAPPED["several"](arrays) | {"num_updates": np.array(3), "decay": np.array(0.9)},
+    "nested": lambda arrays: {"epoch": 3, "arch": "resnet", "state_dict": WRAPPED["module"](arrays), "optimizer": {}},
+    "flattened": lambda arrays: WRAPPED["several"](arrays) | {"optimizer.state.0.exp_avg": np.ones(3)},
+}
+
+
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
-def test_the_prefix_of_data_parallel_and_other_floats_change_nothing(small, dtype):
+def test_other_floats_change_nothing(small, dtype):
     network, arrays = small
     rounded = {name: array.astype(dtype) for name, array in arrays.items() if COUNTER not in name}
-    found = leaves(convert_network(network, {f"module.{name}": array for name, array in rounded.items()}))
+    found = leaves(convert_network(network, rounded))
     expected = leaves(convert_network(network, {name: array.astype(np.float32) for name, array in rounded.items()}))
     assert found.keys() == expected.keys() and {array.dtype for array in found.values()} == {np.dtype(np.float32)}
     for path in found:
         np.testing.assert_array_equal(found[path], expected[path])
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_what_training_programs_put_around_a_network_does_not_count(small, kind):
+    arrays = small[1]
+    own = {name: array for name, array in arrays.items() if COUNTER not in name}
+    found = plain(WRAPPED[kind](arrays))
+    assert found.keys() == own.keys() and all(found[name] is own[name] for name in own)
+    assert count_classes(WRAPPED[kind](arrays), "torchvision") == CLASSES
+
+
+def test_of_several_networks_one_is_named(small):
+    network, arrays = small
+    several = {"model": {name: 0 * array for name, array in arrays.items()}, "ema": {"module": arrays}, "epoch": 3}
+    with pytest.raises(ValueError, match=r"there are several networks, model, ema: name one as the part"):
+        convert_network(network, several)
+    chosen = plain(several, "ema")
+    assert all(chosen[name] is array for name, array in arrays.items() if COUNTER not in name)
+    with pytest.raises(ValueError, match=r"there is no part 'emma': choose one of model, ema"):
+        plain(several, "emma")
     with pytest.raises(ValueError, match=r"module\.fc\.bias"):  # only some have it: then it is a name
         convert_network(network, {**arrays, "module.fc.bias": arrays["fc.bias"]})
+    assert list(plain({"model": np.zeros(3)})) == ["model"]  # an array of that name, and nothing inside
 
 
 def test_what_the_source_does_not_have(short, monkeypatch):
@@ -431,6 +480,11 @@ def test_npz_keeps_every_array(tmp_path):
     path = tmp_path / "arrays.npz"
     values = np.arange(-3, 5).reshape(2, 4) / 4
     half = {str(np.dtype(dtype)): values.astype(dtype) for dtype in (np.float16, jnp.bfloat16, np.float32, np.float64)}
+    np.savez(path, float8=values.astype(jnp.float8_e4m3fn))
+    with pytest.raises(
+        ValueError, match=r"float8 is of a type that \.npz files do not keep \(1 bytes a number\): save"
+    ):
+        load_arrays(path)
     np.savez(path, **half, counter=np.array(3))
     found = load_arrays(path)
     assert found.pop("counter") == 3
@@ -440,18 +494,37 @@ def test_npz_keeps_every_array(tmp_path):
         np.testing.assert_array_equal(array, values.astype(np.float32))
 
 
+def in_safetensors(arrays, size=None):
+    """The content of a file with these arrays, each of the type that is its name."""
+    header, end = {}, 0
+    for kind, array in arrays.items():
+        start, end = end, end + array.nbytes
+        header[kind] = {"dtype": kind, "shape": [size] if size else array.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(array.tobytes() for array in arrays.values())
+
+
 def test_safetensors_keeps_every_array(tmp_path):
     from safetensors import numpy
 
     path = tmp_path / "arrays.safetensors"
     values = np.arange(-3, 5).reshape(2, 4) / 4
     half = {str(np.dtype(dtype)): values.astype(dtype) for dtype in (np.float16, jnp.bfloat16, np.float32)}
-    numpy.save_file(half, path)
+    numpy.save_file(half | {"counter": np.array(3)}, path)
     found = load_arrays(path)
+    assert found.pop("counter") == 3
     assert set(found) == {"float16", "bfloat16", "float32"}
     for array in found.values():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, values.astype(np.float32))
+    floats8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}  # which safetensors.numpy does not read
+    path.write_bytes(in_safetensors({kind: values.astype(dtype) for kind, dtype in floats8.items()}))
+    for array in load_arrays(path).values():
+        np.testing.assert_array_equal(array, values.astype(np.float32))
+    path.write_bytes(in_safetensors({"F4": np.zeros(8, np.uint8)}, size=16))
+    with pytest.raises(ValueError, match=r"F4 is of type F4, which is not read: save it as float32"):
+        load_arrays(path)
+    numpy.save_file(half, path)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"is no whole \.safetensors file"):
         load_arrays(path)

@@ -9,6 +9,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+SAFETENSORS = {
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+    "BOOL": "?",
+    "C64": "<c8",
+    "BF16": jnp.bfloat16,
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E4M3FNUZ": jnp.float8_e4m3fnuz,
+    "F8_E5M2": jnp.float8_e5m2,
+    "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
+    "F8_E8M0": jnp.float8_e8m0fnu,
+}
+"""The types of numbers in .safetensors files, by their names there."""
+
 Arrays = Mapping[str, np.ndarray]
 """A state-dict: arrays by the names that torch gives them."""
 
@@ -21,7 +36,7 @@ def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
             does; the latter takes the package safetensors.
 
     Returns:
-        The arrays by name. Floats of any width, bfloat16 among them, are float32; integers are as they were.
+        The arrays by name. Floats of any width, bfloat16 and float8 among them, are float32; integers are as they were.
 
     Raises:
         ValueError: there is no such file, it is of another type, damaged, or holds Python objects.
@@ -37,7 +52,7 @@ def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
         case suffix:
             raise ValueError(
                 f"{path} is of type {suffix or 'none'}, not .npz or .safetensors: where torch is, write one of these "
-                "from the state-dict, say by numpy.savez(file, **{name: t.numpy() for name, t in state.items()})"
+                "from the state-dict, by numpy.savez(file, **{n: t.cpu().float().numpy() for n, t in state.items()})"
             )
     if not arrays:
         raise ValueError(f"{path} holds no array: write the state-dict itself, arrays by name")
@@ -60,20 +75,32 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{path} is no .npz file of plain arrays ({error}): write it with numpy.savez, numbers only"
             ) from error
-    # NumPy has no bfloat16 of its own and writes its two bytes without a type.
-    return {name: array.view(jnp.bfloat16) if array.dtype == "V2" else array for name, array in arrays.items()}
+    # NumPy has no bfloat16 of its own and writes its two bytes without a type. One byte may be any of five float8.
+    arrays = {name: array.view(jnp.bfloat16) if array.dtype == "V2" else array for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if array.dtype.type is np.void:
+            raise ValueError(
+                f"{path}: {name} is of a type that .npz files do not keep ({array.dtype.itemsize} bytes a number): "
+                "save it as float32"
+            )
+    return arrays
 
 
 def _safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError, deserialize
     except ImportError as error:
         raise ValueError(
             f"reading {path} takes the package safetensors: pip install 'shuffle_jax[convert]', or give an .npz file"
         ) from error
     try:
-        arrays: dict[str, Any] = load_file(path)
+        found: list[tuple[str, dict[str, Any]]] = deserialize(path.read_bytes())
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole .safetensors file ({error}): write it again") from error
-    return arrays
+    # Not by safetensors.numpy, which knows NumPy's own types and no float8.
+    for name, array in found:
+        if array["dtype"] not in SAFETENSORS:
+            raise ValueError(f"{path}: {name} is of type {array['dtype']}, which is not read: save it as float32")
+    return {
+        name: np.frombuffer(array["data"], SAFETENSORS[array["dtype"]]).reshape(array["shape"]) for name, array in found
+    }

@@ -13,6 +13,7 @@ import flax.linen as nn
 import numpy as np
 
 from shuffle_jax.models import mobilenet_v2, resnet, shufflenet_v2
+from shuffle_jax.models.convert.names import plain
 
 Source = Literal["torchvision", "dcd"]
 """Whose names: torchvision's, or those of the authors of dynamic convolution decomposition."""
@@ -180,6 +181,7 @@ def count_classes(arrays: Mapping[str, np.ndarray], source: Source) -> int | Non
     >>> count_classes({"classifier.1.weight": np.zeros((10, 1280))}, "torchvision")
     10
     """
+    arrays = plain(arrays)
     name = head(source, arrays)
     found = (arrays.get(f"{name}.{array}") for array in ("weight", "bias", "cls.weight", "cls.bias"))
     return next((len(array) for array in found if array is not None and array.ndim), None)

@@ -15,7 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.models.convert.arrays import Arrays, in_float32
+from shuffle_jax.models.convert.names import plain
 from shuffle_jax.models.convert.tables import CLASSIFIER, MOBILENET, RESNET, Factors, Modules, Source, modules, parts
+from shuffle_jax.naming import MOST, some
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
 from shuffle_jax.typing import PyTree
 
@@ -29,12 +31,6 @@ VECTOR = (0,)
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 """Names of arrays there by those here."""
-
-IGNORED = "num_batches_tracked"
-"""A counter that torch keeps beside running statistics and does not use with a fixed momentum."""
-
-PARALLEL = "module."
-"""Before every name in the state-dict of a DataParallel network."""
 
 
 class Row(NamedTuple):
@@ -65,7 +61,7 @@ def convert_network(network: nn.Module, arrays: Arrays, source: Source = "torchv
         What ``network.apply`` takes.
 
     Raises:
-        ValueError: the source has no such network, or an array is missing, extra or misshapen; all are named.
+        ValueError: the source has no such network, or an array is missing, extra or misshapen; the first are named.
     """
     shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
@@ -85,7 +81,7 @@ def dynamic_conv(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
         What :class:`shuffle_jax.nn.dynamic_conv.DynamicConv` of these sizes takes.
 
     Raises:
-        ValueError: an array is missing, extra or misshapen; all are named.
+        ValueError: an array is missing, extra or misshapen; the first are named.
     """
     block = _Block(arrays, prefix)
     channels, latent, hidden = block.size("channels"), block.size("latent"), block.size("hidden")
@@ -105,7 +101,7 @@ def dynamic_dense(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
         What :class:`shuffle_jax.nn.dynamic_conv.DynamicDense` of these sizes takes.
 
     Raises:
-        ValueError: an array is missing, extra or misshapen; all are named.
+        ValueError: an array is missing, extra or misshapen; the first are named.
     """
     block = _Block(arrays, prefix, CLASSIFIER)
     layer = DynamicDense(block.size("features"), block.size("latent"), block.size("hidden"))
@@ -137,7 +133,8 @@ def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, P
     """Variables from arrays, all or none.
 
     Args:
-        arrays: by name; batch counters and the prefix of DataParallel do not count.
+        arrays: by name; counters and what training programs put around a network
+            (:func:`~shuffle_jax.models.convert.names.plain`) do not count.
         table: where each variable comes from.
         shapes: of all variables, by collection, as ``jax.eval_shape(network.init, ...)`` gives them.
 
@@ -146,13 +143,13 @@ def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, P
 
     Raises:
         ValueError: a variable is not in the table, or an array is missing, extra, misshapen or not of finite floats;
-            all are named.
+            the first are named.
     """
     arrays, table, wanted = plain(arrays), sorted(table, key=lambda row: row.name), flatten_dict(shapes, sep="/")
-    unknown = sorted(set(wanted) - {row.path for row in table})
+    unknown = sorted(set(wanted) - {row.path for row in table}, key=lambda path: (not path.startswith("params/"), path))
     if unknown:
         raise ValueError(
-            f"the network has {len(unknown)} arrays that the source does not know ({', '.join(unknown)}): choose one "
+            f"the network has {len(unknown)} arrays that the source does not know ({some(unknown)}): choose one "
             "with the layers of the source"
         )
     problems = {
@@ -165,8 +162,9 @@ def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, P
         ],
         "of no finite floats": [row.name for row in table if row.name in arrays and not _finite(arrays[row.name])],
     }
-    told = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in problems.items() if found)
-    if told:
+    problems = {kind: found for kind, found in problems.items() if found}
+    if problems:
+        told = "; ".join(f"{kind}: {some(found, MOST // len(problems))}" for kind, found in problems.items())
         raise ValueError(f"nothing is loaded, choose the network or layer that the arrays are of ({told})")
 
     def variable(row: Row) -> jax.Array:
@@ -174,14 +172,6 @@ def convert(arrays: Arrays, table: Iterable[Row], shapes: PyTree) -> dict[str, P
 
     variables: dict[str, PyTree] = unflatten_dict({row.path: variable(row) for row in table}, sep="/")
     return variables
-
-
-def plain(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays without batch counters and without the prefix of DataParallel."""
-    arrays = {name: np.asarray(array) for name, array in arrays.items() if name.rpartition(".")[2] != IGNORED}
-    if all(name.startswith(PARALLEL) for name in arrays):
-        return {name.removeprefix(PARALLEL): array for name, array in arrays.items()}
-    return arrays
 
 
 def _shape_there(row: Row, shapes: Mapping[str, jax.ShapeDtypeStruct]) -> tuple[int, ...]:
