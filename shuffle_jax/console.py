@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,52 +24,88 @@ NUMBERS = {
 LAYERS = {"permutation": ("penalty", "P/Pmax {:.2f}"), "dynamic": ("distinct", "distinct {:.1%}")}
 """The number that is followed of the records of layers, by kind: its mean over the layers stands behind the others."""
 
+EVERY = 10.0
+"""Seconds between two plain lines on the training: a file shall be read, and not hold every record again."""
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person reads it.
+
+    >>> duration(42.4), duration(205.0), duration(7384.0)
+    ('42 s', '3 min 25 s', '2 h 3 min')
+    """
+    if round(seconds) < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
 
 class Console:
-    """Tells a person how far the run is: a progress bar on a terminal, one plain line an event elsewhere.
+    """Tells a person how far the run is: a progress bar on a terminal, plain lines elsewhere.
 
-    ``P/Pmax`` is the mean over the learned permutations of the penalty last recorded for each, ``distinct`` the mean
-    over dynamic layers of how many different permutations they make, over the images they see.
+    Of the records of training a plain line is written every ``EVERY`` seconds and before every evaluation. Behind the
+    numbers of an evaluation stand those of the layers at that step: ``P/Pmax``, the mean penalty of the learned
+    permutations, and ``distinct``, the mean over dynamic layers of how many different permutations they make, over the
+    images they see.
 
     Args:
         total_steps: the length of the whole run.
         steps_per_epoch: how many steps make an epoch.
         resumed_at: the steps that are already done.
         console: where to write; standard output by default.
+        now: the time in seconds.
     """
 
     def __init__(
-        self, total_steps: int, steps_per_epoch: int, resumed_at: int = 0, console: RichConsole | None = None
+        self,
+        total_steps: int,
+        steps_per_epoch: int,
+        resumed_at: int = 0,
+        console: RichConsole | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         import rich.console
 
-        self._steps_per_epoch = steps_per_epoch
+        self._now = now
+        self._total_steps, self._steps_per_epoch = total_steps, steps_per_epoch
+        self._began: tuple[float, int] | None = None
+        self._shown, self._held = -math.inf, ""
         self._epoch_width = len(str(math.ceil(total_steps / steps_per_epoch)))
         self._step_width = len(str(total_steps))
-        self._layers: dict[str, dict[str, float]] = {kind: {} for kind in LAYERS}
+        self._layers: dict[str, dict[str, tuple[int, float]]] = {kind: {} for kind in LAYERS}
         self._console = rich.console.Console() if console is None else console
         self._progress: Progress | None = None
         if self._console.is_terminal:
             self._start_progress(total_steps, resumed_at)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Shows one record; those of layers are kept and shown with the next training record."""
+        """Shows one record; those of layers are kept and shown with the evaluation of the same step."""
         kind, step = record["kind"], int(record["step"])
         epoch = step // self._steps_per_epoch
         if kind in LAYERS:
-            self._layers[kind][record["layer"]] = float(record[LAYERS[kind][0]])
+            self._layers[kind][record["layer"]] = step, float(record[LAYERS[kind][0]])
             return
         place = f"epoch {epoch:{self._epoch_width}d}  step {step:{self._step_width}d}"
         numbers = self._numbers(record)
-        if kind == "train" and self._progress is not None:
+        if kind != "train":
+            self.message(f"{place}  {record.get('network', kind)}  {numbers}")
+        elif self._progress is not None:
             self._progress.update(self._task, completed=step, epoch=epoch, numbers=numbers)
         else:
-            label = "" if kind == "train" else f"{record.get('network', kind)}  "
-            self.message(f"{place}  {label}{numbers}")
+            self._held = f"{place}  {numbers}{self._left(step)}"
+            if self._now() - self._shown >= EVERY:
+                self._show_held()
+
+    def doing(self, what: str) -> None:
+        """Says in the bar what goes on beside training steps, until the next numbers; plain lines do not."""
+        if self._progress is not None:
+            self._progress.update(self._task, numbers=what)
 
     def message(self, text: str) -> None:
         """Prints a line, above the progress bar where there is one."""
         if self._progress is None:
+            self._show_held()
             self._print_plain(text)
         else:
             self._console.print(text, highlight=False, markup=False)
@@ -104,6 +141,7 @@ class Console:
 
     def close(self) -> None:
         """Ends the progress bar and gives the terminal back; a second call does nothing."""
+        self._show_held()
         if self._progress is not None:
             self._progress.stop()
 
@@ -128,12 +166,27 @@ class Console:
     def _numbers(self, record: Mapping[str, Any]) -> str:
         """The numbers of a record that a person follows, e.g. ``loss 0.412  accuracy 0.894  img/s 812``."""
         parts = [text.format(float(record[key])) for key, text in NUMBERS.items() if key in record]
-        if record["kind"] == "train":
-            followed = ((text, list(self._layers[kind].values())) for kind, (_, text) in LAYERS.items())
-            parts += [text.format(np.mean(values)) for text, values in followed if values]
+        if record["kind"] == "test":
+            for kind, (_, text) in LAYERS.items():
+                values = [value for step, value in self._layers[kind].values() if step == record["step"]]
+                parts += [text.format(np.mean(values))] if values else []
         if "images_per_second" in record:
             parts.append(f"img/s {float(record['images_per_second']):.0f}")
         return "  ".join(parts)
+
+    def _left(self, step: int) -> str:
+        """How long the rest will take, by the steps since the first record."""
+        now, (began, first) = self._now(), self._began or (0.0, step)
+        if self._began is None:
+            self._began = now, step
+        if step <= first or step >= self._total_steps:
+            return ""
+        return f"  {duration((now - began) * (self._total_steps - step) / (step - first))} left"
+
+    def _show_held(self) -> None:
+        if self._held:
+            self._print_plain(self._held)
+            self._shown, self._held = self._now(), ""
 
     def _print_plain(self, text: str) -> None:
         # Not rich's print: it wraps at 80 columns, and a log file has none.

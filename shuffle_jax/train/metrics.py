@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from shuffle_jax.console import Console
-from shuffle_jax.records import JsonLines, Record, TensorBoard, truncate_after
+from shuffle_jax.records import JsonLines, Record, TensorBoard, read_records, truncate_after
 from shuffle_jax.run import Run
 from shuffle_jax.typing import PyTree
 
@@ -92,6 +92,7 @@ class MetricWriter:
         resumed_at: int = 0,
         console: RichConsole | None = None,
     ) -> None:
+        self._before, self._started = _spent(run.metrics) if resumed_at else 0.0, time.perf_counter()
         # Records of the checkpoint's own step were written before it; a new run writes step 0 itself.
         first_step = resumed_at + 1 if resumed_at else 0
         truncate_after(run.metrics, first_step - 1)
@@ -104,9 +105,20 @@ class MetricWriter:
             stack.callback(self.console.close)
             self._stack = stack.pop_all()
 
+    @property
+    def seconds(self) -> float:
+        """The time that the run has taken, over all of its processes in turn."""
+        return self._before + self.seconds_here
+
+    @property
+    def seconds_here(self) -> float:
+        """The time since this was made."""
+        return time.perf_counter() - self._started
+
     def write(self, record: Record) -> None:
-        """Writes one record to all three."""
-        self._lines.write(record)
+        """Writes one record to all three, with the time that the run has taken where it is none of a layer."""
+        timed = {} if "layer" in record else {"seconds": round(self.seconds, 1)}
+        self._lines.write({**record, **timed})
         self._tensorboard.write(record)
         self.console.write(record)
 
@@ -127,6 +139,11 @@ class MetricWriter:
         self.close()
 
 
+def _spent(path: Path) -> float:
+    """The time that a run has taken until now; 0 where its records do not say it, as those of earlier versions."""
+    return max((record.get("seconds", 0.0) for record in read_records(path)), default=0.0) if path.exists() else 0.0
+
+
 class NoMetrics(MetricWriter):
     """Records of a process whose numbers another one writes: nothing is kept or shown."""
 
@@ -134,6 +151,7 @@ class NoMetrics(MetricWriter):
         import rich.console
 
         self.console = Console(1, 1, console=rich.console.Console(file=io.StringIO()))
+        self._before, self._started = 0.0, time.perf_counter()
 
     def write(self, record: Record) -> None:
         """Forgets the record."""

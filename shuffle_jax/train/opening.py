@@ -1,0 +1,79 @@
+"""What a run says before its first step: its data, its network, its length, and how long it compiles."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+
+from shuffle_jax.nn.collections import RELAXED, STATIC
+from shuffle_jax.train.config import TrainConfig
+from shuffle_jax.train.experiment import Experiment
+from shuffle_jax.typing import PyTree
+
+SAVED = "/jax/compilation_cache/compile_time_saved_sec"
+"""The event by which JAX says how many seconds a program took to compile that it found compiled."""
+
+
+def reading(config: TrainConfig) -> list[str]:
+    """What is said before images are read that may take a while; nothing of those that are embedded."""
+    where = getattr(config.data, "root", None) or getattr(config.data, "name", None)
+    return [f"reading {where}"] if where else []
+
+
+def about(experiment: Experiment, params: PyTree) -> list[str]:
+    """What is trained on what, for how long and where, a line each.
+
+    Args:
+        experiment: the parts of the run.
+        params: those of the network, or their shapes.
+    """
+    config, data, batches = experiment.config, experiment.dataset, experiment.batches
+    shape = " x ".join(map(str, data.image_shape))
+    sizes = [(getattr(path[-1], "key", ""), leaf.size) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    relaxed = sum(size for name, size in sizes if name in (RELAXED, STATIC))
+    more = f" and {relaxed:,} more in training" if relaxed else ""
+    kind = experiment.mesh.devices.flat[0].device_kind.upper()
+    return [
+        f"data: {data.name}, {len(data.train):,} images to train on, {len(data.test):,} to test on, "
+        f"{len(data.classes):,} classes, {shape}",
+        f"network: {config.network.family}, {sum(size for _, size in sizes) - relaxed:,} parameters{more}",
+        f"length: {experiment.steps:,} steps, {_several(config.epochs, 'epoch')} of {batches.steps_per_epoch:,} "
+        f"batches of {config.batch_size:,}; on {_several(experiment.mesh.size, 'device')} ({kind})",
+    ]
+
+
+class Compiling:
+    """Times the compilation before the first step, and what programs that were kept from earlier runs save of it."""
+
+    def __init__(self) -> None:
+        self._started, self._saved = time.perf_counter(), 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def done(self) -> str:
+        """How long it took and what was saved, in one line; to be called once."""
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+        took = f"compiled in {time.perf_counter() - self._started:.0f} s"
+        folder = jax.config.values["jax_compilation_cache_dir"]
+        if self._saved >= 1:
+            return f"{took}, {self._saved:.0f} s less than without the programs kept in {_short(folder)}"
+        kept = (
+            f"programs are kept in {_short(folder)} for later runs"
+            if folder
+            else "JAX_COMPILATION_CACHE_DIR is not set"
+        )
+        return f"{took}; {kept}"
+
+    def _listen(self, event: str, seconds: float, **_: str | int) -> None:
+        if event == SAVED:
+            self._saved += max(seconds, 0.0)
+
+
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def _short(folder: str) -> str:
+    home = str(Path.home())
+    return f"~{folder[len(home) :]}" if folder.startswith(f"{home}/") else folder
