@@ -48,7 +48,8 @@ COMMAND = [sys.executable, "-m", "experiments.train"]
 PATIENCE = 300.0
 """Seconds within which a process must do what is expected of it."""
 
-MEANS = {"loss", "accuracy", "penalty", "gradient_norm", "images_per_second"}
+CLOCK = {"images_per_second", "seconds"}
+MEANS = {"loss", "accuracy", "penalty", "gradient_norm", *CLOCK}
 """What a training record averages over its interval; a run resumed within it knows the later part only."""
 
 PROGRESS = b"\nepoch "
@@ -198,7 +199,7 @@ def _process(
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
-    resume = ["--resume"] if (run / "config.json").exists() else []
+    resume = ["--resume", "--afresh"] if (run / "config.json").exists() else []
     command = [*COMMAND, *arguments, "--run", str(run), *resume]
     log = run.with_name(f"{run.name}.log")
     with log.open("wb") as output:
@@ -306,7 +307,7 @@ def _different_records(whole: Path, run: Path, stops: Sequence[int]) -> list[str
     forgotten = {b for s in stops for a, b in itertools.pairwise(marks) if a <= s <= b}
     found = []
     for number, pair in enumerate(zip(*lists, strict=True), start=1):
-        ignored = {"images_per_second"}
+        ignored = CLOCK
         if pair[0]["kind"] == "train" and pair[0]["step"] in forgotten:
             ignored = MEANS
         a, b = ({key: value for key, value in record.items() if key not in ignored} for record in pair)

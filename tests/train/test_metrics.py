@@ -218,7 +218,8 @@ def test_a_record_reaches_all_three(tmp_path: Path, capsys: pytest.CaptureFixtur
     with MetricWriter(Run(tmp_path), total_steps=1350, steps_per_epoch=45) as metrics:
         metrics.write(TRAIN)
         metrics.matrices(135, {"stage2_0/mixer": np.eye(3, dtype=np.float32)})
-    assert read_records(tmp_path / "metrics.jsonl") == [TRAIN]
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert 0.0 <= record.pop("seconds") < 60.0 and record == TRAIN
     tags = [v.tag for event in read_events(tmp_path / "tensorboard") for v in event.summary.value]
     assert tags == [
         "train/loss",
@@ -252,3 +253,28 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert [e.step for e in events if e.session_log.status == SessionLog.START] == [0, 21]
     run(0, range(0, 1))  # A run that starts anew writes step 0 again: it must not be there twice.
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [0]
+
+
+def test_the_time_of_a_run_counts_all_of_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def run(resumed_at: int, took: dict[int, float]) -> tuple[float, float]:
+        with MetricWriter(Run(tmp_path), 40, 10, resumed_at) as metrics:
+            for step, seconds in took.items():
+                now[0] += seconds
+                metrics.write({"kind": "train", "step": step, "loss": 1.0})
+                metrics.write(permutation(step))
+            now[0] += 0.5
+            return metrics.seconds, metrics.seconds_here
+
+    assert run(0, {10: 5.0, 20: 2.0, 30: 2.0}) == (
+        9.5,
+        9.5,
+    )  # killed: the steps after the checkpoint at 20 took time, too
+    now[0] += 3600.0
+    assert run(20, {30: 4.0, 40: 2.0}) == (15.5, 6.5)
+    records = read_records(tmp_path / "metrics.jsonl")
+    assert [r["seconds"] for r in records if r["kind"] == "train"] == [5.0, 7.0, 13.0, 15.0]
+    assert not any("seconds" in r for r in records if r["kind"] == "permutation")
+    assert run(0, {10: 1.0}) == (1.5, 1.5)  # a run that starts anew
