@@ -81,14 +81,14 @@ def check(planned: Sequence[Planned]) -> None:
     Raises:
         ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
     """
-    from shuffle_jax.train.config import check_config
+    from shuffle_jax.train.begin import check_config
     from shuffle_jax.train.experiment import prepare
 
     built = set()
     for one in planned:
         folder = Run(one.path)
         if folder.exists():
-            check_config(folder, one.config)
+            check_config(folder, one.config)  # to the epoch: no run of a comparison is another one made longer
         else:
             folder.check_free()
         if one.label not in built and not finished(one.path):
@@ -132,10 +132,10 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
             resume = Run(one.path).exists()
             print(f"[{number}/{len(missing)}] {one.label}, seed {one.seed}, in {one.path}", flush=True)
             try:
-                train(one.config, one.path, resume=resume, devices=one.devices)
+                train(one.config, one.path, resume=resume, afresh=resume, devices=one.devices)
                 late = _received(signals)
                 if late is not None and number < len(missing):
-                    raise Stopped(f"stopped after {one.path}", late)
+                    raise Stopped(f"stopped after {one.path}", late, "")
             except NonFiniteLoss as error:
                 failures[one.path] = str(error).partition(";")[0]  # the rest is advice
                 print(f"failed: {error}", file=sys.stderr, flush=True)

@@ -1,9 +1,11 @@
-"""Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`.
+"""Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`, or goes on: `--resume RUN`.
 
 A preset is a complete configuration; every field of it can be overridden by name. With --data.root ROOT any of them
 reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the options of the one named
 before it. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers,
-checkpoints, permutations and figures. Ctrl-C saves and stops; --resume goes on from there as if nothing had happened.
+checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes on from there as if nothing had
+happened, with everything from the run. It may be given another number of devices, another way of the images to them,
+the new place of pictures that were moved (--data.root), and more --epochs, if its schedules had been the same so far.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from typing import Annotated
 import tyro
 
 from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
-from experiments.cli.source import network, source
+from experiments.cli import parse as parse_options
+from experiments.cli.source import network, resumed, source
 from experiments.presets import PRESETS
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
-from shuffle_jax.run import newest, next_free
-from shuffle_jax.train.config import TrainConfig
+from shuffle_jax.run import Run, resume_command
+from shuffle_jax.runs import newest, next_free
+from shuffle_jax.train.config import TrainConfig, read_config
+
+PROG = "python -m experiments.train"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,12 @@ class Arguments:
     """Folder of the run. By default runs/PRESET or the first free runs/PRESET-N; with --resume the newest of them."""
 
     resume: bool = False
-    """Continue from the newest checkpoint of the run."""
+    """Continue from the newest checkpoint of the run: `--resume RUN` without a preset, with a preset as it was started.
+    """
+
+    afresh: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """With --resume: a run that ended before its first checkpoint starts again; one whose checkpoints are gone is left
+    as it is, and trained anew in the first free RUN-N."""
 
     devices: int | None = None
     """How many local devices to use; all by default."""
@@ -56,35 +67,34 @@ class Arguments:
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
     """A preset, overridden from the command line, with data of the kind that it names."""
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+    words, run = resumed(words)
+    if run is not None and words[0].startswith("-"):
+        options = Arguments(read_config(Run(run)), str(run), run, resume=True)
+        options = _adapted(options, words)
+        return parse_options(Arguments, words, prog=PROG, description=__doc__, default=options)
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
     if words and words[0] in presets:
         _, options = presets[words[0]]
-        data, net = source(options.config.data, words), network(options.config.network, words)
-        about = PRESETS[words[0]].__doc__ or ""
-        presets[words[0]] = about, replace(options, config=replace(options.config, data=data, network=net))
-    return parse_preset(presets, words, prog="python -m experiments.train", description=__doc__)
+        presets[words[0]] = PRESETS[words[0]].__doc__ or "", _adapted(options, words)
+    return parse_preset(presets, words, prog=PROG, description=__doc__)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and trains."""
     options = parse(arguments)
     quiet_libraries()
-    connect(options.distributed)
+    folder, resume = _folder(options)
+    connect(options.distributed, resume_command(folder, options.devices, input=options.input))
     from shuffle_jax.train.loop import Stopped, train
 
-    default = Path("runs") / options.preset
-    folder = options.run
-    if folder is None:
-        folder = newest(default) if options.resume else next_free(default)
-        if folder is None:
-            raise ValueError(f"there is no run to resume in {default}: name one with --run, or leave out --resume")
     if is_lead():
-        print(f"{'Resuming' if options.resume else 'Training'} {options.preset} in {folder}", flush=True)
+        print(f"Resuming {folder}" if resume else f"Training {options.preset} in {folder}", flush=True)
     try:
         train(
             options.config,
             folder,
-            resume=options.resume,
+            resume=resume,
+            afresh=options.afresh,
             devices=options.devices,
             input=options.input,
             profile=options.profile,
@@ -93,6 +103,27 @@ def run(arguments: Sequence[str] | None = None) -> None:
         shutdown()
         raise
     shutdown()
+
+
+def _folder(options: Arguments) -> tuple[Path, bool]:
+    """The folder of the run, and whether it is there already and goes on."""
+    default, folder = Path("runs") / options.preset, options.run
+    if folder is None:
+        folder = newest(default) if options.resume else next_free(default)
+        if folder is None:
+            raise ValueError(f"there is no run to resume in {default}: name one with --run, or leave out --resume")
+    run = Run(folder)
+    if options.afresh and not options.resume:
+        raise ValueError("--afresh goes with --resume: give the run to start afresh as --resume RUN --afresh")
+    if options.afresh and run.exists() and not run.steps() and not run.is_barely_begun():
+        return next_free(folder), False
+    return folder, options.resume
+
+
+def _adapted(options: Arguments, words: Sequence[str]) -> Arguments:
+    """The options with data and network of the kinds that the words of the command line name."""
+    data, net = source(options.config.data, words), network(options.config.network, words)
+    return replace(options, config=replace(options.config, data=data, network=net))
 
 
 def _summary(preset: object) -> str:

@@ -68,11 +68,14 @@ class DistributedConfig:
             raise ValueError(f"timeout must be at least 1 second, got {self.timeout}")
 
 
+_connected: DistributedConfig | None = None
+
+
 class ProcessLost(ConnectionError):
     """Another process of the run is gone; this one cannot go on alone."""
 
 
-def connect(config: DistributedConfig) -> None:
+def connect(config: DistributedConfig, command: str = "its command and --resume") -> None:
     """Makes this process one of several, before anything is computed; a process that is alone stays as it is.
 
     From then on ``jax.devices()`` are the devices of all processes. A process that is lost ends the others within
@@ -81,10 +84,12 @@ def connect(config: DistributedConfig) -> None:
 
     Args:
         config: where the others are.
+        command: what one types to go on with what the processes do, if this one is ended from outside.
 
     Raises:
         ValueError: the others were not found, or the cluster does not say where they are.
     """
+    global _connected  # noqa: PLW0603 (a process is connected once)
     if config.coordinator is None and not _detects(config.detect, os.environ):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -111,11 +116,17 @@ def connect(config: DistributedConfig) -> None:
         raise ValueError(f"the other processes could not be connected {where} ({reason}): {advice}") from error
     finally:
         _watchdog.stop()
+    _connected = config
     if jax.process_count() > 1:
         _watchdog.start(
             f"process {jax.process_index()} of {jax.process_count()} was ended: another process ended or was lost, see "
-            "what it says, or this one was killed; continue with --resume"
+            f"what it says, or this one was killed; continue with: {command}"
         )
+
+
+def connected() -> DistributedConfig | None:
+    """How this process was made one of several; None of one that is alone."""
+    return _connected
 
 
 def is_lead() -> bool:

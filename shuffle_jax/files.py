@@ -1,12 +1,105 @@
-"""Files that are there whole or not at all, and disk errors that say which file."""
+"""Files that are there whole or not at all, files that one process holds, and disk errors that say which file."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+import socket
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is held there
+    fcntl = None  # type: ignore[assignment]
+
+_held: set[int] = set()
+"""Descriptors of the files that this process holds."""
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Holds a file that one process can hold at a time, and removes it at the end.
+
+    The hold ends with the process, however it ends; what a killed one left is taken over. On a file system without
+    locks nothing is held.
+
+    Args:
+        path: of the file; it says who holds it.
+
+    Yields:
+        Whether it is held; False if another process holds it, which :func:`holder` names.
+    """
+    descriptor = _hold(path)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # before it is let go: who opened it meanwhile sees that it is gone, see _hold
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def holder(path: Path) -> str | None:
+    """Who holds a file by :func:`held`, such as ``"process 12 on host a since 2026-11-28 17:40:03"``, or None."""
+    try:
+        with path.open("rb") as file:
+            if fcntl is None or not _is_locked(file.fileno()):
+                return None
+            who = json.loads(file.read() or b"{}")
+    except (OSError, ValueError):
+        return None
+    if not who:  # it is just being written
+        return "another process"
+    return f"process {who['pid']} on {who['host']} since {who['since']}"
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return False
+
+
+def _hold(path: Path) -> int | None:
+    """A descriptor that holds the file, None if another process has one."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is not None:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError:  # a file system without locks
+            break
+        if fcntl is None or (path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())):
+            break
+        os.close(descriptor)  # of a file that was removed since it was opened
+    who = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(who).encode(), 0)
+    _held.add(descriptor)
+    return descriptor
+
+
+def _let_go() -> None:
+    """In a forked child, which would hold what its parent holds beyond the parent's end."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -10,6 +10,7 @@
       snapshots/<step>.npz    relaxed matrices by layer: at the start, in the middle, at the end
       dynamic/<step>.npz      the permutations that dynamic layers give to test images, at the same moments
       permutations.npz    hardened index vectors by layer
+      lock                who trains it, as long as somebody does
       damaged/<step>/     checkpoints that could not be read when the run was resumed
       profile/            a trace of some steps, where one was asked for
       figures/*.png
@@ -18,8 +19,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +32,8 @@ import numpy as np
 from shuffle_jax import __version__
 from shuffle_jax.data.batches import Pipeline
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
-from shuffle_jax.files import replace_file, replacing, temporary
+from shuffle_jax.files import holder, replace_file, replacing, temporary
+from shuffle_jax.records import read_records
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
@@ -67,16 +70,54 @@ class Run:
         """The folder of the figures."""
         return self.path / "figures"
 
+    @property
+    def lock(self) -> Path:
+        """The file that whoever trains the run holds."""
+        return self.path / "lock"
+
     def exists(self) -> bool:
         """Whether a run was ever started here."""
         return self._about.exists()
 
-    def check_free(self) -> None:
-        """Raises a ValueError if there is anything in the folder, so that nothing is overwritten."""
+    def steps(self) -> list[int]:
+        """The steps of its checkpoints, whole or not, ascending."""
+        return steps_in(self.checkpoints)
+
+    def recorded(self, *kinds: str) -> bool:
+        """Whether there are records of one of these kinds."""
+        return self.metrics.exists() and any(record.get("kind") in kinds for record in read_records(self.metrics))
+
+    def is_barely_begun(self) -> bool:
+        """Whether a run was started here and ended before its first checkpoint, so that nothing of worth is left.
+
+        Evaluations were recorded together with a checkpoint: where there are some, it was taken away.
+        """
+        return self.exists() and not self.steps() and not self.recorded("test", "result")
+
+    def check_free(self, afresh: bool = False) -> None:
+        """Raises a ValueError if there is anything in the folder, so that nothing is overwritten.
+
+        Args:
+            afresh: a run that ended before its first checkpoint may be there.
+        """
         # A run that was killed before its configuration was whole has left nothing else, and nothing of worth.
-        unfinished = temporary(self._about)
-        if self.path.exists() and (not self.path.is_dir() or any(p != unfinished for p in self.path.iterdir())):
-            raise ValueError(f"{self.path} exists and is not empty: continue it with --resume, or name another --run")
+        worthless = (temporary(self._about), self.lock)
+        if not self.path.exists() or (self.path.is_dir() and all(p in worthless for p in self.path.iterdir())):
+            return
+        if not self.exists():
+            raise ValueError(f"{self.path} exists and is not empty: name another --run")
+        barely_begun = self.is_barely_begun()
+        if afresh and barely_begun:
+            return
+        self.check_idle()
+        how = "start it afresh with: {} --afresh" if barely_begun else "continue it with: {}"
+        command = how.format(resume_command(self.path))
+        raise ValueError(f"{self.path} exists and is not empty: name another --run, or {command}")
+
+    def check_idle(self) -> None:
+        """Raises a ValueError that says who trains the run, if somebody does."""
+        if who := holder(self.lock):
+            raise ValueError(f"{self.path} is being trained by {who}: wait for it or end it, or name another --run")
 
     def start(
         self,
@@ -84,6 +125,7 @@ class Run:
         classes: Sequence[str],
         preprocessing: Preprocessing,
         pipeline: Pipeline = "device",
+        afresh: bool = False,
     ) -> None:
         """Makes the folder of a new run.
 
@@ -92,11 +134,12 @@ class Run:
             classes: the class names in the order of their labels.
             preprocessing: from pictures to normalised images.
             pipeline: how the images reach the devices.
+            afresh: see :meth:`check_free`.
 
         Raises:
             ValueError: the folder holds something already.
         """
-        self.check_free()
+        self.check_free(afresh)
         self.path.mkdir(parents=True, exist_ok=True)
         about = {
             "config": config,
@@ -105,7 +148,11 @@ class Run:
             "pipeline": pipeline,
             "versions": _versions(),
         }
-        replace_file(self._about, json.dumps(about, indent=2).encode() + b"\n")
+        self._write(about)
+
+    def change(self, config: Mapping[str, Any]) -> None:
+        """Gives the run another configuration, of the same network, trained longer or on pictures that were moved."""
+        self._write(json.loads(self._about.read_text(encoding="utf-8")) | {"config": config})
 
     def config(self) -> dict[str, Any]:
         """The configuration as plain values, as the version wrote them that started the run."""
@@ -175,6 +222,9 @@ class Run:
     def _permutations(self) -> Path:
         return self.path / "permutations.npz"
 
+    def _write(self, about: Mapping[str, Any]) -> None:
+        replace_file(self._about, json.dumps(about, indent=2).encode() + b"\n")
+
     def _read(self, name: str, convert: Callable[[Any], T], default: Any = None) -> T:
         """One entry of config.json; earlier versions did not write those that have a default."""
         if not self.exists():
@@ -189,6 +239,32 @@ class Run:
             ) from error
 
 
+def resume_command(path: Path, devices: int | None = None, input: object = None, distributed: object = None) -> str:
+    """What one types to go on with a run.
+
+    Args:
+        path: of the run.
+        devices: how many local devices it uses, if not all.
+        input: a dataclass, how the images reach the devices, of which is typed what differs from the defaults.
+        distributed: the same of the processes.
+
+    >>> resume_command(Path("runs/my digits"), devices=1)
+    "python -m experiments.train --resume 'runs/my digits' --devices 1"
+    """
+    words = ["python", "-m", "experiments.train", "--resume", str(path)]
+    words += [] if devices is None else ["--devices", str(devices)]
+    for prefix, config in (("input", input), ("distributed", distributed)):
+        for field in () if config is None else fields(config):  # type: ignore[arg-type]
+            if (value := getattr(config, field.name)) != field.default:
+                words += [f"--{prefix}.{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, whole or not, ascending; none in a folder that does not exist."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a file of a run.
 
@@ -200,25 +276,6 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
             return {key: file[key] for key in file.files}
     except (ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ValueError(f"{path} does not hold plain arrays ({error}): restore or remove it") from error
-
-
-def next_free(path: Path) -> Path:
-    """The path itself if nothing is there, else the first of ``path-2``, ``path-3``, ... that is free."""
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
-
-
-def newest(path: Path) -> Path | None:
-    """The run that was started last among ``path``, ``path-2``, ...; None if there is none."""
-    runs = [p.parent for p in path.parent.glob(f"{path.name}*/config.json") if _is_numbered(p.parent.name, path.name)]
-    return max(runs, key=lambda run: (run / "config.json").stat().st_mtime_ns, default=None)
-
-
-def _is_numbered(name: str, stem: str) -> bool:
-    return name == stem or (name.startswith(f"{stem}-") and name[len(stem) + 1 :].isdigit())
 
 
 def _by_step(folder: Path) -> dict[int, Path]:

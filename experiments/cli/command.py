@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,8 +15,12 @@ from functools import partial
 from typing import Any
 
 from experiments.cli.allocator import keep_freed_memory
+from shuffle_jax.signals import AGAIN, heard
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+PATIENCE, GRACE = 0.5, 3.0
+"""Seconds after which a person hears that Ctrl-C was heard, and after which a second one ends the process."""
+
 TRACEBACK = "--traceback"
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -36,8 +42,11 @@ def main(run: Callable[[], None], end: Callable[[int], Any] | None = None) -> No
     keep_freed_memory()
     before = sys.unraisablehook
     sys.unraisablehook = partial(_only_named, before)
+    ended = threading.Event()
     try:
-        code = _code(run)
+        with heard(partial(_interrupted, [], ended)):
+            code = _code(run)
+            ended.set()
     except Exception:  # a defect
         if end is None:
             raise
@@ -64,11 +73,29 @@ def _code(run: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _report("interrupted", INTERRUPTED)
     except Exception as error:
-        signal = getattr(error, "signal", None)
-        if signal is None:
+        number = getattr(error, "signal", None)
+        if number is None:
             raise
-        return _report(f"{error}; continue with --resume", 128 + signal)
+        return _report(f"{error}; continue with: {getattr(error, 'command', '')}", 128 + number)
     return 0
+
+
+def _interrupted(before: list[int], ended: threading.Event, number: int) -> None:
+    """Answers Ctrl-C where Python cannot, as it compiles; a training answers for itself, but for the second one.
+
+    Nothing is lost by an end in the middle: what is written is written whole or not at all.
+    """
+    if number != signal.SIGINT:
+        return
+    before.append(number)
+    if len(before) > 1:
+        if not ended.wait(GRACE):
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h\n")  # the cursor, which a progress bar had hidden
+            os.write(2, b"interrupted\n")
+            os._exit(INTERRUPTED)
+    elif signal.getsignal(number) is signal.default_int_handler and not ended.wait(PATIENCE):
+        print(f"interrupted: ends when the compilation that goes on is done; {AGAIN}", file=sys.stderr, flush=True)
 
 
 def quiet_libraries() -> None:

@@ -22,7 +22,14 @@ NETWORK = "--network."
 Options = TypeVar("Options")
 
 
-def parse(kind: type[Options], arguments: Sequence[str] | None, *, prog: str, description: str | None) -> Options:
+def parse(
+    kind: type[Options],
+    arguments: Sequence[str] | None,
+    *,
+    prog: str,
+    description: str | None,
+    default: Options | None = None,
+) -> Options:
     """Reads the options of a command.
 
     Args:
@@ -30,11 +37,12 @@ def parse(kind: type[Options], arguments: Sequence[str] | None, *, prog: str, de
         arguments: the words of the command line; those of this process by default.
         prog: the command as one types it, for ``--help``.
         description: what it does, for ``--help``.
+        default: gives the options that are not among the words.
 
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
     """
-    return _parse(kind, _words(arguments), prog, description, ())
+    return _parse(kind, _words(arguments), prog, description, (), tyro.MISSING_NONPROP if default is None else default)
 
 
 def parse_preset(
@@ -78,14 +86,23 @@ def nearest(text: str, names: Iterable[str]) -> str:
     return ", ".join(sorted(names, key=likeness, reverse=True)[:3])
 
 
-def _parse(kind: Any, words: Sequence[str], prog: str, description: str | None, before_help: Sequence[str]) -> Any:
+def _parse(
+    kind: Any,
+    words: Sequence[str],
+    prog: str,
+    description: str | None,
+    before_help: Sequence[str],
+    default: Any = tyro.MISSING_NONPROP,
+) -> Any:
     """Options by tyro, whose box of several lines becomes one; ``before_help`` leads to the help on the options."""
     text = f"{(description or '').rstrip()}\n\n{TRACEBACK}, anywhere, shows where in the program a mistake was found."
 
     def read(args: Sequence[str]) -> tuple[Any, list[str]]:
         # No subcommands for the kinds of a field, such as the data: the preset has chosen.
         config = (tyro.conf.AvoidSubcommands,)
-        return tyro.cli(kind, args=args, prog=prog, description=text, config=config, return_unknown_args=True)
+        return tyro.cli(
+            kind, args=args, prog=prog, description=text, default=default, config=config, return_unknown_args=True
+        )
 
     if any(word in HELP for word in words):
         return read(words)[0]

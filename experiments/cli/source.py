@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 import tyro
 
@@ -12,6 +13,9 @@ from shuffle_jax.models import NetworkConfig
 
 ROOT, NAME = "--data.root", "--data.name"
 """The options that name a folder of images, and a set of tensorflow-datasets."""
+
+RESUME, RUN = "--resume", "--run"
+"""The options that go on with a run, and name its folder."""
 
 FAMILY = "--network.family"
 """The option that names another network than that of the preset."""
@@ -52,11 +56,49 @@ def source(data: DataConfig, words: Sequence[str]) -> DataConfig:
 
 def network(config: NetworkConfig, words: Sequence[str]) -> NetworkConfig:
     """The network of a preset, of the family that the words of a command line name."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    family = value_of(FAMILY, words)
+    return config if family is None else config.of_family(family)
+
+
+def resumed(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The run that the words of a command line resume, if they name one.
+
+    Args:
+        words: with ``--resume RUN``, or ``--resume`` and ``--run RUN``.
+
+    Returns:
+        The words in the second form, and RUN. None if there is no ``--resume`` among the words, or only a preset says
+        which run is meant.
+
+    Raises:
+        ValueError: two runs are named, or none and no preset.
+    """
+    changed = list(words)
+    for i, word in enumerate(words):
         option, equals, value = word.partition("=")
-        if option == FAMILY:
-            return config.of_family(value if equals else after)
-    return config
+        if option != RESUME:
+            continue
+        follows = not equals and i + 1 < len(words) and not words[i + 1].startswith("-")
+        value = words[i + 1] if follows else value
+        named = value_of(RUN, words)
+        if value and named is not None and Path(named) != Path(value):
+            raise ValueError(f"{RESUME} names the run {value}, {RUN} the run {named}: give one of them")
+        if value:
+            changed[i : i + 1 + follows] = [RESUME] if named is not None else [RESUME, RUN, value]
+        run = value or named
+        if run is None and (words[0].startswith("-") or equals):
+            raise ValueError(f"{RESUME} needs the folder of a run, such as {RESUME} runs/digits")
+        return changed, None if run is None else Path(run)
+    return changed, None
+
+
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """What stands behind an option on a command line; None if it is not there."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option:
+            return value if equals else after
+    return None
 
 
 def _options(data: DataConfig) -> set[str]:

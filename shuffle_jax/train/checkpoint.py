@@ -17,7 +17,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 from shuffle_jax.distributed import barrier, is_lead, is_lost
 from shuffle_jax.files import disk_errors
 from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
-from shuffle_jax.run import next_free
+from shuffle_jax.run import steps_in
+from shuffle_jax.runs import next_free
 from shuffle_jax.train.state import TrainState
 
 STATE, METRICS = "default", "metrics"
@@ -126,7 +127,10 @@ class Checkpoints:
         if chosen not in steps:
             raise FileNotFoundError(f"{self._folder} has no checkpoint of step {chosen}: choose one of {steps}")
         folder = self._folder / str(chosen)
-        self._check_network(like, chosen, self._whole.get(chosen) or inspect(folder))
+        content = self._whole.get(chosen) or inspect(folder)
+        if not any(name.startswith("average_stats.") for name in content.shapes):  # an earlier version wrote it
+            like = like.replace(average_stats=None)
+        self._check_network(like, chosen, content)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
         with ocp.StandardCheckpointer() as checkpointer:
             return _restored(like, checkpointer.restore(folder / STATE, abstract))
@@ -216,11 +220,6 @@ def check_name(checkpoint: int | str | None) -> int | None:
     return int(checkpoint)
 
 
-def steps_in(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, whole or not, ascending; none in a folder that does not exist."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
-
-
 def inspect(folder: Path) -> Content:
     """Reads the folder of one step, every byte of its arrays; raises :class:`Damaged` if it is not whole.
 
@@ -272,7 +271,8 @@ def _saved(state: TrainState) -> dict[str, Any]:
     """A state as it is saved since the first version: what is empty stands there, but for what came later."""
     kept = dict(state.collections)
     ours = {theirs: kept.pop(name, {}) for name, theirs in COLLECTIONS.items()}
-    later = {name: tree for name, tree in (("progress", ours.pop("progress")), ("collections", kept)) if tree}
+    later = {"progress": ours.pop("progress"), "average_stats": state.average_stats, "collections": kept}
+    later = {name: tree for name, tree in later.items() if tree}
     fields = {name: getattr(state, name) for name in ("step", "params", "opt_state", "average", "key")}
     return {**fields, **ours, **later}
 

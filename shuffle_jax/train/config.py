@@ -13,6 +13,7 @@ from shuffle_jax.data import AugmentConfig, DataConfig, DigitsConfig
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.models.config import upgraded
 from shuffle_jax.run import Run
+from shuffle_jax.streams import ORDER, stream_seed
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,18 @@ class TrainConfig:
     """Fraction of each target that is spread over all classes."""
 
     average_decay: float = 0.0
-    """Decay of the moving average of the parameters, which is then what is evaluated; 0 for none."""
+    """Decay of the moving average of the parameters, which is then what is evaluated, with batch statistics of its own;
+    0 for none."""
+
+    average_ramp: bool = True
+    """Whether the decay rises to its value, as min(decay, (1 + step) / (10 + step)), so that the average forgets the
+    random start; runs of earlier versions have a constant one."""
 
     seed: int = 0
-    """Of the start, the order of the data and the augmentation."""
+    """Of the start, the order of the data, the augmentation and dropout."""
+
+    separate_streams: bool = True
+    """Whether these four draw from random streams of their own; in runs of earlier versions some draw from one."""
 
     log_every: int = 20
     """Steps between two records of the training loss."""
@@ -126,7 +135,8 @@ class TrainConfig:
     """Newest checkpoints kept, beside the best one."""
 
     recalibrate: int = 0
-    """Batches from which batch norms are re-estimated after hardening; 0 leaves them as trained."""
+    """Batches from which the batch norms of the finished network are re-estimated, after hardening if there is anything
+    to harden, and those of averaged weights before; 0 leaves the former as trained and takes 16 for the latter."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every", "keep"):
@@ -142,9 +152,14 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
-BEFORE: dict[str, dict[str, Any]] = {}
+BEFORE: dict[str, dict[str, Any]] = {"TrainConfig": {"average_ramp": False, "separate_streams": False}}
 """Of each configuration the values, as JSON has them, of fields that earlier runs did not have and whose default is
 not what they did; :func:`from_json` gives them these."""
+
+
+def data_seed(config: TrainConfig) -> int:
+    """What chooses the order of the images and their crops: 64 bits, or the 32 of earlier versions."""
+    return stream_seed(config.seed, ORDER) if config.separate_streams else min(config.seed, config.seed % 2**32)
 
 
 def to_json(config: Any) -> Any:
@@ -204,16 +219,6 @@ def read_config(run: Run) -> TrainConfig:
     """
     found: TrainConfig = from_json(TrainConfig, run.config())
     return found
-
-
-def check_config(run: Run, config: TrainConfig) -> None:
-    """Raises a ValueError that shows the difference unless a configuration is that of a run."""
-    own, asked = (to_json(dataclasses.replace(c, network=c.network.resolved())) for c in (read_config(run), config))
-    if different := differences(own, asked):
-        raise ValueError(
-            f"{run.path} was started with another configuration ({'; '.join(different)}): "
-            "resume it with its own, or name another --run"
-        )
 
 
 def with_network(config: TrainConfig, network: object | None) -> TrainConfig:

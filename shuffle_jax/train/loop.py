@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import jax
 import numpy as np
@@ -19,32 +14,37 @@ import optax
 
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
-from shuffle_jax.distributed import Agreement, ProcessLost, barrier, is_lead, is_lost, lost, same
+from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
 from shuffle_jax.nn.collections import relaxed_permutations
-from shuffle_jax.run import Run
-from shuffle_jax.train.checkpoint import Checkpoints, steps_in
-from shuffle_jax.train.config import TrainConfig, check_config, to_json, with_network
+from shuffle_jax.run import Run, resume_command
+from shuffle_jax.signals import Interruption
+from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
+from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.config import TrainConfig, to_json, with_network
 from shuffle_jax.train.experiment import Experiment, prepare
 from shuffle_jax.train.metrics import Meter, MetricWriter, NoMetrics, NonFiniteLoss, Profile
+from shuffle_jax.train.opening import Compiling, about, reading
 from shuffle_jax.train.optimizer import learning_rate, penalty_weight
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import TrainStep, evaluate
 from shuffle_jax.train.trained import Outcome, finish
 from shuffle_jax.typing import PyTree
 
-SEEN = 60.0
-"""Seconds within which every process must see the folder of a run that one of them has made."""
-
 DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
 """What is recorded of each relaxed matrix."""
 
+COMPILING = "compiling; stopping after the first step, which is saved"
+TRAINING = "stopping after this step, which is saved"
+ENDING = "the training is done and saved; what follows are evaluations and figures"
+"""What a signal is answered with."""
+
 
 class Stopped(Exception):
-    """The run was asked to stop, has saved its state, and can be resumed; ``signal`` is what asked for it."""
+    """The run was asked to stop by ``signal``, has saved its state, and goes on with ``command``."""
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, command: str) -> None:
         super().__init__(message)
-        self.signal = signal_number
+        self.signal, self.command = signal_number, command
 
 
 def train(
@@ -53,6 +53,7 @@ def train(
     *,
     network: object | None = None,
     resume: bool = False,
+    afresh: bool = False,
     devices: int | None = None,
     input: InputConfig | None = None,
     profile: tuple[int, int] | None = None,
@@ -61,11 +62,13 @@ def train(
 
     Args:
         config: the run.
-        path: the folder; new or empty unless ``resume``.
+        path: the folder; new or empty unless ``resume`` or ``afresh``.
         network: anybody's linen module in place of the configured network, see
             :func:`shuffle_jax.train.config.with_network`.
         resume: continue from the newest checkpoint in ``path``, bit for bit as if the run had not been interrupted;
-            also on another number of devices or processes, which round differently.
+            also on another number of devices or processes, which round differently. Epochs may become more where the
+            schedules allow it, and the pictures may have moved.
+        afresh: a run in ``path`` that ended before its first checkpoint starts again, also with ``resume``.
         devices: how many local devices to use; all by default.
         input: how the images reach the devices; by default as their size says.
         profile: the first and the last step of which a trace is written.
@@ -81,69 +84,51 @@ def train(
     """
     run = Run(path)
     config = with_network(config, network)
-    with _naming_lost_processes(run):
+    command = resume_command(path, devices, input, connected())
+    with _naming_lost_processes(run, command), contextlib.ExitStack() as stack:
+        resume = resume and not (afresh and run.is_barely_begun())
         same("the command", (str(path), to_json(config), resume, input, profile))
         if resume:
-            check_config(run, config)
+            stack.enter_context(again(run))
+            config = check_config(run, config, longer=True)
         else:
-            run.check_free()
-        experiment = prepare(config, devices, _input(config, run, resume, input), run=run if resume else None)
+            run.check_free(afresh)
+        _say(reading(config))
+        experiment = prepare(config, devices, chosen_input(config, run, resume, input), run=run if resume else None)
         shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
+        _say(about(experiment, shapes.params))
         trace = Profile(_trace_folder(run), profile, experiment.steps)
         train_step = experiment.train_step()
         same("the data", (experiment.mean_std, experiment.batches.pipeline))
-        if not resume:
-            _start(run, experiment)
-        with _interruption() as interruption, Checkpoints(run.checkpoints, config.keep) as checkpoints, trace:
+        if resume:
+            settle(run, experiment)
+        else:
+            stack.enter_context(new(run, experiment, afresh))
+        with Interruption(COMPILING) as interruption, Checkpoints(run.checkpoints, config.keep) as checkpoints, trace:
             saved = checkpoints.steps()
             step = saved[-1] if saved else 0
             same("the newest checkpoint", step)  # as far as each process sees it
+            _say([f"compiling, to go on from step {step:,}" if step else "compiling"])
+            compiling = Compiling()
             state = checkpoints.restore(shapes, step) if saved else experiment.init()
+            state = experiment.settled(state) if state.lacks_stats else state
             if is_lead():
                 run.forget_after(step)
             with _metrics(experiment, run, step) as metrics:
-                started = time.perf_counter()
-                loop = _Loop(experiment, run, checkpoints, metrics, interruption, trace)
+                loop = _Loop(experiment, run, checkpoints, metrics, interruption, trace, compiling, command)
                 state = loop.run_steps(train_step, state, step)
-                return finish(experiment, run, state, metrics, started)
+                interruption.answer = ENDING
+                return finish(experiment, run, state, metrics)
 
 
-def _input(config: TrainConfig, run: Run, resume: bool, input: InputConfig | None) -> InputConfig:
-    """How the images reach the devices; where crops depend on it, a resumed run keeps to its way."""
-    input = input or InputConfig()
-    if not (resume and config.augment.resized_crop):
-        return input
-    started = run.pipeline()
-    if input.pipeline == "auto":
-        return dataclasses.replace(input, pipeline=started)
-    if (input.pipeline == "stream") != (started == "stream"):
-        raise ValueError(
-            f'{run.path} was started with the pipeline "{started}", which crops other windows than "{input.pipeline}": '
-            "leave out --input.pipeline"
-        )
-    return input
+def _say(lines: list[str]) -> None:
+    if is_lead() and lines:
+        print("\n".join(lines), flush=True)
 
 
 def _trace_folder(run: Run) -> Path:
     """Where a trace goes: its file is named by the host, of which several processes may be."""
     return run.profile / f"process{jax.process_index()}" if jax.process_count() > 1 else run.profile
-
-
-def _start(run: Run, experiment: Experiment) -> None:
-    """Makes the folder of a new run, which every process must see."""
-    barrier("the folder is free")
-    if is_lead():
-        config = to_json(experiment.config)
-        run.start(config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline)
-    barrier("the run is started")
-    end = time.monotonic() + SEEN
-    while not run.exists():  # file systems of a network take a while to show what is new
-        if time.monotonic() > end:
-            raise ValueError(
-                f"process {jax.process_index()} does not see {run.path}: name a folder on a file system that all "
-                "processes share"
-            )
-        time.sleep(0.5)
 
 
 def _metrics(experiment: Experiment, run: Run, step: int) -> MetricWriter:
@@ -153,37 +138,17 @@ def _metrics(experiment: Experiment, run: Run, step: int) -> MetricWriter:
 
 
 @contextlib.contextmanager
-def _naming_lost_processes(run: Run) -> Iterator[None]:
+def _naming_lost_processes(run: Run, command: str) -> Iterator[None]:
     """What a collective raises when another process is gone, as :class:`ProcessLost` with what is kept."""
     try:
         yield
     except (ProcessLost, ValueError, RuntimeError) as error:
         if jax.process_count() == 1 or not is_lost(error):
             raise
-        kept = steps_in(run.checkpoints)
+        kept = run.steps()
         last = f"the last checkpoint is step {kept[-1]}" if kept else "there is no checkpoint yet"
-        raise ProcessLost(f"{lost(error)}; {last} in {run.path}; continue with --resume") from error
-
-
-@contextlib.contextmanager
-def _interruption() -> Iterator[list[int]]:
-    """The first SIGINT or SIGTERM, for the loop to save and stop; a second SIGINT stops at once."""
-    signals: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if signals and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        signals[:] = [number]
-
-    if threading.current_thread() is not threading.main_thread():  # there signals do what they did before
-        yield signals
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        how = f"continue with: {command}" if kept else f"start afresh with: {command} --afresh"
+        raise ProcessLost(f"{lost(error)}; {last} in {run.path}; {how}") from error
 
 
 @dataclass
@@ -194,8 +159,10 @@ class _Loop:
     run: Run
     checkpoints: Checkpoints
     metrics: MetricWriter
-    interruption: list[int]
+    interruption: Interruption
     trace: Profile
+    compiling: Compiling
+    command: str
 
     def run_steps(self, train_step: TrainStep, state: TrainState, first: int) -> TrainState:
         """Trains from step ``first`` to the end."""
@@ -212,10 +179,15 @@ class _Loop:
         for step, batch in zip(range(first + 1, steps + 1), experiment.batches.train(first), strict=False):
             with self.trace.step(step):
                 state, values = train_step(state, batch)
+            if step == first + 1:
+                self.metrics.console.message(self.compiling.done())
+                self.interruption.answer = TRAINING
             self._checked(meter, step, values)
             if wait:
                 jax.block_until_ready(state)
             evaluating = step % (per_epoch * config.evaluate_every) == 0 or step == steps
+            if evaluating or step == middle:
+                state = experiment.settled(state)
             if step % config.log_every == 0 or evaluating:
                 self._checked(meter)
                 if evaluating:
@@ -224,17 +196,18 @@ class _Loop:
             if step in (middle, steps):
                 self._snapshot(state, step)
             if evaluating:
+                self.metrics.console.doing("evaluating")
                 result = self._evaluate(state)
                 self.metrics.write({"kind": "test", "step": step, "epoch": step / per_epoch, **result})
                 self._save(state, result)
                 meter.restart()
             self.trace.after(step, state)
-            stop = agreement.largest(self.interruption[0] if self.interruption else 0)
+            stop = agreement.largest(self.interruption.signal)
             if stop and step < steps:
                 self._checked(meter)
-                self._save(state)
+                self._save(experiment.settled(state))
                 self.checkpoints.wait()
-                raise Stopped(f"stopped at step {step} of {steps} and saved in {self.run.path}", stop)
+                raise Stopped(f"stopped at step {step} of {steps} and saved in {self.run.path}", stop, self.command)
         return state
 
     def _checked(self, meter: Meter, step: int | None = None, values: PyTree = None) -> None:

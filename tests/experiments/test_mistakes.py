@@ -221,12 +221,12 @@ def changed(path, **fields):
 
 
 def not_resumed(path):
-    return ["train", "digits", *QUICK, "--run", path], f"{path} exists and is not empty: continue it with --resume"
+    return ["train", "digits", *QUICK, "--run", path], f"{path} exists and is not empty: name another --run, or continue it with: "
 
 
 def resumed_as_another(path):
     command = ["train", "digits", *QUICK, "--epochs", 9, "--run", path, "--resume"]
-    return command, "another configuration (epochs: 3 -> 9): resume it with its own"
+    return command, f"{path} cannot go on to --epochs 9: in a training of so many epochs the learning rate"
 
 
 def other_network(path):

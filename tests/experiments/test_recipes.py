@@ -15,7 +15,8 @@ from experiments.presets import PRESETS, cifar100_auto, imagenet_auto, imagenet_
 from shuffle_jax.data import DigitsConfig, Preprocessing
 from shuffle_jax.data.augment import mixup_alpha
 from shuffle_jax.run import Run
-from shuffle_jax.train.config import check_config, read_config, to_json
+from shuffle_jax.train.begin import check_config
+from shuffle_jax.train.config import read_config, to_json
 from shuffle_jax.train.optimizer import learning_rate
 
 IMAGENET = 1_281_167

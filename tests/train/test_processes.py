@@ -128,7 +128,8 @@ def stopped(run, count, after, *words, receivers):
             time.sleep(0.05)  # not at once: the first one stops all
         assert processes.end() == [128 + signal.SIGTERM] * count, processes.text()
         for index in range(count):
-            assert f"and saved in {run}; continue with --resume" in processes.text(index)
+            resume = f"python -m experiments.train --resume {run}"
+            assert f"and saved in {run}; continue with: {resume}" in processes.text(index)
     return newest(run)
 
 
@@ -213,7 +214,7 @@ def test_the_other_process_ends_in_time_when_one_is_lost_and_the_run_goes_on(vic
         time.sleep(1)  # the last words come after the end
         said = processes.text(1 - victim)
     assert code not in (0, None)
-    assert "another process" in said.splitlines()[-1] and "continue with --resume" in said.splitlines()[-1], said
+    assert "another process" in said.splitlines()[-1] and "continue with: python" in said.splitlines()[-1], said
     assert newest(run) == 8
     if (victim, how) == (1, signal.SIGKILL):  # whoever coordinates lives and sees it, so Python has the last word
         assert code == 2 and "the last checkpoint is step 8" in said.splitlines()[-1], said

@@ -148,7 +148,7 @@ def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_p
     copy, trained = tmp_path / "copy", []
     shutil.copytree(out, copy)
 
-    def fail(config, path, *, resume, devices):
+    def fail(config, path, *, resume, afresh, devices):
         trained.append((path.name, resume))
         raise loop.NonFiniteLoss("the loss is bad; try another")
 
@@ -274,7 +274,7 @@ def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
     path = tmp_path / "two.toml"
     path.write_text(FILE.replace("--epochs 2", "--epochs 3"))
     before = records(out / "fixed-shuffle-3")
-    with pytest.raises(ValueError, match=r"fixed-shuffle-3 was started with another configuration \(epochs: 2 -> 3\)"):
+    with pytest.raises(ValueError, match=r"fixed-shuffle-3 was started with another configuration \(--epochs: 2 -> 3"):
         compare.run([str(path), "--out", str(out)])
     assert records(out / "fixed-shuffle-3") == before
     for arguments in ([], [str(file), "--results", str(out / "results.json")]):
