@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,10 +15,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from shuffle_jax.analysis.run_figures import save_run_figures
-from shuffle_jax.data import Dataset, Preprocessing, load, normalize
-from shuffle_jax.data.sampler import Sampler
+from shuffle_jax.console import duration
+from shuffle_jax.data import Preprocessing, load
 from shuffle_jax.deploy.freeze import dynamic_layers, freeze
-from shuffle_jax.deploy.harden import Hardened, harden, recalibrate
+from shuffle_jax.deploy.harden import Hardened, harden
+from shuffle_jax.deploy.recalibrate import recalibrate
 from shuffle_jax.distributed import is_lead
 from shuffle_jax.files import naming
 from shuffle_jax.models import build
@@ -29,6 +30,7 @@ from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.checkpoint import check_name
 from shuffle_jax.train.config import TrainConfig, read_config
 from shuffle_jax.train.experiment import Experiment, build_network, read_state, state_shapes
+from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.metrics import MetricWriter
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Float, Images, PyTree
@@ -92,7 +94,17 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
     def images(batches: int) -> Iterator[Images]:
         return training_images(config, load(config.data, classes), preprocessing, batches)
 
-    variables = hardened(config, network, state.variables(), preprocessing.shape, images).variables
+    variables = state.variables()
+    if state.lacks_stats:
+        try:
+            variables = recalibrate(network, variables, images(statistics_batches(config)))
+        except (ValueError, OSError, ImportError) as error:
+            print(
+                f"warning: {path} has averaged weights without batch statistics of their own, as an earlier version "
+                f"left them, and no training images to estimate them from ({error}): those of the last step are used",
+                file=sys.stderr,
+            )
+    variables = hardened(config, network, variables, preprocessing.shape, images).variables
     return Trained(network, variables, preprocessing, classes, config, int(state.step))
 
 
@@ -106,7 +118,8 @@ def hardened(
     """The network as it leaves training, for the end of a run, its evaluation, predictions and exports alike.
 
     Relaxed permutations become index vectors, and so do factors that are learned once for all images: they are their
-    own mean, whatever the image. Then batch statistics are re-estimated, if the configuration says so.
+    own mean, whatever the image. Then batch statistics are re-estimated, if the configuration says so, also where there
+    was nothing to harden.
 
     Args:
         config: of the run.
@@ -120,7 +133,7 @@ def hardened(
     dynamic = dynamic_layers(network, hard.variables, image_shape) if static else ()
     if dynamic and set(dynamic) == {"/".join(path[: path.index(STATIC) - 1]) for path in static}:
         hard = hard._replace(variables=freeze(network, hard.variables, [jnp.zeros((1, *image_shape))]).variables)
-    if config.recalibrate and hard.permutations and "batch_stats" in hard.variables:
+    if config.recalibrate:
         hard = hard._replace(variables=recalibrate(network, hard.variables, images(config.recalibrate)))
     return hard
 
@@ -130,17 +143,6 @@ def hardened_experiment(experiment: Experiment, variables: dict[str, PyTree]) ->
     config, shape = experiment.config, experiment.dataset.image_shape
     images = partial(training_images, config, experiment.dataset, experiment.preprocessing)
     return hardened(config, experiment.network, variables, shape, images)
-
-
-def training_images(
-    config: TrainConfig, dataset: Dataset, preprocessing: Preprocessing, batches: int
-) -> Iterator[Images]:
-    """Normalised training images of the first batches, not cropped at random, whole on this process alone."""
-    sampler = Sampler(len(dataset.train), config.batch_size, config.seed)
-    for step in range(batches):
-        _, _, positions = sampler.train(step, np.arange(config.batch_size))
-        images, _ = dataset.train.take(positions)
-        yield normalize(jnp.asarray(images), preprocessing.mean, preprocessing.std)
 
 
 def forms(
@@ -154,12 +156,15 @@ def forms(
         hard: the same hardened.
 
     Yields:
-        "relaxed", as trained; "hardened", with learned permutations; and with dynamic layers "soft", "repaired" and
-        "frozen": one permutation for all images, the nearest to the mean over ``FREEZE_IMAGES`` training images.
+        "relaxed", as trained; "hardened", with learned permutations, or without any "recalibrated", if the configuration
+        asks for it; and with dynamic layers "soft", "repaired" and "frozen": one permutation for all images, the
+        nearest to the mean over ``FREEZE_IMAGES`` training images.
     """
     yield "relaxed", experiment.evaluate(variables)
     if hard.permutations:
         yield "hardened", experiment.evaluate(hard.variables)
+    elif experiment.config.recalibrate and "batch_stats" in variables:
+        yield "recalibrated", experiment.evaluate(hard.variables)
     if experiment.probe is None:
         return
     config = experiment.config.network
@@ -181,7 +186,7 @@ class Outcome:
         results: ``loss``, ``top1`` and ``top5`` on the test split of each form, see :func:`forms`.
         certified: learned permutations whose row-argmax is proved to be one.
         permutations: learned permutations.
-        seconds: of this process, from the first step to the end.
+        seconds: that the run took, each of its processes in turn from its first step.
     """
 
     results: dict[str, dict[str, float]]
@@ -190,10 +195,11 @@ class Outcome:
     seconds: float
 
 
-def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricWriter, started: float) -> Outcome:
+def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricWriter) -> Outcome:
     """Hardens the trained network, evaluates every form, saves index vectors and figures, prints the table."""
     # From here on every process has the variables for itself; what they evaluate together is put on all devices.
     variables = jax.device_get(state.variables())
+    metrics.console.message("the training is done: evaluating each form of the network")
     hard = hardened_experiment(experiment, variables)
     if hard.permutations and is_lead():
         run.save_permutations(hard.permutations)
@@ -201,12 +207,13 @@ def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricW
     for name, result in forms(experiment, variables, hard):
         results[name] = result
         metrics.write({"kind": "result", "step": experiment.steps, "network": name, **result})
+    metrics.console.message("drawing the figures")
     figures = []
     if is_lead():
         with naming(run.figures):
             figures = save_run_figures(run.path)
     certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
-    outcome = Outcome(results, certified, len(hard.permutations), time.perf_counter() - started)
+    outcome = Outcome(results, certified, len(hard.permutations), metrics.seconds)
     _print(outcome, experiment, run, len(figures), metrics)
     return outcome
 
@@ -220,4 +227,7 @@ def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, met
         rows.append([shown, result["top1"], result["top5"], result["loss"], certified])
     title = f"{len(experiment.dataset.test)} test images of {experiment.dataset.name}, {experiment.steps} steps"
     metrics.console.table(title, ["network", "top-1", "top-5", "loss", "certified"], rows)
-    metrics.console.message(f"{outcome.seconds:.0f} s from the first step; {figures} figures in {run.figures}")
+    took = f"{duration(outcome.seconds)} from the first step"
+    if outcome.seconds > metrics.seconds_here + 1:
+        took += f", {duration(metrics.seconds_here)} of them since it was resumed"
+    metrics.console.message(f"{took}; {figures} figures in {run.figures}")
