@@ -18,11 +18,14 @@ Point = list[float | str]
 KEPT = ("top1", "loss")
 """What is kept of each evaluation."""
 
-OTHERS = {
+DYNAMIC = {
     "soft": "with soft factors",
     "repaired": "argmax repaired by assignment",
     "frozen": "frozen to one permutation for all images",
 }
+"""Further networks that a run with dynamic layers evaluates, and their columns."""
+
+OTHERS = {"recalibrated": "with batch statistics re-estimated", **DYNAMIC}
 """Further networks that a run may have evaluated, and their columns, which a table has if a run has them."""
 
 
@@ -45,7 +48,7 @@ def run_result(records: Records) -> dict[str, Any] | None:
     if layers and "hardened" not in evaluated:
         return None
     # With dynamic layers the others are evaluated after it, and a run may be killed between.
-    if any(r["kind"] == "dynamic" for r in records) and not evaluated.keys() >= OTHERS.keys():
+    if any(r["kind"] == "dynamic" for r in records) and not evaluated.keys() >= DYNAMIC.keys():
         return None
     numbers = {network: {key: _plain(record[key]) for key in KEPT} for network, record in evaluated.items()}
     hardened = numbers.get("hardened")
