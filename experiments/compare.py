@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
+from experiments.cli import keep_programs, main, parse, quiet_libraries
 from experiments.comparison.curves import curves, has_curves
 from experiments.comparison.figure import figure
 from experiments.comparison.plan import Comparison, Planned, naming, plan, read
@@ -57,6 +57,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, trains what is missing, and writes the results."""
     options = parse(Arguments, arguments, prog="python -m experiments.compare", description=__doc__)
     quiet_libraries()
+    keep_programs()
     if options.comparison is None or options.results is not None:
         if options.results is None or options.comparison is not None:
             raise ValueError("name either the .toml file of a comparison or, with --results, a results.json")
@@ -108,7 +109,7 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
 
     Args:
         planned: the runs.
-        out: gets compiled programs, which a resumed run need not compile again, and the names of the devices.
+        out: gets the names of the devices.
 
     Returns:
         The message of each run that failed by its numbers, by its folder.
@@ -122,9 +123,6 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
     from shuffle_jax.train.metrics import NonFiniteLoss
 
     out.mkdir(parents=True, exist_ok=True)
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str((out / ".cache").resolve()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     note_device(out)
     failures = {}
     with _late_signals() as signals:

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
+from experiments.cli import keep_programs, main, parse, quiet_libraries
 from shuffle_jax.console import Console
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
@@ -62,6 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, evaluates and prints."""
     options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
+    keep_programs()
     experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
     dynamic = experiment.probe is not None
     probed = experiment.probe.numbers(variables) if experiment.probe is not None else {}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.cli import main, parse, quiet_libraries
+from experiments.cli import keep_programs, main, parse, quiet_libraries
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 """Largest difference of the exported logits from the network's, relative to the largest logit."""
@@ -47,6 +47,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, exports, and compares what was written with the network."""
     options = parse(Arguments, arguments, prog="python -m experiments.export", description=__doc__)
     quiet_libraries()
+    keep_programs()
     from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load, platform_name, sidecar
     from shuffle_jax.deploy.fold import fold

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import main, parse, print_rows, print_table, quiet_libraries, save_figure, write_csv
+from experiments.cli import keep_programs, main, parse, print_rows, print_table, quiet_libraries, save_figure, write_csv
 from experiments.matching.methods import Outcome, Settings, check
 from experiments.matching.methods import run as run_method
 from shuffle_jax.problems.descent import DescentConfig
@@ -107,6 +107,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if not options.seconds > 0:
         raise ValueError(f"seconds must be positive, got {options.seconds}")
     quiet_libraries()
+    keep_programs()
     instances = load(options)
     goal = instances[0].goal
     methods = options.methods or (ON_ASSIGNMENTS if goal == "assignment" else ON_GRAPHS)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.cli import main, parse, print_table, quiet_libraries
+from experiments.cli import keep_programs, main, parse, print_table, quiet_libraries
 from shuffle_jax.data.folder import SUFFIXES
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
 from shuffle_jax.deploy import exported
@@ -71,6 +71,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, classifies and prints."""
     options = parse(Arguments, arguments, prog="python -m experiments.predict", description=__doc__)
     quiet_libraries()
+    keep_programs()
     for name in ("batch_size", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")

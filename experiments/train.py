@@ -18,7 +18,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import TRACEBACK, main, parse_preset, quiet_libraries
+from experiments.cli import TRACEBACK, keep_programs, main, parse_preset, quiet_libraries
 from experiments.cli import parse as parse_options
 from experiments.cli.source import network, resumed, source
 from experiments.presets import PRESETS
@@ -83,6 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and trains."""
     options = parse(arguments)
     quiet_libraries()
+    keep_programs()
     folder, resume = _folder(options)
     connect(options.distributed, resume_command(folder, options.devices, input=options.input))
     from shuffle_jax.train.loop import Stopped, train

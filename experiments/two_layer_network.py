@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from experiments.cli import check_figure_file, main, parse, print_rows, quiet_libraries, save_figure
+from experiments.cli import check_figure_file, keep_programs, main, parse, print_rows, quiet_libraries, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +103,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.two_layer_network", description=__doc__)
     check(options)
     quiet_libraries()
+    keep_programs()
     outcomes: dict[str, dict[int, Outcome]] = {}
     rows = []
     for width, method, outcome in train(options):

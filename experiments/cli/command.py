@@ -45,8 +45,10 @@ def main(run: Callable[[], None], end: Callable[[int], Any] | None = None) -> No
     ended = threading.Event()
     try:
         with heard(partial(_interrupted, [], ended)):
-            code = _code(run)
-            ended.set()
+            try:
+                code = _code(run)
+            finally:
+                ended.set()
     except Exception:  # a defect
         if end is None:
             raise
