@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from shuffle_jax.distributed import barrier, is_lead, is_lost
-from shuffle_jax.files import disk_errors
+from shuffle_jax.files import disk_errors, holder
 from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
-from shuffle_jax.run import steps_in
+from shuffle_jax.run import Run
 from shuffle_jax.runs import next_free
+from shuffle_jax.train.content import STATE, Content, inspect, look, top1_of
 from shuffle_jax.train.state import TrainState
 
-STATE, METRICS = "default", "metrics"
-"""The names that orbax gives to the two parts of a checkpoint."""
+ATTEMPTS = 5
+"""How often a checkpoint is chosen anew when the one before was removed by a training that goes on."""
 
 COLLECTIONS = {"batch_stats": "statistics", PERMUTATIONS: "permutations", PROGRESS: "progress"}
 """The names under which collections of the library's own modules are saved; others stand below "collections"."""
-
-
-class Damaged(Exception):
-    """A checkpoint is not whole; the message says what is wrong, in a few words."""
-
-
-class Content(NamedTuple):
-    """What a whole checkpoint holds."""
-
-    shapes: dict[str, tuple[int, ...]]
-    """Of each array, by its path in the state, such as "params.stem.kernel"."""
-
-    top1: float | None
-    """Of the evaluation at its step; None if there was none."""
 
 
 class Checkpoints:
@@ -53,7 +39,7 @@ class Checkpoints:
     Args:
         folder: where they are kept; made if missing.
         keep: how many of the newest are kept, beside the one with the best ``top1``.
-        read_only: leave the folder as it is.
+        read_only: leave the folder as it is, also while the run is being trained and its checkpoints come and go.
 
     Raises:
         ValueError: there are checkpoints and every one is damaged; all are left where they are.
@@ -62,13 +48,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path | str, keep: int = 2, read_only: bool = False) -> None:
         self._folder = Path(folder).resolve()
-        self._whole: dict[int, Content] = {}
-        self._damaged: dict[int, str] = {}
-        for step in steps_in(self._folder):
-            try:
-                self._whole[step] = inspect(self._folder / str(step))
-            except Damaged as error:
-                self._damaged[step] = str(error)
+        self._whole, self._damaged = look(self._folder, self._is_live if read_only else lambda: False)
         self._manager: ocp.CheckpointManager | None = None
         if read_only:
             self._pass_over(read_only)
@@ -76,9 +56,9 @@ class Checkpoints:
         barrier("checkpoints are read")  # before one process moves what is damaged
         self._pass_over(read_only)
         barrier("damaged checkpoints are moved")
-        best = policies.BestN(get_metric_fn=_top1, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(get_metric_fn=top1_of, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
-            best_fn=_top1,  # without it orbax does not write the metrics down
+            best_fn=top1_of,  # without it orbax does not write the metrics down
             cleanup_tmp_directories=True,  # of a save that a full disk or a crash cut short
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
         )
@@ -113,9 +93,27 @@ class Checkpoints:
             FileNotFoundError: there is no checkpoint, or none of that step.
             ValueError: the step is none of these, or the checkpoint is damaged, or of another network than ``like``.
         """
-        chosen = check_name(step)
         self.wait()
-        steps = self.steps()
+        for _ in range(ATTEMPTS):
+            chosen = self._chosen(step)
+            folder = self._folder / str(chosen)
+            content = self._whole.get(chosen) or inspect(folder)
+            if not any(name.startswith("average_stats.") for name in content.shapes):  # an earlier version wrote it
+                like = like.replace(average_stats=None)
+            self._check_network(like, chosen, content)
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
+            try:
+                with ocp.StandardCheckpointer() as checkpointer:
+                    return _restored(like, checkpointer.restore(folder / STATE, abstract))
+            except Exception:
+                if self._manager is not None or (folder.exists() and not self._is_live()):
+                    raise
+            self._whole, self._damaged = look(self._folder, self._is_live)  # it was removed while it was read
+        raise FileNotFoundError(f"the checkpoints in {self._folder} are removed as fast as they are read: try again")
+
+    def _chosen(self, step: int | str | None) -> int:
+        """The step of a checkpoint that is there and whole."""
+        chosen, steps = check_name(step), self.steps()
         if not steps:
             raise FileNotFoundError(f"there is no checkpoint in {self._folder}")
         if chosen is None:
@@ -126,14 +124,7 @@ class Checkpoints:
             )
         if chosen not in steps:
             raise FileNotFoundError(f"{self._folder} has no checkpoint of step {chosen}: choose one of {steps}")
-        folder = self._folder / str(chosen)
-        content = self._whole.get(chosen) or inspect(folder)
-        if not any(name.startswith("average_stats.") for name in content.shapes):  # an earlier version wrote it
-            like = like.replace(average_stats=None)
-        self._check_network(like, chosen, content)
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
-        with ocp.StandardCheckpointer() as checkpointer:
-            return _restored(like, checkpointer.restore(folder / STATE, abstract))
+        return chosen
 
     def steps(self) -> list[int]:
         """The steps that are saved and whole, ascending."""
@@ -173,6 +164,10 @@ class Checkpoints:
         # What went wrong first is what counts.
         with contextlib.suppress(Exception) if kind is not None else contextlib.nullcontext():
             self.close()
+
+    def _is_live(self) -> bool:
+        """Whether the run is being trained, so that checkpoints come and go."""
+        return holder(Run(self._folder.parent).lock) is not None
 
     def _pass_over(self, read_only: bool) -> None:
         """Says which checkpoints are damaged, if any, and moves them out of the way."""
@@ -220,53 +215,6 @@ def check_name(checkpoint: int | str | None) -> int | None:
     return int(checkpoint)
 
 
-def inspect(folder: Path) -> Content:
-    """Reads the folder of one step, every byte of its arrays; raises :class:`Damaged` if it is not whole.
-
-    Reading a damaged one with orbax leaves pages of tracebacks of its threads on standard error; this does not.
-    """
-    import tensorstore
-
-    state = folder / STATE
-    about = _json(state / "_METADATA")
-    try:
-        driver = "zarr3" if about.get("use_zarr3") else "zarr"
-        names = [
-            ".".join(str(key["key"]) for key in leaf["key_metadata"])
-            for leaf in about["tree_metadata"].values()
-            if not leaf["value_metadata"]["skip_deserialize"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{state.name}/_METADATA does not list the arrays") from error
-    shapes = {}
-    for name in names:
-        store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}, "path": f"{name}/"}
-        try:
-            array = tensorstore.open({"driver": driver, "kvstore": store, "fill_missing_data_reads": False}).result()
-            array.read().result()
-        except Exception as error:  # tensorstore raises ValueError, KeyError and more, by what it meets
-            raise Damaged(f"the array {name} cannot be read") from error
-        shapes[name] = tuple(array.shape)
-    return Content(shapes, _top1_of(folder))
-
-
-def _top1_of(folder: Path) -> float | None:
-    try:
-        return _top1(_json(folder / METRICS / METRICS)) if (folder / METRICS).exists() else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"{METRICS}/{METRICS} has no top1") from error
-
-
-def _json(path: Path) -> Any:
-    short = f"{path.parent.name}/{path.name}"
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise Damaged(f"{short} is missing") from error
-    except ValueError as error:
-        raise Damaged(f"{short} is not JSON") from error
-
-
 def _saved(state: TrainState) -> dict[str, Any]:
     """A state as it is saved since the first version: what is empty stands there, but for what came later."""
     kept = dict(state.collections)
@@ -281,10 +229,6 @@ def _restored(like: TrainState, saved: dict[str, Any]) -> TrainState:
     """The inverse of :func:`_saved`."""
     found = {**saved.pop("collections", {}), **{name: saved.pop(theirs, {}) for name, theirs in COLLECTIONS.items()}}
     return like.replace(**saved, collections={name: found[name] for name in like.collections})
-
-
-def _top1(metrics: Mapping[str, float]) -> float:
-    return float(metrics["top1"])
 
 
 def _shapes(state: TrainState) -> dict[str, tuple[int, ...]]:

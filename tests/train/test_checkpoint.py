@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 
 import jax
@@ -10,8 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from shuffle_jax.files import held
 from shuffle_jax.sharding import data_mesh, replicated
-from shuffle_jax.train.checkpoint import Checkpoints, inspect
+from shuffle_jax.train import content
+from shuffle_jax.train.checkpoint import Checkpoints
+from shuffle_jax.train.content import inspect
 from shuffle_jax.train.state import TrainState
 
 
@@ -135,3 +139,20 @@ def test_missing_checkpoints_are_named(tmp_path):
             checkpoints.restore(make_state(), 7)
         with pytest.raises(ValueError, match='checkpoint must be "last", "best" or a step, got \'newest\''):
             checkpoints.restore(make_state(), "newest")
+
+
+def test_a_checkpoint_that_goes_while_it_is_read_is_not_taken_for_damaged(tmp_path, monkeypatch, capsys):
+    """A training that goes on removes old checkpoints file by file; one that was killed leaves what it had begun."""
+    folder = tmp_path / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step in (0, 3):
+            checkpoints.save(make_state().replace(step=jnp.int32(step)))
+    (folder / "0" / "default" / "_METADATA").unlink()
+    monkeypatch.setattr(content.time, "sleep", lambda _: shutil.rmtree(folder / "0"))
+    with held(tmp_path / "lock"), Checkpoints(folder, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [3] and capsys.readouterr().err == ""
+        (folder / "3").rename(folder / "6")  # the one that was found whole makes room for a newer one
+        assert int(checkpoints.restore(make_state()).step) == 3
+    (folder / "6" / "default" / "_METADATA").unlink()
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged"):
+        Checkpoints(folder, read_only=True)
