@@ -32,6 +32,9 @@ class OptimizerConfig:
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises linearly from 0."""
 
+    warmup_share: float = 0.25
+    """Largest share of the training that the warm-up takes, in (0, 1]; a short training has a shorter one."""
+
     step_boundaries: tuple[float, ...] = (0.5, 0.75)
     """Where the schedule "step" falls, as fractions of the whole training, ascending."""
 
@@ -58,16 +61,28 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
 
+    def __post_init__(self) -> None:
+        if not 0 < self.warmup_share <= 1:
+            raise ValueError(f"warmup_share must be above 0 and at most 1, got {self.warmup_share}")
+
 
 @dataclass(frozen=True)
 class PenaltyConfig:
     """The weight of the penalties that modules sow: a ramp from 0.
 
     ``weight(step) = weight * clip((step / steps - start) / (end - start), 0, 1)``
+
+    How far the penalty moves a relaxed permutation goes with rate x weight x steps. A weight that suits a long training
+    leaves the matrices of a short one near their start, and rounding them then costs everything that was learned; see
+    ``for_steps``.
     """
 
     weight: float = 1e-2
     """The weight at the top of the ramp. Too large a weight freezes the permutations early."""
+
+    for_steps: int = 0
+    """Steps that the weight is meant for: in a training of fewer it is multiplied by for_steps / steps, so that relaxed
+    permutations come as far. 0 takes the weight as it is."""
 
     start: float = 0.0
     """Where the ramp begins, as a fraction of the whole training."""
@@ -78,6 +93,8 @@ class PenaltyConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise ValueError(f"start must be at least 0 and below end, got start {self.start} and end {self.end}")
+        if self.for_steps < 0:
+            raise ValueError(f"for_steps must be at least 0, got {self.for_steps}")
 
 
 @dataclass(frozen=True)
@@ -152,7 +169,10 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
 
 
-BEFORE: dict[str, dict[str, Any]] = {"TrainConfig": {"average_ramp": False, "separate_streams": False}}
+BEFORE: dict[str, dict[str, Any]] = {
+    "TrainConfig": {"average_ramp": False, "separate_streams": False},
+    "OptimizerConfig": {"warmup_share": 1.0},
+}
 """Of each configuration the values, as JSON has them, of fields that earlier runs did not have and whose default is
 not what they did; :func:`from_json` gives them these."""
 

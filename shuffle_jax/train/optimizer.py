@@ -19,7 +19,7 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
     """The learning rate at each optimiser step.
 
     Args:
-        config: peak, shape and warm-up.
+        config: peak, shape and warm-up, which takes at most ``warmup_share`` of the training.
         steps: steps of the whole training.
         steps_per_epoch: turns epochs of warm-up into steps.
 
@@ -29,7 +29,8 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
     Raises:
         ValueError: the warm-up takes the whole training.
     """
-    peak, warmup = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
+    wanted, most = round(config.warmup_epochs * steps_per_epoch), round(config.warmup_share * steps)
+    peak, warmup = config.learning_rate, min(wanted, most)
     if warmup >= steps:
         raise ValueError(
             f"warmup_epochs must be less than the training: a warm-up of {warmup} of {steps} steps leaves nothing; "
@@ -51,7 +52,8 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
 def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
     """The weight of the penalties at each step of a training of ``steps`` steps."""
     first, last = round(config.start * steps), round(config.end * steps)
-    return _in_float(optax.linear_schedule(0.0, config.weight, max(last - first, 1), transition_begin=first))
+    weight = config.weight * max(1.0, config.for_steps / steps)
+    return _in_float(optax.linear_schedule(0.0, weight, max(last - first, 1), transition_begin=first))
 
 
 def progress(steps: int) -> optax.Schedule:
