@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.deploy.harden import diagnose_all, harden, recalibrate
+from shuffle_jax.deploy.harden import diagnose_all, harden
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.ops import permutation
@@ -103,27 +103,3 @@ def test_a_network_without_relaxed_permutations_is_returned_as_it_is():
     hard = harden(variables)
     assert hard.permutations == {} and hard.diagnoses == {}
     assert jax.tree.structure(hard.variables) == jax.tree.structure(dict(variables))
-
-
-def test_recalibration_gives_the_statistics_of_all_batches_together(variables):
-    hard = harden(variables).variables
-    batches = [
-        jnp.asarray(np.random.default_rng(seed).standard_normal((4, 8, 8, 1)) + seed, jnp.float32) for seed in range(3)
-    ]
-    statistics = recalibrate(NETWORK, hard, batches)["batch_stats"]["stem"]["norm"]
-    # The stem sees the images alone, so its statistics are known.
-    features = jnp.concatenate([stem_features(hard, batch) for batch in batches])
-    np.testing.assert_allclose(statistics["mean"], features.mean((0, 1, 2)), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(statistics["var"], features.var((0, 1, 2)), rtol=1e-3, atol=1e-4)
-
-
-def stem_features(variables, images):
-    kernel = variables["params"]["stem"]["conv"]["kernel"]
-    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def test_recalibration_needs_images_and_batch_norms(variables):
-    with pytest.raises(ValueError, match="at least one batch"):
-        recalibrate(NETWORK, variables, [])
-    without = {"params": variables["params"]}
-    assert recalibrate(NETWORK, without, []) is without
