@@ -18,6 +18,7 @@ from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, 
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import Interruption
+from shuffle_jax.train.advice import before
 from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, to_json, with_network
@@ -97,6 +98,8 @@ def train(
         experiment = prepare(config, devices, chosen_input(config, run, resume, input), run=run if resume else None)
         shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
         _say(about(experiment, shapes.params))
+        learned = len(relaxed_permutations(shapes.params))
+        _say(before(config, experiment.steps, experiment.batches.steps_per_epoch, learned))
         trace = Profile(_trace_folder(run), profile, experiment.steps)
         train_step = experiment.train_step()
         same("the data", (experiment.mean_std, experiment.batches.pipeline))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from shuffle_jax.analysis.run_figures import save_run_figures
 from shuffle_jax.console import duration
 from shuffle_jax.data import Preprocessing, load
 from shuffle_jax.deploy.freeze import dynamic_layers, freeze
-from shuffle_jax.deploy.harden import Hardened, harden
+from shuffle_jax.deploy.harden import Diagnosis, Hardened, harden
 from shuffle_jax.deploy.recalibrate import recalibrate
 from shuffle_jax.distributed import is_lead
 from shuffle_jax.files import naming
@@ -27,6 +27,7 @@ from shuffle_jax.models.options import chosen_options
 from shuffle_jax.nn.collections import STATIC
 from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh
+from shuffle_jax.train.advice import after
 from shuffle_jax.train.checkpoint import check_name
 from shuffle_jax.train.config import TrainConfig, read_config
 from shuffle_jax.train.experiment import Experiment, build_network, read_state, state_shapes
@@ -50,6 +51,7 @@ class Trained:
         classes: the class names in the order of the logits.
         config: of the run.
         step: of the checkpoint.
+        diagnoses: of each learned permutation by layer, see :func:`shuffle_jax.deploy.harden.harden`.
     """
 
     network: nn.Module
@@ -58,6 +60,7 @@ class Trained:
     classes: tuple[str, ...]
     config: TrainConfig
     step: int
+    diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
 
     @cached_property
     def logits(self) -> Callable[[Images], Float[Array, "n k"]]:
@@ -104,8 +107,8 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
                 f"left them, and no training images to estimate them from ({error}): those of the last step are used",
                 file=sys.stderr,
             )
-    variables = hardened(config, network, variables, preprocessing.shape, images).variables
-    return Trained(network, variables, preprocessing, classes, config, int(state.step))
+    hard = hardened(config, network, variables, preprocessing.shape, images)
+    return Trained(network, hard.variables, preprocessing, classes, config, int(state.step), hard.diagnoses)
 
 
 def hardened(
@@ -215,6 +218,8 @@ def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricW
     certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
     outcome = Outcome(results, certified, len(hard.permutations), metrics.seconds)
     _print(outcome, experiment, run, len(figures), metrics)
+    for line in after(experiment.config, hard.diagnoses, results):
+        metrics.console.message(line)
     return outcome
 
 
