@@ -28,6 +28,7 @@ from shuffle_jax.console import Console
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
+from shuffle_jax.train.advice import after
 from shuffle_jax.train.experiment import Experiment, restore
 from shuffle_jax.train.trained import forms, hardened_experiment
 from shuffle_jax.typing import PyTree
@@ -82,6 +83,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if diagnoses:
         certified = sum(bool(d.certified) for d in diagnoses.values())
         console.message(f"{certified} of {len(diagnoses)} permutations certified")
+        for line in after(experiment.config, diagnoses, rows):
+            console.message(line)
     if dynamic:
         console.message(verdict(rows["hard"]["top1"], rows[FROZEN]["top1"], probed, len(experiment.dataset.test)))
     if options.layers and dynamic:

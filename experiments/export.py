@@ -52,11 +52,14 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from shuffle_jax.deploy.exported import load, platform_name, sidecar
     from shuffle_jax.deploy.fold import fold
     from shuffle_jax.deploy.route import Routed, route
+    from shuffle_jax.train.advice import after
     from shuffle_jax.train.config import to_json
     from shuffle_jax.train.trained import load_trained
 
     trained = load_trained(options.run, options.checkpoint)
     network = trained.config.network
+    for line in after(trained.config, trained.diagnoses):
+        print(line)
     exported, shape = Routed(trained.apply, trained.variables), trained.preprocessing.shape
     if options.fold:
         folded = fold(trained.network, trained.variables, shape)
