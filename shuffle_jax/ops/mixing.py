@@ -107,3 +107,26 @@ def mix(x: Float[Array, "*batch c"], matrix: Float[Array, "d c"]) -> Float[Array
     [2.0, 1.5]
     """
     return x @ matrix.astype(x.dtype).T
+
+
+def unit_rows(matrix: Float[Array, "*batch d c"]) -> Float[Array, "*batch d c"]:
+    """Divides every row by its Euclidean norm: ``U_ij = M_ij / sqrt(sum_k M_ik^2)``.
+
+    With it :func:`mix` keeps the variance of inputs that are independent and alike, whatever the rows. A row of a
+    relaxed permutation that averages k inputs leaves 1/k of it, and a batch norm behind scales what is left up again.
+    A permutation matrix is returned bit for bit, and a row of zeros as it is. The derivative of another row is
+    ``(I - u u^T) / |M_i|``, u the row that is returned: nothing along it. Cost O(d c).
+
+    Args:
+        matrix: ``(..., d, c)`` real matrices, whose squares neither overflow nor vanish.
+
+    Returns:
+        Matrices like these, with rows of norm 1, or 0.
+
+    >>> unit_rows(jnp.array([[0.25, 0.25, 0.25, 0.25], [0.0, 1.0, 0.0, 0.0]])).tolist()
+    [[0.5, 0.5, 0.5, 0.5], [0.0, 1.0, 0.0, 0.0]]
+
+    Source: this project's.
+    """
+    squares = jnp.sum(jnp.square(matrix), axis=-1, keepdims=True)
+    return matrix / jnp.sqrt(jnp.where(squares > 0, squares, jnp.ones_like(squares)))

@@ -80,9 +80,9 @@ class PenaltyConfig:
     weight: float = 1e-2
     """The weight at the top of the ramp. Too large a weight freezes the permutations early."""
 
-    for_steps: int = 0
-    """Steps that the weight is meant for: in a training of fewer it is multiplied by for_steps / steps, so that relaxed
-    permutations come as far. 0 takes the weight as it is."""
+    for_steps: int = 1_100
+    """Steps that the weight is meant for, those of the preset ``digits``: in a training of fewer it is multiplied by
+    for_steps / steps, so that relaxed permutations come as far. 0 takes the weight as it is."""
 
     start: float = 0.0
     """Where the ramp begins, as a fraction of the whole training."""
@@ -172,6 +172,7 @@ class TrainConfig:
 BEFORE: dict[str, dict[str, Any]] = {
     "TrainConfig": {"average_ramp": False, "separate_streams": False},
     "OptimizerConfig": {"warmup_share": 1.0},
+    "PenaltyConfig": {"for_steps": 0},
 }
 """Of each configuration the values, as JSON has them, of fields that earlier runs did not have and whose default is
 not what they did; :func:`from_json` gives them these."""

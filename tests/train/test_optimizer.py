@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from shuffle_jax.ops import relaxation
-from shuffle_jax.train.config import OptimizerConfig
-from shuffle_jax.train.optimizer import decays, is_relaxed, learning_rate, make_optimizer
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig
+from shuffle_jax.train.optimizer import decays, is_relaxed, learning_rate, make_optimizer, penalty_weight
 
 PARAMS = {
     "unit": {
@@ -48,7 +48,18 @@ def test_schedules_fall_as_their_names_say():
 def test_no_warmup_starts_at_the_peak_and_a_long_one_is_refused():
     assert float(learning_rate(OptimizerConfig(learning_rate=0.3, warmup_epochs=0), 10, 5)(0)) == pytest.approx(0.3)
     with pytest.raises(ValueError, match=r"a warm-up of 10 of 10 steps leaves nothing"):
-        learning_rate(OptimizerConfig(warmup_epochs=2), 10, 5)
+        learning_rate(OptimizerConfig(warmup_epochs=2, warmup_share=1.0), 10, 5)
+
+
+def test_a_short_training_has_a_short_warmup_and_a_weight_that_brings_permutations_as_far():
+    rate = learning_rate(OptimizerConfig(learning_rate=0.4, warmup_epochs=2), 20, 10)
+    np.testing.assert_allclose([rate(0), rate(4), rate(5)], [0, 0.32, 0.4], rtol=1e-6)
+    config = PenaltyConfig(weight=0.1, end=0.5, for_steps=1000)
+    for steps, top in ((100, 1.0), (400, 0.25), (1000, 0.1), (4000, 0.1)):
+        weight = penalty_weight(config, steps)
+        found = [weight(steps // 4), weight(steps // 2), weight(steps)]
+        np.testing.assert_allclose(found, [top / 2, top, top], rtol=1e-6)
+    assert float(penalty_weight(PenaltyConfig(weight=0.1, for_steps=0), 10)(10)) == pytest.approx(0.1)
 
 
 def test_which_leaves_decay_and_which_are_relaxed():
