@@ -65,7 +65,7 @@ class Row(NamedTuple):
 _ROWS: dict[Data, dict[str, Row]] = {
     data.DIGITS: {
         "": Row(AUTO.of(width=0.5), recipes.DIGITS.permuting(), _MINUTE, _DIGITS),
-        "-dynamic": Row(DYNAMIC.of(width=0.5), recipes.DIGITS.permuting(), _MINUTE_AND_HALF, _DIGITS_DYNAMIC),
+        "-dynamic": Row(DYNAMIC.of(width=0.5), recipes.DIGITS.of_factors(), _MINUTE_AND_HALF, _DIGITS_DYNAMIC),
         "-mobilenet": Row(MOBILENET.of(width=0.35), recipes.DIGITS, _MINUTES, _NO_SEEDS),
         "-resnet": Row(networks.SMALL_RESNET, recipes.DIGITS, _MINUTE, _NO_SEEDS),
         "-addressnet": Row(ADDRESSNET.of(depth=20), recipes.DIGITS, _MINUTE, _NO_SEEDS),
@@ -73,7 +73,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
     },
     data.FOLDER: {
         "": Row(AUTO, recipes.FOLDER.permuting(), _SPEED, _OWN),
-        "-dynamic": Row(DYNAMIC, recipes.FOLDER.permuting(), _SLOWER, _OWN_DYNAMIC),
+        "-dynamic": Row(DYNAMIC, recipes.FOLDER.of_factors(), _SLOWER, _OWN_DYNAMIC),
         "-mobilenet": Row(MOBILENET.of(width=0.5), recipes.FOLDER, _UNMEASURED, _OWN),
         "-resnet": Row(RESNET, recipes.FOLDER, _UNMEASURED, _OWN),
         "-addressnet": Row(networks.TABLE_ADDRESSNET, recipes.FOLDER, _UNMEASURED, _OWN),
@@ -82,8 +82,10 @@ _ROWS: dict[Data, dict[str, Row]] = {
     data.CIFAR10: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_263_854, 1_345_600, 45_002_112)),
         "-auto-v1": Row(AUTO_V1, recipes.REFERENCE, (914_338, 360_000, 42_590_592)),
-        "-dynamic": Row(DYNAMIC, recipes.REFERENCE, (1_585_646, 0, 45_309_792), _KEPT),
-        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.REFERENCE, (869_002, 0, 21_470_253), _LAYERS),
+        "-dynamic": Row(DYNAMIC, recipes.REFERENCE.of_factors(), (1_585_646, 0, 45_309_792), _KEPT),
+        "-static-dynamic": Row(
+            networks.STATIC_DYNAMIC, recipes.REFERENCE.of_factors(), (869_002, 0, 21_470_253), _LAYERS
+        ),
         "-mobilenet": Row(MOBILENET.of(width=0.5), recipes.CIFAR, (700_490, 0, 27_969_024), _CONVOLUTIONS),
         "-resnet": Row(RESNET, recipes.CIFAR.decaying(5e-4), (11_173_962, 0, 555_422_720)),
         "-addressnet": Row(ADDRESSNET, recipes.SHIFT_RESNET, (126_046, 0, 18_912_672), _SHIFTS),
@@ -92,8 +94,8 @@ _ROWS: dict[Data, dict[str, Row]] = {
     data.CIFAR100: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_356_104, 1_345_600, 45_094_272)),
         "-auto-v1": Row(AUTO_V1, recipes.REFERENCE, (1_000_828, 360_000, 42_676_992)),
-        "-dynamic": Row(DYNAMIC, recipes.REFERENCE, (1_677_896, 0, 45_401_952)),
-        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.REFERENCE, (961_252, 0, 21_562_413)),
+        "-dynamic": Row(DYNAMIC, recipes.REFERENCE.of_factors(), (1_677_896, 0, 45_401_952)),
+        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.REFERENCE.of_factors(), (961_252, 0, 21_562_413)),
         "-mobilenet": Row(MOBILENET, recipes.REFERENCE, (2_351_972, 0, 88_091_648)),
         "-resnet": Row(RESNET, recipes.REFERENCE, (11_220_132, 0, 555_468_800)),
         "-addressnet": Row(ADDRESSNET, recipes.SHIFT_RESNET, (139_096, 0, 18_925_632), _PAPER),
@@ -102,8 +104,8 @@ _ROWS: dict[Data, dict[str, Row]] = {
     data.TINY_IMAGENET: {
         "-auto": Row(AUTO, recipes.TINY.permuting(), (1_458_604, 1_345_600, 11_950_432)),
         "-auto-v1": Row(AUTO_V1, recipes.TINY.permuting(), (1_096_928, 360_000, 11_334_912)),
-        "-dynamic": Row(DYNAMIC, recipes.TINY.permuting(), (1_780_396, 0, 12_258_112)),
-        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.TINY.permuting(), (1_063_752, 0, 6_280_717)),
+        "-dynamic": Row(DYNAMIC, recipes.TINY.of_factors(), (1_780_396, 0, 12_258_112)),
+        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.TINY.of_factors(), (1_063_752, 0, 6_280_717)),
         "-mobilenet": Row(MOBILENET.of(width=0.5), recipes.TINY, (943_880, 0, 8_080_640)),
         "-resnet": Row(RESNET, recipes.TINY.decaying(5e-4), (11_279_112, 0, 148_148_224)),
     },
@@ -114,8 +116,8 @@ _ROWS: dict[Data, dict[str, Row]] = {
     data.IMAGENET: {
         "-auto": Row(AUTO, recipes.SHUFFLENET, (2_278_604, 1_345_600, 144_907_992)),
         "-auto-v1": Row(AUTO_V1, recipes.SHUFFLENET, (1_865_728, 360_000, 137_460_672)),
-        "-dynamic": Row(DYNAMIC, recipes.SHUFFLENET, (2_600_396, 0, 145_215_672)),
-        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.SHUFFLENET, (1_883_752, 0, 72_255_237)),
+        "-dynamic": Row(DYNAMIC, recipes.SHUFFLENET.of_factors(), (2_600_396, 0, 145_215_672)),
+        "-static-dynamic": Row(networks.STATIC_DYNAMIC, recipes.SHUFFLENET.of_factors(), (1_883_752, 0, 72_255_237)),
         "-mobilenet": Row(networks.DCD_MOBILENET, recipes.DCD_MOBILENET, (5_720_028, 0, 326_278_460), _PAPER_DCD),
         "-resnet": Row(networks.DCD_RESNET, recipes.DCD_RESNET, (29_835_056, 0, 4_236_426_838)),
         "-addressnet": Row(networks.TABLE_ADDRESSNET, recipes.SHUFFLENET, (3_703_688, 0, 523_401_216)),

@@ -23,6 +23,11 @@ class Recipe(NamedTuple):
         config = replace(self.config, optimizer=optimizer, penalty=PenaltyConfig(weight=0.1, end=0.5))
         return Recipe(self.text, config)
 
+    def of_factors(self) -> Recipe:
+        """The same for factors made from images, which a heavier weight in short trainings was not tried with."""
+        recipe = self.permuting()
+        return recipe._replace(config=replace(recipe.config, penalty=replace(recipe.config.penalty, for_steps=0)))
+
     def decaying(self, weight_decay: float) -> Recipe:
         """The same with another weight decay."""
         optimizer = replace(self.config.optimizer, weight_decay=weight_decay)

@@ -21,6 +21,9 @@ RENAMED = {
 }
 """Fields of a network that had another name in earlier versions: those of the command line and those of a run."""
 
+BEFORE = {"auto": {"unit_rows": False}}
+"""By group, options that earlier versions did not have and whose default is not what they did."""
+
 GROUPS = groups()
 """The options of the parts by group, each a frozen dataclass."""
 
@@ -138,7 +141,8 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
             new_place, new_name = after.split(".")
             found.setdefault(new_place, {})[new_name] = fields.pop(name)
     for group, options in GROUPS.items():
-        found[group] = {**dataclasses.asdict(options()), **found.get(group, {}), "type": options.__name__}
+        default = dataclasses.asdict(options()) | BEFORE.get(group, {})
+        found[group] = {**default, **found.get(group, {}), "type": options.__name__}
     common = {f.name: f.default for f in dataclasses.fields(NetworkConfig) if f.name not in GROUPS}
     found = {**common, **found}
     if old:  # They wrote a width, a depth of 18 and 3 groups for every network.

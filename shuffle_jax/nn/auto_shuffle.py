@@ -14,22 +14,27 @@ from shuffle_jax.typing import Array, Float, Images, Key
 
 
 class AutoShuffle(nn.Module):
-    """A mixer whose permutation is learned as a nonnegative matrix M: ``y = M x`` at every position.
+    """A mixer whose permutation is learned as a nonnegative matrix M: ``y_i = M_i x / |M_i|`` at every position.
 
     The penalty :func:`shuffle_jax.ops.penalty.l1_minus_l2` of M is sown into "penalties"; the optimiser keeps M near
     the doubly stochastic matrices (:func:`shuffle_jax.constraint.keep_bistochastic`). Where the collection
     "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden.harden`, there is no
     matrix: the layer is one gather.
 
+    Rows are scaled to Euclidean norm 1 for mixing alone (:func:`shuffle_jax.ops.mixing.unit_rows`): a row that averages
+    its inputs takes their variance away, and batch norms would scale up what is left. Penalty, constraint, certificate
+    and hardening are those of M, and at a permutation the two are the same. The scaling is this project's; the paper
+    has ``y = M x``, which is ``unit_rows=False``.
+
     M costs c^2 parameters in training and none afterwards. The start is this project's choice, as the paper's is not
-    known to us: uniform entries on [0, 1] and 20 normalisation passes. Its rows average all inputs, which starves deep
-    networks of variance; a few ``candidates`` per row do not.
+    known to us: uniform entries on [0, 1] and 20 normalisation passes.
 
     Attributes:
         start: of the matrix: "random", the one above, or "shuffle", the fixed shuffle blended with it.
         candidates: inputs that a row of the random start averages at most; None for all.
         noise: weight of the random part in the "shuffle" start, in (0, 1].
         groups: of the fixed shuffle in the "shuffle" start.
+        unit_rows: scale rows to norm 1 before mixing; without, short trainings learn little and lose it in hardening.
 
     Source: Lyu, Zhang, Qi and Xin, AutoShuffleNet, 2020.
     """
@@ -38,6 +43,7 @@ class AutoShuffle(nn.Module):
     candidates: int | None = None
     noise: float = 0.5
     groups: int = 2
+    unit_rows: bool = True
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -46,7 +52,7 @@ class AutoShuffle(nn.Module):
             return mixing.permute(x, self.get_variable(PERMUTATIONS, "index"))
         matrix = self.param(RELAXED, self._initial, x.shape[-1])
         sow_last(self, PENALTIES, "l1_minus_l2", l1_minus_l2(matrix))
-        return mixing.mix(x, matrix)
+        return mixing.mix(x, mixing.unit_rows(matrix) if self.unit_rows else matrix)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: c for each value while M is a matrix, none once it is an index vector."""

@@ -19,9 +19,12 @@ M = jnp.asarray(rng.uniform(0, 1, (C, C)), jnp.float32)
 P = jnp.asarray([2, 0, 5, 1, 4, 3], jnp.int32)
 
 
-def test_multiplies_every_position_by_one_matrix():
+def test_multiplies_every_position_by_one_matrix_of_unit_rows_or_by_the_matrix_itself():
     y = AutoShuffle().apply({"params": {RELAXED: M}}, X)
-    np.testing.assert_allclose(y, np.einsum("ij,nhwj->nhwi", M, X), rtol=1e-5, atol=1e-6)
+    plain = AutoShuffle(unit_rows=False).apply({"params": {RELAXED: M}}, X)
+    rows = np.stack([row / np.sqrt((row**2).sum()) for row in np.asarray(M, np.float64)])
+    np.testing.assert_allclose(y, np.einsum("ij,nhwj->nhwi", rows, X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(plain, np.einsum("ij,nhwj->nhwi", M, X), rtol=1e-5, atol=1e-6)
 
 
 def test_starts_near_the_doubly_stochastic_matrices_and_never_at_the_same_one():

@@ -130,3 +130,37 @@ def test_the_gather_keeps_channels_innermost_between_other_operations():
     steps = program[program.index("ENTRY") :]
     assert "f32[4,6,6,20]{3,2,1,0}" in steps
     assert "f32[20,4,6,6" not in steps
+
+
+@jax.jit
+def rows_of_norm_one(matrix, cotangent):
+    y, pull_back = jax.vjp(mixing.unit_rows, matrix)
+    return y, *pull_back(cotangent)
+
+
+@given(st.data(), st.sampled_from([(1, 1), (3, 3), (2, 4, 3)]))
+def test_rows_of_unit_norm_and_their_derivative(data, shape):
+    seed = data.draw(st.integers(0, 2**16))
+    matrix, cotangent = arrays(shape, shape, seed=seed)
+    matrix *= 10.0 ** data.draw(st.integers(-4, 4))
+    y, gradient = rows_of_norm_one(matrix, cotangent)
+    norms = np.sqrt((matrix.astype(np.float64) ** 2).sum(-1, keepdims=True))
+    rows = matrix / norms
+    expected = (cotangent - rows * (rows * cotangent).sum(-1, keepdims=True)) / norms
+    np.testing.assert_allclose(y, rows, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-5 / norms.min())
+
+
+def test_unit_rows_leave_permutations_bit_for_bit_and_zeros_finite():
+    p = np.random.default_rng(0).permutation(6)
+    matrix = np.asarray(permutation.to_matrix(jnp.asarray(p)))
+    y, gradient = rows_of_norm_one(matrix, np.ones_like(matrix))
+    np.testing.assert_array_equal(y, matrix)
+    assert np.isfinite(gradient).all()
+    y, gradient = rows_of_norm_one(np.zeros((6, 6), np.float32), np.ones((6, 6), np.float32))
+    np.testing.assert_array_equal(y, 0)
+    assert np.isfinite(gradient).all()
+    # Independent inputs of variance 1 keep it, where a row that averages c of them leaves 1 / c.
+    matrix, x = np.full((4, 16), 1 / 16, np.float32), arrays((20_000, 16))[0]
+    assert np.var(x @ np.asarray(mixing.unit_rows(matrix)).T, axis=0) == pytest.approx(1, abs=0.05)
+    assert np.var(x @ matrix.T, axis=0) == pytest.approx(1 / 16, abs=0.005)
