@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-DROPOUT, AUGMENTATION, ORDER, PARAMETERS = (2**32 - number for number in range(1, 5))
+DROPOUT, AUGMENTATION, ORDER, PARAMETERS, STATISTICS = (2**32 - number for number in range(1, 6))
 """The purposes."""
 
 WORD = 0xFFFFFFFF

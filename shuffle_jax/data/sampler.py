@@ -95,4 +95,3 @@ def epoch_order(seed: int, epoch: int, examples: int) -> Int[np.ndarray, "n"]:
         order = order[keys & np.uint64(WORD)]
     order.setflags(write=False)
     return order
-

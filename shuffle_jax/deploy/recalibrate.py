@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 
-from shuffle_jax.nn.collections import PENALTIES
+from shuffle_jax.nn.collections import PENALTIES, collections_of
 from shuffle_jax.typing import Images, PyTree
 
 Statistics = dict[tuple[str, ...], np.ndarray]
@@ -96,7 +96,7 @@ def recalibrate(network: nn.Module, variables: dict[str, PyTree], images: Iterab
     Raises:
         ValueError: there are no images.
     """
-    return Recalibration(network)(variables, images)
+    return Recalibration(network)(collections_of(variables, "recalibrate"), images)
 
 
 def _flat(statistics: PyTree) -> Statistics:

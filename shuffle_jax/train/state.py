@@ -56,7 +56,12 @@ class TrainState(struct.PyTreeNode):
 
 
 def init_state(
-    key: Key, network: nn.Module, images: Images, optimizer: optax.GradientTransformation, average: bool = False
+    key: Key,
+    network: nn.Module,
+    images: Images,
+    optimizer: optax.GradientTransformation,
+    average: bool = False,
+    separate_streams: bool = True,
 ) -> TrainState:
     """The state before the first step.
 
@@ -66,12 +71,13 @@ def init_state(
         images: any float images of the right shape; only the shape counts.
         optimizer: its state is made for the parameters.
         average: whether to keep a moving average of the parameters.
+        separate_streams: as in the configuration.
 
     Returns:
         A state with step 0.
     """
-    variables = network.init(jax.random.fold_in(key, PARAMETERS), images, train=False)
-    return first_state(key, variables, optimizer, average)
+    start_key, key = (jax.random.fold_in(key, PARAMETERS), key) if separate_streams else jax.random.split(key)
+    return first_state(key, network.init(start_key, images, train=False), optimizer, average)
 
 
 def first_state(

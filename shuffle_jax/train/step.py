@@ -16,6 +16,8 @@ from shuffle_jax.nn.collections import PENALTIES, PROGRESS
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.streams import AUGMENTATION, DROPOUT
 from shuffle_jax.train.config import TrainConfig
+from shuffle_jax.train.frozen import stopped, with_frozen_norms
+from shuffle_jax.train.images import MeanStd
 from shuffle_jax.train.optimizer import learning_rate, make_optimizer, moving_average, penalty_weight, progress
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Float, Images, Key, PyTree
@@ -25,9 +27,6 @@ Values = dict[str, Float[Array, ""]]
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Values]]
 EvalStep = Callable[[dict[str, PyTree], Batch], Values]
-
-MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of the training pixels per channel, in units of [0, 1]."""
 
 
 def make_train_step(
@@ -47,7 +46,8 @@ def make_train_step(
 
     Args:
         network: called as ``network(images, train)``; sows penalties.
-        config: of the run: optimiser, weight of the penalties, label smoothing, parts of a batch, moving average.
+        config: of the run: optimiser, weight of the penalties, label smoothing, parts of a batch, moving average, what
+            is frozen.
         mesh: the devices.
         steps_per_epoch: turns steps into epochs.
         classes: number of logits.
@@ -64,6 +64,7 @@ def make_train_step(
     """
     steps = config.epochs * steps_per_epoch
     optimizer = make_optimizer(config.optimizer, learning_rate(config.optimizer, steps, steps_per_epoch))
+    trained = with_frozen_norms(network, config.optimizer.freeze)
     weight_at, progress_at = penalty_weight(config.penalty, steps), progress(steps)
     augmentation = config.augment if augmentation is None else augmentation
 
@@ -75,8 +76,8 @@ def make_train_step(
         images: Images,
         targets: Array,
     ) -> tuple[Float[Array, ""], tuple[dict[str, PyTree], Values]]:
-        logits, updated = network.apply(
-            {"params": params, **collections},
+        logits, updated = trained.apply(
+            {"params": stopped(params, config.optimizer.freeze), **collections},
             images,
             train=True,
             mutable=[*collections, PENALTIES],

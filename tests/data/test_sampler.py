@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shuffle_jax.data.sampler import Sampler, epoch_order
+from shuffle_jax.streams import ORDER, stream_seed
 
 SIZES = [
     1,
@@ -45,6 +46,13 @@ def test_so_it_is_for_every_seed_and_epoch(seed, epoch):
 @given(seed=st.integers(0, 2**32 - 1), epoch=st.integers(0, 2**32 - 1))
 def test_so_it_is_for_those_that_nobody_chose(seed, epoch):
     np.testing.assert_array_equal(epoch_order(seed, epoch, 3), by_jax(seed, epoch, 3))
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, -1])
+def test_the_stream_of_the_order_is_that_of_jax(seed):
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ORDER), 3)
+    found = epoch_order(stream_seed(seed, ORDER), 3, 100)
+    np.testing.assert_array_equal(found, jax.random.permutation(key, 100))
 
 
 def test_an_order_that_is_kept_cannot_be_changed():

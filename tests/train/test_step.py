@@ -12,11 +12,12 @@ import optax
 import pytest
 
 from shuffle_jax.data import AugmentConfig, Batch, normalize
+from shuffle_jax.data.sampler import epoch_order
 from shuffle_jax.nn.collections import PENALTIES, relaxed_permutations
 from shuffle_jax.ops.penalty import l1_minus_l2
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
-from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
-from shuffle_jax.train.optimizer import make_optimizer
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig, data_seed
+from shuffle_jax.train.optimizer import make_optimizer, moving_average
 from shuffle_jax.train.state import init_state
 from shuffle_jax.train.step import evaluate, make_eval_step, make_train_step, split_batch
 
@@ -178,10 +179,27 @@ def test_the_moving_average_follows_and_is_what_is_evaluated(one_device, augment
     step, state = augmented[0], copied(augmented[1])
     before = jax.device_get(state.params)
     state, _ = step(state, make_batch(one_device))
-    expected = jax.tree.map(lambda b, p: 0.75 * b + 0.25 * p, before, jax.device_get(state.params))
+    expected = jax.tree.map(lambda b, p: 0.1 * b + 0.9 * p, before, jax.device_get(state.params))
     for a, b in zip(jax.tree.leaves(state.average), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    assert state.variables()["params"] is state.average
+    variables = state.variables()
+    assert variables["params"] is state.average and variables["batch_stats"] is state.average_stats
+    assert jax.tree.structure(state.average_stats) == jax.tree.structure(state.collections["batch_stats"])
+
+
+@pytest.mark.parametrize("ramp", [True, False])
+def test_the_decay_of_the_average_rises_to_its_value(ramp):
+    config = TrainConfig(average_decay=0.75, average_ramp=ramp)
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=3)
+    average = {"kernel": jnp.asarray(expected, jnp.float32)}
+    follow = jax.jit(lambda *given: moving_average(*given, config))
+    for n in range(40):
+        new = rng.normal(size=3)
+        decay = min(0.75, (1 + n) / (10 + n)) if ramp else 0.75
+        expected = decay * expected + (1 - decay) * new
+        average = follow(average, {"kernel": jnp.asarray(new, jnp.float32)}, n)
+        np.testing.assert_allclose(average["kernel"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_keys_and_steps_give_equal_results_and_other_steps_other_augmentation(one_device, augmented):
@@ -203,26 +221,58 @@ def test_a_module_from_outside_keeps_its_collections_and_drops_out_by_the_step(o
 
 
 def test_augmentation_is_told_the_epochs_that_are_done(one_device, monkeypatch):
-    @dataclasses.dataclass
-    class FirstPixels:
-        def init(self, key, images, train):
-            return {"params": {"level": jnp.ones((1, CLASSES))}}
-
-        def apply(self, variables, images, train, mutable, rngs):
-            return images[:, 0, :CLASSES, 0] * variables["params"]["level"], {}
-
     def told(key, images, targets, config, mean, std, epoch):
         assert (config, (mean, std)) == (AUGMENT, MEAN_STD)
         rise = jnp.arange(8.0, dtype=jnp.float32)[None, None, :, None]  # the logits of a sample are 0, e, 2 e, 3 e
         return epoch * jnp.broadcast_to(rise, images.shape), targets
 
     monkeypatch.setattr("shuffle_jax.train.step.augment", told)
-    step, state = make(one_device, FirstPixels(), rate=0.0, steps_per_epoch=6, augment=AUGMENT)
+    step, state = make(one_device, Pixels(), rate=0.0, steps_per_epoch=6, augment=AUGMENT)
+    state = state.replace(params=jax.tree.map(jnp.ones_like, state.params))
     for number in (0, 3, 12, 40):
         state, metrics = step(at(state, number), make_batch(one_device))
         logits = number / 6 * np.arange(CLASSES)
         expected = np.log(np.exp(logits).sum()) - logits.mean()  # each class is a quarter of the batch
         np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_each_purpose_has_a_stream_of_its_own_but_in_runs_of_earlier_versions(one_device, monkeypatch, separate):
+    network = Pixels()
+    config = TrainConfig(epochs=9, batch_size=SIZE, seed=5, separate_streams=separate)
+    root, number = jax.random.key(5), 3
+    if separate:
+        start, augmentation = (jax.random.fold_in(root, 2**32 - purpose) for purpose in (4, 2))
+    else:  # as they were: the key of the start is also that of the order of epoch 0
+        start, augmentation = jax.random.split(root)
+        np.testing.assert_array_equal(*map(jax.random.key_data, (start, jax.random.fold_in(root, 0))))
+        np.testing.assert_array_equal(epoch_order(data_seed(config), 7, 50), epoch_order(5, 7, 50))
+    chain = make_optimizer(config.optimizer, optax.constant_schedule(0.0))
+    state = init_state(root, network, jnp.zeros((1, 8, 8, 1)), chain, separate_streams=separate)
+    state = jax.device_put(state, replicated(one_device))
+    np.testing.assert_array_equal(state.params["level"], jax.random.normal(start, (1, CLASSES)))
+
+    monkeypatch.setattr(
+        "shuffle_jax.train.step.augment",
+        lambda key, images, targets, *_: (jax.random.normal(key, images.shape), targets),
+    )
+    step = make_train_step(network, config, one_device, steps_per_epoch=1, classes=CLASSES, mean_std=MEAN_STD)
+    _, metrics = step(at(state, number), make_batch(one_device))
+    noise = jax.random.normal(jax.random.fold_in(augmentation, number), (SIZE, 8, 8, 1))
+    logits = np.asarray(noise)[:, 0, :CLASSES, 0] * np.asarray(jax.random.normal(start, (1, CLASSES)))
+    expected = np.log(np.exp(logits).sum(-1)).mean() - logits[np.arange(SIZE), np.arange(SIZE) % CLASSES].mean()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+
+
+@dataclasses.dataclass
+class Pixels:
+    """Four pixels of the first row, times its parameters."""
+
+    def init(self, key, images, train):
+        return {"params": {"level": jax.random.normal(key, (1, CLASSES))}}
+
+    def apply(self, variables, images, train, mutable, rngs):
+        return images[:, 0, :CLASSES, 0] * variables["params"]["level"], {}
 
 
 @pytest.mark.slow
