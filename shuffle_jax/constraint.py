@@ -81,7 +81,7 @@ def keep_bistochastic(
 
 def is_relaxed(params: PyTree) -> PyTree:
     """Which leaves of a tree are relaxed permutations, by their name: a mask such as ``optax.masked`` takes."""
-    return jax.tree.map_with_path(lambda path, _: names(path)[-1:] == (RELAXED,), params)
+    return jax.tree.map_with_path(lambda path, _: parameter_name(path) == RELAXED, params)
 
 
 def names(path: Sequence[Any]) -> tuple[str, ...]:
@@ -93,13 +93,17 @@ def names(path: Sequence[Any]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in (path[:-1] if boxed else path))
 
 
+def parameter_name(path: Sequence[Any]) -> str:
+    """The last name on the way to a leaf: of one in a list, that of the list; empty if there is none."""
+    return next((name for name in reversed(names(path)) if not name.isdigit()), "")
+
+
 def _is_chosen(params: PyTree) -> bool:
     """Whether a tree is meant as a whole: nothing in it has a name, or others were taken out of it."""
     nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     if any(isinstance(node, optax.MaskedNode) for node in nodes):
         return True
-    keys = [key for path, _ in jax.tree.leaves_with_path(params) for key in path]
-    return all(isinstance(key, jax.tree_util.SequenceKey) for key in keys)
+    return not any(parameter_name(path) for path, _ in jax.tree.leaves_with_path(params))
 
 
 def _named(params: PyTree) -> PyTree:

@@ -40,7 +40,6 @@ def _draw(network, image_shape, seed=0):
         return value.astype(np.float32)
 
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 
 from shuffle_jax.deploy.tracing import Call, Path, Variables, traced
 from shuffle_jax.nn import BatchNorm
+from shuffle_jax.nn.collections import collections_of
 from shuffle_jax.nn.normalization import absorbed
 from shuffle_jax.typing import PyTree
 
@@ -60,6 +61,7 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
     >>> len(folded.folded), folded.kept, list(folded.variables)
     (56, {}, ['params'])
     """
+    variables = collections_of(variables, "fold")
     norms = [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
     if not norms:
         return Folded(variables, (), {})

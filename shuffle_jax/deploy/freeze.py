@@ -5,7 +5,7 @@ What a frozen network loses says how much its dynamic layers do for each image: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from shuffle_jax.nn.collections import FACTORS, PERMUTATIONS
+from shuffle_jax.nn.collections import FACTORS, PERMUTATIONS, collections_of, one_by_one
 from shuffle_jax.ops.rounding import assignment
 from shuffle_jax.typing import Images, PyTree
 
@@ -48,11 +48,12 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     Raises:
         ValueError: there are no images.
     """
+    variables = collections_of(variables, "freeze")
 
     @jax.jit
     def mean_factors(variables: dict[str, PyTree], images: Images) -> PyTree:
         _, sown = network.apply(variables, images, train=False, mutable=[FACTORS])
-        return jax.tree.map(lambda factor: factor.mean(0), sown.get(FACTORS, {}))
+        return jax.tree.map(lambda factor: factor.mean(-4), sown.get(FACTORS, {}))  # over images, not stacked layers
 
     total: PyTree = None
     count = 0
@@ -68,13 +69,14 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     if not indices:
         return Frozen(variables, {})
     modules = {path[:-1] for path in indices}
-    params = flatten_dict(variables["params"])
+    params = flatten_dict(variables.get("params", {}))
     kept = {path: leaf for path, leaf in params.items() if not any(path[: len(m)] == m for m in modules)}
     permutations = flatten_dict(variables.get(PERMUTATIONS, {})) | jax.tree.map(jnp.asarray, indices)
     frozen = {**variables, "params": unflatten_dict(kept), PERMUTATIONS: unflatten_dict(permutations)}
     factors: dict[str, dict[str, np.ndarray]] = {}
     for (*module, name), index in indices.items():
-        factors.setdefault(layer_name(module), {})[name] = index
+        for layer, own in one_by_one({tuple(module[:-1]): index}, 2).items():
+            factors.setdefault(layer, {})[name] = own
     return Frozen(frozen, factors)
 
 
@@ -91,6 +93,7 @@ def dynamic_layers(
     Returns:
         Their names, such as ``("stage2_0/mixer", ...)``: none for a network without such layers, or frozen.
     """
+    variables = collections_of(variables, "dynamic_layers")
 
     def sown(variables: dict[str, PyTree]) -> PyTree:
         images = jnp.zeros((1, *image_shape))
@@ -98,12 +101,8 @@ def dynamic_layers(
         return network.apply(variables, images, train=False, mutable=[FACTORS])[1].get(FACTORS, {})
 
     found = flatten_dict(jax.eval_shape(sown, variables))
-    return tuple(dict.fromkeys(layer_name(path[:-1]) for path in found))
+    layers = [one_by_one({path[:-2]: np.empty(leaf.shape[:-4])}, 0) for path, leaf in found.items()]
+    return tuple(dict.fromkeys(name for names in layers for name in names))
 
 
 _assignment = jax.jit(assignment)  # compiled once for each shape
-
-
-def layer_name(module: Sequence[str]) -> str:
-    """The dynamic layer of a generator: ``stage2_0/mixer`` for ``stage2_0/mixer/generator``."""
-    return "/".join(module[:-1])

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, RELAXED, relaxed_permutations
-from shuffle_jax.nn.normalization import MOMENTUM
+from shuffle_jax.constraint import RELAXED
+from shuffle_jax.deploy.recalibrate import recalibrate as recalibrate
+from shuffle_jax.nn.collections import (
+    PERMUTATIONS,
+    collections_of,
+    one_by_one,
+    relaxed_leaves,
+    relaxed_permutations,
+)
 from shuffle_jax.ops.penalty import normalized_l1_minus_l2
 from shuffle_jax.ops.permutation import is_permutation
 from shuffle_jax.ops.rounding import argmax, assignment, certificate
-from shuffle_jax.typing import Array, Float, Images, Matrix, PyTree
+from shuffle_jax.typing import Array, Float, Matrix, PyTree
 
 
 class Diagnosis(NamedTuple):
@@ -65,10 +70,20 @@ def diagnose(matrix: Matrix) -> Diagnosis:
     )
 
 
-@jax.jit
 def diagnose_all(params: PyTree) -> dict[str, Diagnosis]:
-    """The diagnosis of every relaxed permutation of a network, by the path of its layer."""
-    return {layer: diagnose(matrix) for layer, matrix in relaxed_permutations(params).items()}
+    """The diagnosis of every relaxed permutation of a network, by the path of its layer.
+
+    Args:
+        params: as :func:`shuffle_jax.nn.collections.relaxed_permutations` takes it.
+    """
+    matrices = relaxed_permutations(params)
+    diagnoses = _diagnoses(matrices)
+    return {layer: diagnoses[layer] for layer in matrices}  # jit sorts them by name
+
+
+@jax.jit
+def _diagnoses(matrices: dict[str, Matrix]) -> dict[str, Diagnosis]:
+    return {layer: diagnose(matrix) for layer, matrix in matrices.items()}
 
 
 def harden(variables: dict[str, PyTree]) -> Hardened:
@@ -78,70 +93,31 @@ def harden(variables: dict[str, PyTree]) -> Hardened:
     the new variables runs a gather in each mixer and no matrix product: the work of a fixed shuffle.
 
     Args:
-        variables: of a network: "params", "batch_stats" and others, which are kept.
+        variables: of a network or of a mixer by itself: "params", "batch_stats" and others, which are kept; see
+            :func:`shuffle_jax.nn.collections.collections_of`. Stacked layers (``nn.scan``) are hardened one by one;
+            their collection "permutations" needs an axis as "params" has one.
 
     Returns:
         New variables with the index vectors, and a diagnosis per layer. Networks without relaxed permutations are
         returned as they are.
-    """
-    matrices = relaxed_permutations(variables["params"])
-    diagnoses = jax.device_get(diagnose_all(variables["params"]))
-    indices = jax.device_get({layer: _assignment(matrix) for layer, matrix in matrices.items()})
 
-    params, permutations = variables["params"], variables.get(PERMUTATIONS, {})
-    for layer, index in indices.items():
-        path = layer.split("/")
+    Raises:
+        ValueError: these are no variables by collection.
+    """
+    variables = collections_of(variables, "harden")
+    params, permutations = variables.get("params", {}), variables.get(PERMUTATIONS, {})
+    diagnoses = jax.device_get(diagnose_all(params))
+    indices = jax.device_get({path: _assignment(matrix) for path, matrix in relaxed_leaves(params).items()})
+    if not indices:
+        return Hardened(variables, {}, {})
+    for path, index in indices.items():
         params = _without(params, (*path, RELAXED))
         permutations = _with(permutations, (*path, "index"), jnp.asarray(index))
-    hardened = {**variables, "params": params}
-    return Hardened(hardened | ({PERMUTATIONS: permutations} if permutations else {}), indices, diagnoses)
+    hardened = {**variables, "params": params, PERMUTATIONS: permutations}
+    return Hardened(hardened, one_by_one(indices, 1), diagnoses)
 
 
 _assignment = jax.jit(assignment)
-
-
-def recalibrate(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Images]) -> dict[str, PyTree]:
-    """Estimates the running statistics of all batch norms anew from batches of images.
-
-    With the mean ``m_b`` and variance ``v_b`` of batch b, all of one size, the statistics become those of the union:
-    ``mean_b m_b`` and ``mean_b v_b + var_b m_b``.
-
-    Args:
-        network: called as ``network(images, train=True)``.
-        variables: of the network, hardened or not.
-        images: normalised batches ``(n, h, w, c)``, at least one.
-
-    Returns:
-        Variables with new "batch_stats"; the others are kept, as are those of a network without batch norms.
-
-    Raises:
-        ValueError: there are no images.
-    """
-    if not variables.get("batch_stats"):
-        return variables
-    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-
-    @jax.jit
-    def batch_statistics(variables: dict[str, PyTree], images: Images) -> PyTree:
-        # From statistics of zero, one update gives the share 1 - MOMENTUM of the batch's own.
-        kept = [name for name in variables if name != "params"]  # a module may write into its own
-        rngs = {"dropout": jax.random.key(0)}
-        _, updated = network.apply(
-            {**variables, "batch_stats": zeros}, images, train=True, mutable=[*kept, PENALTIES], rngs=rngs
-        )
-        return jax.tree.map(lambda s: s / (1 - MOMENTUM), updated["batch_stats"])
-
-    found = [batch_statistics(variables, batch) for batch in images]
-    if not found:
-        raise ValueError("recalibrate needs at least one batch of images to estimate the statistics from")
-
-    def union(*statistics: dict[str, Array]) -> dict[str, Array]:
-        means = jnp.stack([s["mean"] for s in statistics])
-        variances = jnp.stack([s["var"] for s in statistics])
-        return {"mean": means.mean(0), "var": variances.mean(0) + means.var(0)}
-
-    merged = jax.tree.map(union, *found, is_leaf=lambda node: "mean" in node)
-    return {**variables, "batch_stats": merged}
 
 
 def _without(tree: PyTree, path: tuple[str, ...]) -> PyTree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -101,7 +102,7 @@ class AddressNet(nn.Module):
     boundary: Boundary = "pointer"
     form: Form = "auto"
     dtype: jnp.dtype | None = None
-    head: Callable[..., nn.Module] = Dense
+    head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
 
     @property

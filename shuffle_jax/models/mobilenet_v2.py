@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -72,7 +73,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     stem: StemKind = "imagenet"
     pointwise: Callable[..., nn.Module] = static_pointwise
-    head: Callable[..., nn.Module] = small_normal_dense
+    head: Callable[..., nn.Module] = field(default_factory=lambda: small_normal_dense)
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
     shift: Callable[..., nn.Module] | None = None

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, Union
 
 import flax.linen as nn
 
-from shuffle_jax.models.parts import KINDS, Factory
+from shuffle_jax.models.parts import KINDS, Factory, default_of
 
 COMMON = ("width", "depth", "groups", "stem", "dropout", "dtype")
 """Options that all networks share; a network has those of which it has a field."""
@@ -115,7 +115,7 @@ def _fields(kind: str, make: Factory) -> Iterator[tuple[str, Option | Factory]]:
     bound = make.keywords if isinstance(make, partial) else {}
     hints, texts = typing.get_type_hints(module), _texts(module)
     for field in dataclasses.fields(module):
-        default = bound.get(field.name, field.default)
+        default = bound.get(field.name, default_of(field))
         if kind == "mixer" and field.name == "groups":
             yield "groups", Option("groups", int | None, None, f"{texts['groups']} Those of the network by default.")
         elif field.name in GIVEN or default is dataclasses.MISSING:

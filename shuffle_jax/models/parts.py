@@ -217,10 +217,11 @@ def _text(thing: Any, options: Mapping[str, object]) -> str:
 def _changed(module: nn.Module) -> dict[str, object]:
     """The fields of a module that are not its defaults."""
     fields = [f for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")]
-    return {f.name: getattr(module, f.name) for f in fields if not _same(getattr(module, f.name), _default(f))}
+    return {f.name: getattr(module, f.name) for f in fields if not _same(getattr(module, f.name), default_of(f))}
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, made if it is made; MISSING for none."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,7 @@ class ResNet(nn.Module):
     stem: StemKind = "imagenet"
     conv: Callable[..., nn.Module] = static_conv
     pointwise: Callable[..., nn.Module] = static_pointwise
-    head: Callable[..., nn.Module] = Dense
+    head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
     groups: int = 1

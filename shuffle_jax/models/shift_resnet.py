@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -57,7 +58,7 @@ class ShiftResNet(nn.Module):
     shift: Callable[..., nn.Module] = GridShift
     pointwise: Callable[..., nn.Module] = PointwiseConv
     dtype: jnp.dtype | None = None
-    head: Callable[..., nn.Module] = Dense
+    head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity

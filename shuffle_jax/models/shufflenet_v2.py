@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -48,7 +49,7 @@ class ShuffleNetV2(nn.Module):
     mixer: Callable[..., nn.Module] = ChannelShuffle
     pointwise: Callable[..., nn.Module] = PointwiseConv
     dtype: jnp.dtype | None = None
-    head: Callable[..., nn.Module] = Dense
+    head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
 
     @property

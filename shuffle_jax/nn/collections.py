@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.core import FrozenDict, unfreeze
+from flax.traverse_util import unflatten_dict
 
-from shuffle_jax.constraint import RELAXED as RELAXED
-from shuffle_jax.constraint import names
+from shuffle_jax.constraint import RELAXED, names
 from shuffle_jax.typing import Array, Float, PyTree
 
 PENALTIES = "penalties"
@@ -29,9 +35,14 @@ STATIC = "static_logits"
 """The name of parameters from which static factors are made; freezing turns them into index vectors."""
 
 
+COLLECTIONS = ("params", "batch_stats", PERMUTATIONS, PROGRESS, PENALTIES, DIAGNOSTICS, FACTORS)
+"""Every collection that modules of the library have."""
+
+
 def sow_last(module: nn.Module, collection: str, name: str, value: Array | float) -> None:
-    """Sows a value: the last one if the module is called again, and not all of them."""
-    module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
+    """Sows a value: the last one if the module is called again, and not all of them; none at initialisation."""
+    if not module.is_initializing():
+        module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
 
 
 def training_progress(module: nn.Module) -> Float[Array, ""]:
@@ -41,15 +52,69 @@ def training_progress(module: nn.Module) -> Float[Array, ""]:
     return jnp.ones(())
 
 
-def relaxed_permutations(params: dict) -> dict[str, Float[Array, "c c"]]:
+def relaxed_permutations(params: PyTree) -> dict[str, Float[Array, "c c"]]:
     """Every relaxed permutation of a network, by the path of its layer, in the order of the paths.
 
     Args:
-        params: the collection "params" of a network.
+        params: the collection "params" of a network, or all its collections; also a module or the state of flax.nnx.
 
     Returns:
-        A dictionary such as ``{"stage2_0/mixer": (116, 116) matrix, ...}``.
+        A dictionary such as ``{"stage2_0/mixer": (116, 116) matrix, ...}``; the path of a mixer by itself is empty. Of
+        stacked layers (``nn.scan``) each has its own, ``"layers/mixer[0]"``.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [([key.key for key in path], leaf) for path, leaf in leaves]
-    return {"/".join(path[:-1]): leaf for path, leaf in names if path[-1] == RELAXED}
+    return one_by_one(relaxed_leaves(params), 2)
+
+
+def relaxed_leaves(params: PyTree) -> dict[tuple[str, ...], Float[Array, "... c c"]]:
+    """What :func:`relaxed_permutations` gives, stacked layers together and by path."""
+    if isinstance(params, Mapping) and "params" in params:
+        params = params["params"]
+    paths = [(names(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    return {path[:-1]: leaf for path, leaf in paths if path[-1:] == (RELAXED,)}
+
+
+def one_by_one(leaves: Mapping[tuple[str, ...], Any], axes: int) -> dict[str, Any]:
+    """Leaves by the name of their layer: of stacked layers each with the place in the stack, ``"layers/mixer[0]"``.
+
+    Args:
+        leaves: by the path of the layer; all axes before the last few are those of stacks.
+        axes: of a leaf of one layer.
+    """
+    found = {}
+    for path, leaf in leaves.items():
+        name, stack = "/".join(path), leaf.shape[: leaf.ndim - axes]
+        for place in np.ndindex(stack):
+            found[f"{name}[{','.join(map(str, place))}]" if stack else name] = leaf[place] if stack else leaf
+    return found
+
+
+def collections_of(variables: PyTree, asked_by: str) -> dict[str, PyTree]:
+    """The variables of a network as plain dictionaries by collection, from whatever holds them.
+
+    Args:
+        variables: what ``init`` of a linen module gives, frozen or not; or a module of ``flax.nnx.bridge.ToNNX``, or
+            its state.
+        asked_by: the function that they were given to, for its error.
+
+    Raises:
+        ValueError: they are no such thing, or "params" alone.
+    """
+    nnx = sys.modules.get("flax.nnx")  # nobody who has not imported it holds its objects
+    if nnx is not None and isinstance(variables, (nnx.Module, nnx.State)):
+        state = nnx.to_flat_state(nnx.state(variables) if isinstance(variables, nnx.Module) else variables)
+        return unflatten_dict(
+            {
+                (nnx.variable_name_from_type(type(leaf)), *map(str, path)): leaf.get_value()
+                for path, leaf in state
+                if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.RngState)
+            }
+        )
+    if isinstance(variables, FrozenDict):
+        variables = unfreeze(variables)
+    if isinstance(variables, dict) and (not variables or set(variables) & set(COLLECTIONS)):
+        return unfreeze(variables) if any(isinstance(tree, FrozenDict) for tree in variables.values()) else variables
+    given = f"a dictionary of {', '.join(map(str, list(variables)[:3]))}" if isinstance(variables, Mapping) else ""
+    raise ValueError(
+        f'{asked_by} takes all variables of a network by collection, as init gives them, {{"params": ...}}; got '
+        f"{given or type(variables).__name__}"
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Literal
 
@@ -51,7 +52,7 @@ class DynamicShuffle(nn.Module):
     groups: int = 2
     factors: tuple[int, int] | None = None
     per_group: bool = False
-    generator: Callable[..., nn.Module] = FactorGenerator
+    generator: Callable[..., nn.Module] = field(default_factory=lambda: FactorGenerator)
     binarize_from: float = 0.0
     evaluation: Evaluation = "hard"
 
@@ -119,7 +120,7 @@ class StaticDynamicShuffle(nn.Module):
     blocks: int | None = None
     static: Literal["kronecker", "grouped"] = "kronecker"
     replaced: Literal["all", "square"] = "all"
-    generator: Callable[..., nn.Module] = FactorGenerator
+    generator: Callable[..., nn.Module] = field(default_factory=lambda: FactorGenerator)
     binarize_from: float = 0.0
     evaluation: Evaluation = "hard"
     dtype: jnp.dtype | None = None

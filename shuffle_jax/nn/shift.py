@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 
 import flax.linen as nn
@@ -84,7 +85,7 @@ class ShiftedPointwise(nn.Module):
     features: int
     groups: int = 4
     mixer: Callable[..., nn.Module] | None = None
-    pointwise: Callable[..., nn.Module] = PointwiseConv
+    pointwise: Callable[..., nn.Module] = field(default_factory=lambda: PointwiseConv)
     offsets: Offsets = LEFT_UP_RIGHT_DOWN
     boundary: Boundary = "pointer"
     form: Form = "auto"

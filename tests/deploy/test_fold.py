@@ -115,9 +115,7 @@ def trained_like(network, shape, draw):
         # Phi is linear in the image and nothing here normalises it: large heads would square it layer by layer.
         return 0.3 * leaf if {"squeeze", "fusion"} & set(names) else leaf
 
-    variables = draw(network, shape)
-    variables = {name: variables[name] for name in variables if name not in ("diagnostics", "factors")}
-    return harden(jax.tree.map_with_path(calmed, variables)).variables
+    return harden(jax.tree.map_with_path(calmed, draw(network, shape))).variables
 
 
 @pytest.fixture(

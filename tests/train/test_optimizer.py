@@ -21,6 +21,7 @@ PARAMS = {
     },
     "head": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
 }
+KERNELS, MIXER = {"unit/conv/kernel", "unit/sum/kernels", "head/kernel"}, {"unit/mixer/relaxed_permutation"}
 
 
 def standard_promotion():
@@ -63,10 +64,13 @@ def test_a_short_training_has_a_short_warmup_and_a_weight_that_brings_permutatio
 
 
 def test_which_leaves_decay_and_which_are_relaxed():
-    names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(decays(PARAMS))}
-    assert {name for name, on in names.items() if on} == {"unit/conv/kernel", "unit/sum/kernels", "head/kernel"}
-    names = {"/".join(k.key for k in path): leaf for path, leaf in jax.tree.leaves_with_path(is_relaxed(PARAMS))}
-    assert {name for name, on in names.items() if on} == {"unit/mixer/relaxed_permutation"}
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), PARAMS)
+    listed = jax.tree.map(lambda leaf: [leaf, leaf], stacked)
+    for params in (PARAMS, stacked, listed):  # as they are, as nn.scan stacks them, and in lists
+        for choice, expected in ((decays, KERNELS), (is_relaxed, MIXER)):
+            leaves = jax.tree.leaves_with_path(choice(params))
+            chosen = ["/".join(key.key for key in path if hasattr(key, "key")) for path, on in leaves if on]
+            assert set(chosen) == expected and len(chosen) == len(expected) * (2 if params is listed else 1)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
