@@ -39,7 +39,7 @@ def make_batch(mesh, seed=0, size=SIZE):
 def make(mesh, network, weight=1e-2, rate=0.05, steps_per_epoch=1, **fields):
     """The step at a constant rate, and from step 1 on at a constant weight of the penalties."""
     optimizer = OptimizerConfig(learning_rate=rate, schedule="step", step_boundaries=(), warmup_epochs=0.0)
-    penalty = PenaltyConfig(weight, end=1 / EPOCHS / steps_per_epoch)
+    penalty = PenaltyConfig(weight, for_steps=0, end=1 / EPOCHS / steps_per_epoch)
     config = TrainConfig(optimizer=optimizer, penalty=penalty, epochs=EPOCHS, batch_size=SIZE, **fields)
     step = make_train_step(network, config, mesh, steps_per_epoch=steps_per_epoch, classes=CLASSES, mean_std=MEAN_STD)
     chain = make_optimizer(optimizer, optax.constant_schedule(rate))
