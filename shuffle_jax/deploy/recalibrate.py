@@ -39,6 +39,7 @@ class Recalibration:
 
         self._update = jax.jit(update, out_shardings=sharding)
 
+    @np.errstate(all="ignore")  # where a training has failed: the steps say so
     def __call__(self, variables: dict[str, PyTree], images: Iterable[Images]) -> dict[str, PyTree]:
         """Variables with new "batch_stats", in NumPy; the others are kept, as are all of a network without batch norms.
 
@@ -68,13 +69,12 @@ class Recalibration:
         # The running variance does not matter to the batch: what more of it there is afterwards is the momentum's.
         more = {(*n, "var"): found[*n, "var"] + 1 for n in norms}
         raised = updated(zeros | more, first)
-        share = {n: 1 - np.round((raised[*n, "var"] - found[*n, "var"]) / more[*n, "var"], 6) for n in norms}
-
         every = [found, *(updated(zeros, batch) for batch in batches)]
         new = dict(own)
         for norm in norms:
+            momentum = np.round(np.float64(raised[*norm, "var"] - found[*norm, "var"]) / more[*norm, "var"], 6)
             means, variances = (
-                np.stack([np.asarray(s[*norm, leaf], np.float64) for s in every]) / share[norm]
+                np.stack([np.asarray(s[*norm, leaf], np.float64) for s in every]) / (1 - momentum)
                 for leaf in ("mean", "var")
             )
             new[*norm, "mean"] = means.mean(0).astype(own[*norm, "mean"].dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -61,7 +62,24 @@ class OptimizerConfig:
     weight_decay: float = 1e-4
     """On convolution and dense kernels; never on norms, biases and relaxed permutations."""
 
+    body_rate: float = 1.0
+    """Learning rate of everything but the classifier over that of the classifier, for fine-tuning."""
+
+    freeze: tuple[str, ...] = ()
+    """What does not train: regular expressions for the beginnings of paths of parameters, such as "stem" and
+    "stage2_0/". Batch norms among them compute as in evaluation and keep their statistics. "(?!head)" is everything but
+    the classifier."""
+
     def __post_init__(self) -> None:
+        if not self.body_rate > 0:
+            raise ValueError(
+                f"body_rate must be positive, got {self.body_rate}: to train the classifier alone, freeze the rest"
+            )
+        for pattern in self.freeze:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"freeze must be regular expressions, got {pattern!r}: {error}") from error
         if not 0 < self.warmup_share <= 1:
             raise ValueError(f"warmup_share must be above 0 and at most 1, got {self.warmup_share}")
 
@@ -116,6 +134,10 @@ class TrainConfig:
     penalty: PenaltyConfig = field(default_factory=PenaltyConfig)
     """The weight of the penalties over time."""
 
+    start_from: Path | None = None
+    """Folder of a run, also of one that experiments.convert wrote, whose variables and mean and deviation of the pixels
+    the training starts with. With other classes the classifier is drawn anew."""
+
     epochs: int = 50
     """Passes over the training images."""
 
@@ -155,10 +177,16 @@ class TrainConfig:
     """Batches from which the batch norms of the finished network are re-estimated, after hardening if there is anything
     to harden, and those of averaged weights before; 0 leaves the former as trained and takes 16 for the latter."""
 
+    augmented_statistics: bool = True
+    """Whether they are re-estimated from augmented images, as the network was trained on; runs of earlier versions took
+    the plain ones."""
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "log_every", "evaluate_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.recalibrate < 0:
+            raise ValueError(f"recalibrate must be at least 0 batches, got {self.recalibrate}")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size must be a multiple of accumulate, got batch_size {self.batch_size} and accumulate "
@@ -170,7 +198,8 @@ class TrainConfig:
 
 
 BEFORE: dict[str, dict[str, Any]] = {
-    "TrainConfig": {"average_ramp": False, "separate_streams": False},
+    "FolderConfig": {"choose": "order"},
+    "TrainConfig": {"average_ramp": False, "separate_streams": False, "augmented_statistics": False},
     "OptimizerConfig": {"warmup_share": 1.0},
     "PenaltyConfig": {"for_steps": 0},
 }
@@ -221,7 +250,7 @@ def from_json(kind: Any, value: Any) -> Any:
         return kind(**{name: from_json(hints[name], item) for name, item in given.items()})
     if typing.get_origin(kind) is tuple:
         return tuple(value)
-    return Path(value) if kind is Path else value
+    return Path(value) if Path in (kind, *typing.get_args(kind)) and value is not None else value
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from experiments.presets import digits
 from shuffle_jax.data import FolderConfig
 from shuffle_jax.train.config import (
+    BEFORE,
     OptimizerConfig,
     PenaltyConfig,
     TrainConfig,
@@ -64,6 +65,7 @@ def test_differences_name_each_field():
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"batch_size": 10, "accumulate": 3}, "must be a multiple of accumulate, got batch_size 10 and accumulate 3"),
         ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        ({"recalibrate": -1}, "recalibrate must be at least 0 batches, got -1"),
         ({"average_decay": -0.1}, "average_decay must be at least 0 and below 1, got -0.1"),
     ],
 )
@@ -73,7 +75,7 @@ def test_wrong_numbers_are_refused(fields, message):
 
 
 def test_the_penalty_ramps_from_zero_and_stays():
-    weight = penalty_weight(PenaltyConfig(weight=0.3, start=0.2, end=0.6), steps=100)
+    weight = penalty_weight(PenaltyConfig(weight=0.3, start=0.2, end=0.6, for_steps=100), steps=100)
     np.testing.assert_allclose([float(weight(s)) for s in (0, 20, 40, 60, 99)], [0, 0, 0.15, 0.3, 0.3], rtol=1e-6)
     with pytest.raises(ValueError, match=r"start must be at least 0 and below end, got start 0.5 and end 0.5"):
         PenaltyConfig(start=0.5, end=0.5)
@@ -85,6 +87,18 @@ def test_a_field_that_a_version_did_not_have_takes_its_default_and_says_what_it_
     for group, name in [("augment", "cutmix"), ("augment", "resized_crop"), ("optimizer", "nesterov")]:
         del value[group][name]
     assert from_json(TrainConfig, value) == digits()
+    for name in BEFORE["TrainConfig"]:
+        del value[name]
+    del value["optimizer"]["warmup_share"], value["penalty"]["for_steps"], value["network"]["auto"]["unit_rows"]
+    config = digits()
+    expected = dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, warmup_share=1.0),
+        penalty=dataclasses.replace(config.penalty, for_steps=0),
+        network=dataclasses.replace(config.network, auto=dataclasses.replace(config.network.auto, unit_rows=False)),
+        **BEFORE["TrainConfig"],
+    )
+    assert from_json(TrainConfig, value) == expected
 
 
 def test_a_network_from_outside_is_kept_by_its_import_path_or_refused(networks):
