@@ -6,6 +6,9 @@ before it. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... 
 checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes on from there as if nothing had
 happened, with everything from the run. It may be given another number of devices, another way of the images to them,
 the new place of pictures that were moved (--data.root), and more --epochs, if its schedules had been the same so far.
+
+--start-from RUN fine-tunes: the network, the size of its images and its weights are those of another run, also of one
+that experiments.convert wrote; --optimizer.body-rate 0.1 trains all but the classifier slowly, --optimizer.freeze not.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import tyro
 
 from experiments.cli import TRACEBACK, keep_programs, main, parse_preset, quiet_libraries
 from experiments.cli import parse as parse_options
-from experiments.cli.source import network, resumed, source
+from experiments.cli.source import START, network, resumed, source, started, value_of
 from experiments.presets import PRESETS
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
@@ -29,6 +32,43 @@ from shuffle_jax.runs import newest, next_free
 from shuffle_jax.train.config import TrainConfig, read_config
 
 PROG = "python -m experiments.train"
+
+EVERYDAY = (
+    "--run",
+    "--resume",
+    "--start-from",
+    "--devices",
+    "--epochs",
+    "--batch-size",
+    "--seed",
+    "--average-decay",
+    "--data.root",
+    "--data.name",
+    "--data.image-size",
+    "--data.holdout",
+    "--data.test-fraction",
+    "--data.data-dir",
+    "--network.family",
+    "--network.mixer",
+    "--network.pointwise",
+    "--network.width",
+    "--network.groups",
+    "--network.dropout",
+    "--augment.crop-padding",
+    "--augment.flip",
+    "--augment.random-operations",
+    "--optimizer.kind",
+    "--optimizer.learning-rate",
+    "--optimizer.warmup-epochs",
+    "--optimizer.weight-decay",
+    "--optimizer.freeze",
+    "--penalty.weight",
+)
+"""The options that --help shows; --help-all shows all."""
+
+OWN_DATA = (
+    "Your own pictures: --data.root FOLDER, with a subfolder a class; a set of tensorflow-datasets: --data.name NAME."
+)
 
 
 @dataclass(frozen=True)
@@ -71,12 +111,12 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     if run is not None and words[0].startswith("-"):
         options = Arguments(read_config(Run(run)), str(run), run, resume=True)
         options = _adapted(options, words)
-        return parse_options(Arguments, words, prog=PROG, description=__doc__, default=options)
+        return parse_options(Arguments, words, prog=PROG, description=__doc__, default=options, everyday=EVERYDAY)
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
     if words and words[0] in presets:
         _, options = presets[words[0]]
-        presets[words[0]] = PRESETS[words[0]].__doc__ or "", _adapted(options, words)
-    return parse_preset(presets, words, prog=PROG, description=__doc__)
+        presets[words[0]] = f"{PRESETS[words[0]].__doc__}\n\n{OWN_DATA}", _adapted(options, words)
+    return parse_preset(presets, words, prog=PROG, description=__doc__ or "", everyday=EVERYDAY)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -123,8 +163,12 @@ def _folder(options: Arguments) -> tuple[Path, bool]:
 
 def _adapted(options: Arguments, words: Sequence[str]) -> Arguments:
     """The options with data and network of the kinds that the words of the command line name."""
-    data, net = source(options.config.data, words), network(options.config.network, words)
-    return replace(options, config=replace(options.config, data=data, network=net))
+    config = options.config
+    if (start := value_of(START, words)) is not None:
+        config = started(config, Run(Path(start)), words)
+    else:
+        config = replace(config, data=source(config.data, words))
+    return replace(options, config=replace(config, network=network(config.network, words)))
 
 
 def _summary(preset: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -55,7 +56,11 @@ def main(run: Callable[[], None], end: Callable[[int], Any] | None = None) -> No
         traceback.print_exc()
         code = FAILED
     if code or end:  # The hook stays: callbacks of a save that failed come as late as the end of the process.
-        (end or sys.exit)(code)
+        try:
+            (end or sys.exit)(code)
+        finally:
+            if code > 128 and _is_command():
+                _exit_now(code)
     sys.unraisablehook = before
 
 
@@ -98,6 +103,20 @@ def _interrupted(before: list[int], ended: threading.Event, number: int) -> None
             os._exit(INTERRUPTED)
     elif signal.getsignal(number) is signal.default_int_handler and not ended.wait(PATIENCE):
         print(f"interrupted: ends when the compilation that goes on is done; {AGAIN}", file=sys.stderr, flush=True)
+
+
+def _is_command() -> bool:
+    """Whether this process is a command, and no program that calls one."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec is not None and spec.name.startswith("experiments.")
+
+
+def _exit_now(code: int) -> None:
+    """Ends a process that was told to stop: an orderly end waits for what XLA still compiles, and crashes then."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def quiet_libraries() -> None:

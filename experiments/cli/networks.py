@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from experiments.cli.options import nearest
+from experiments.cli.nearest import nearest
 
 if TYPE_CHECKING:
     from shuffle_jax.models.catalogue import Entry

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import io
 import itertools
 import os
 import re
+import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from experiments.cli.command import TRACEBACK
+from experiments.cli.help import ALL, Page, option_names, overview, plain, shortened
+from experiments.cli.nearest import nearest, nearest_option
 
-HELP = ("-h", "--help")
+HELP = ("-h", "--help", ALL)
 NETWORK = "--network."
+ABOUT_TRACEBACK = f"{TRACEBACK}, anywhere, shows where in the program a mistake was found."
 
 Options = TypeVar("Options")
 
@@ -29,6 +32,7 @@ def parse(
     prog: str,
     description: str | None,
     default: Options | None = None,
+    everyday: Collection[str] | None = None,
 ) -> Options:
     """Reads the options of a command.
 
@@ -38,11 +42,13 @@ def parse(
         prog: the command as one types it, for ``--help``.
         description: what it does, for ``--help``.
         default: gives the options that are not among the words.
+        everyday: the options that ``--help`` shows; None for those without a dot. ``--help-all`` shows all.
 
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
     """
-    return _parse(kind, _words(arguments), prog, description, (), tyro.MISSING_NONPROP if default is None else default)
+    default = tyro.MISSING_NONPROP if default is None else default
+    return _parse(kind, _words(arguments), prog, description, (), everyday, default)
 
 
 def parse_preset(
@@ -50,7 +56,8 @@ def parse_preset(
     arguments: Sequence[str] | None,
     *,
     prog: str,
-    description: str | None,
+    description: str,
+    everyday: Collection[str] | None = None,
 ) -> Options:
     """Reads the name of a preset and the options that override its values.
 
@@ -59,11 +66,17 @@ def parse_preset(
         arguments: the words of the command line; those of this process by default.
         prog: the command as one types it, for ``--help``.
         description: what it does, for ``--help``.
+        everyday: the options that ``--help`` shows; None for those without a dot. ``--help-all`` shows all.
 
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
     """
     words = _words(arguments)
+    if words and words[0] in HELP:
+        about = f"{description.rstrip()}\n\n{ABOUT_TRACEBACK}"
+        width = max(shutil.get_terminal_size().columns, 60)
+        print(overview({name: text for name, (text, _) in presets.items()}, prog, about, width), end="")
+        sys.exit(0)
     if not words:
         raise ValueError(f"no preset is named: choose one of {', '.join(presets)} (see {prog} --help)")
     if not words[0].startswith("-") and words[0] not in presets:
@@ -73,17 +86,7 @@ def parse_preset(
     kind = tyro.extras.subcommand_type_from_defaults(
         {name: value for name, (_, value) in presets.items()}, {name: text for name, (text, _) in presets.items()}
     )
-    return _parse(kind, words, prog, description, [word for word in words[:1] if word in presets])
-
-
-def nearest(text: str, names: Iterable[str]) -> str:
-    """The three names most like a text, as a whole or in the part behind the last dot."""
-
-    def likeness(name: str) -> float:
-        parts = (name, name.rpartition(".")[2])
-        return max(difflib.SequenceMatcher(None, text.lstrip("-"), part.lstrip("-")).ratio() for part in parts)
-
-    return ", ".join(sorted(names, key=likeness, reverse=True)[:3])
+    return _parse(kind, words, prog, description, [word for word in words[:1] if word in presets], everyday)
 
 
 def _parse(
@@ -92,10 +95,11 @@ def _parse(
     prog: str,
     description: str | None,
     before_help: Sequence[str],
+    everyday: Collection[str] | None,
     default: Any = tyro.MISSING_NONPROP,
 ) -> Any:
     """Options by tyro, whose box of several lines becomes one; ``before_help`` leads to the help on the options."""
-    text = f"{(description or '').rstrip()}\n\n{TRACEBACK}, anywhere, shows where in the program a mistake was found."
+    text = f"{(description or '').rstrip()}\n\n{ABOUT_TRACEBACK}"
 
     def read(args: Sequence[str]) -> tuple[Any, list[str]]:
         # No subcommands for the kinds of a field, such as the data: the preset has chosen.
@@ -104,8 +108,11 @@ def _parse(
             kind, args=args, prog=prog, description=text, default=default, config=config, return_unknown_args=True
         )
 
+    command = " ".join([prog, *before_help])
     if any(word in HELP for word in words):
-        return read(words)[0]
+        page = _page(lambda: read([HELP[1] if word in HELP else word for word in words]))
+        print(page if ALL in words else shortened(page, everyday, command), end="")
+        sys.exit(0)
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box), _wide():
@@ -113,18 +120,23 @@ def _parse(
     except SystemExit as end:
         if not end.code:  # A shell completion was asked for, and printed.
             raise
-        raise ValueError(f"{_first_section(box.getvalue())} (see {' '.join([prog, *before_help])} --help)") from None
+        raise ValueError(f"{_first_section(box.getvalue())} (see {command} --help)") from None
     if not unknown:
         return options
     wrong = next((word for word in unknown if word.startswith("-")), None)
     if wrong is None:
         raise ValueError(f"no option takes {' '.join(map(repr, unknown))}: put its option before a value")
-    page = io.StringIO()
-    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
-        read([*before_help, "--help"])
-    names = dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][\w-]*(?:\.[\w-]+)*", page.getvalue()))
+    names = option_names(_page(lambda: read([*before_help, HELP[1]]))) | dict.fromkeys(everyday or ())
     wrong = wrong.partition("=")[0]
-    raise ValueError(f"there is no option {wrong}; near: {nearest(wrong.replace('_', '-'), names)}")
+    raise ValueError(f"there is no option {wrong}; near: {nearest_option(wrong, names)}")
+
+
+def _page(show: Callable[[], object]) -> str:
+    """What is printed by somebody who ends the process then."""
+    page = Page()
+    with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
+        show()
+    return page.getvalue()
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:
@@ -143,9 +155,8 @@ def _renamed(word: str) -> str:
 
 def _first_section(box: str) -> str:
     """What tyro says at the top of its box, in one line; of a choice, what was meant and all there are."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     # The first line holds the title; where the terminal has no UTF-8, a rule follows instead of a frame around all.
-    lines = [line.strip(" │") for line in plain.splitlines()[1:]]
+    lines = [line.strip(" │") for line in plain(box).splitlines()[1:]]
     lines = [line for line in lines if line and not line.startswith("╰")]
     sections = [list(part) for is_rule, part in itertools.groupby(lines, _is_rule) if not is_rule]
     text = re.sub(r"__tyro[\w-]*\.", "", " ".join(sections[0]).rstrip(".")) if sections else "wrong options"

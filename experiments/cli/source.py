@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import tyro
 
 from shuffle_jax.data import DataConfig, DigitsConfig, FolderConfig, TfdsConfig
 from shuffle_jax.models import NetworkConfig
+from shuffle_jax.run import Run
+from shuffle_jax.train.config import TrainConfig, read_config
 
 ROOT, NAME = "--data.root", "--data.name"
 """The options that name a folder of images, and a set of tensorflow-datasets."""
 
-RESUME, RUN = "--resume", "--run"
+START = "--start-from"
+"""The option that names the run from whose weights training starts."""
+
+RESUME, FOLDER = "--resume", "--run"
 """The options that go on with a run, and name its folder."""
 
 FAMILY = "--network.family"
@@ -60,6 +65,28 @@ def network(config: NetworkConfig, words: Sequence[str]) -> NetworkConfig:
     return config if family is None else config.of_family(family)
 
 
+def started(config: TrainConfig, run: Run, words: Sequence[str]) -> TrainConfig:
+    """The configuration of a preset for the weights of another run: its network, and images of their size.
+
+    Args:
+        config: of the preset.
+        run: from whose weights training starts.
+        words: of the command line.
+
+    Raises:
+        ValueError: there is no run in the folder.
+    """
+    if not run.exists():
+        raise ValueError(
+            f"{START} must name the folder of a run, got {run.path}; python -m experiments.convert makes one of weights"
+        )
+    data = source(config.data, words)
+    if not isinstance(data, DigitsConfig):
+        images = run.preprocessing()
+        data = replace(data, image_size=images.size, crop=images.crop)
+    return replace(config, data=data, network=read_config(run).network)
+
+
 def resumed(words: Sequence[str]) -> tuple[list[str], Path | None]:
     """The run that the words of a command line resume, if they name one.
 
@@ -80,11 +107,11 @@ def resumed(words: Sequence[str]) -> tuple[list[str], Path | None]:
             continue
         follows = not equals and i + 1 < len(words) and not words[i + 1].startswith("-")
         value = words[i + 1] if follows else value
-        named = value_of(RUN, words)
+        named = value_of(FOLDER, words)
         if value and named is not None and Path(named) != Path(value):
-            raise ValueError(f"{RESUME} names the run {value}, {RUN} the run {named}: give one of them")
+            raise ValueError(f"{RESUME} names the run {value}, {FOLDER} the run {named}: give one of them")
         if value:
-            changed[i : i + 1 + follows] = [RESUME] if named is not None else [RESUME, RUN, value]
+            changed[i : i + 1 + follows] = [RESUME] if named is not None else [RESUME, FOLDER, value]
         run = value or named
         if run is None and (words[0].startswith("-") or equals):
             raise ValueError(f"{RESUME} needs the folder of a run, such as {RESUME} runs/digits")

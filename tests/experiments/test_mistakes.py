@@ -31,6 +31,8 @@ from experiments import (
 )
 from experiments.benchmark import __main__ as benchmark
 from experiments.cli import main
+from experiments.cli.help import option_names
+from experiments.cli.nearest import MEANING
 from experiments.presets import PRESETS
 from shuffle_jax.train import experiment
 
@@ -103,6 +105,8 @@ def content(path):
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
         ("train digits --label_smothing 0", "there is no option --label_smothing; near: --label-smoothing, "),
+        ("train digits --lr 0.1", "there is no option --lr; near: --optimizer.learning-rate\n"),
+        ("train digits --data pictures", "there is no option --data; near: --data.root, --data.data-dir\n"),
         ("train digits --network.mixer shufle", "--network.mixer has no choice 'shufle'; near: shuffle, "),
         ("train digits --epochs many", "--epochs: invalid literal for int()"),
         ("train digits --epochs 0", "epochs must be at least 1, got 0"),
@@ -405,6 +409,8 @@ CHILD = """
 import resource, sys
 from experiments import train
 from experiments.cli import main
+from experiments.cli.help import option_names
+from experiments.cli.nearest import MEANING
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 main(lambda: train.run(sys.argv[1:]))
 """
@@ -510,6 +516,32 @@ def test_help_names_every_option_and_tells_of_traceback(module, options, capsys)
     for part in (f"python -m {name}", "--traceback", *re.findall(r"--[a-z-]+(?: [A-Z]+)?", options)):
         assert part in shown, part
     assert "--no-csv" not in shown and printed.err == ""
+
+
+def page(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        train.run([*words])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_everyday_options_presets_by_their_data_and_all_on_request(capsys):
+    short, whole = page(capsys, "digits", "--help"), page(capsys, "digits", "--help-all")
+    shown, everything = option_names(short), option_names(whole)
+    assert everything.keys() >= shown.keys() - {"--help-all", "--data.root", "--data.name"}
+    assert {"--epochs", "--network.mixer", "--data.root"} <= shown.keys() and "--network.dcd.latent" in everything
+    assert "penalty options" in short and "network.dcd options" not in short
+    hidden = int(re.search(r"(\d+) more options: python -m experiments.train digits --help-all", short)[1])
+    assert hidden > 50 and len(short.splitlines()) < 150
+    # What a word may have meant, and what is shown, is there: of a folder, of a set, or in another command.
+    folder = option_names(page(capsys, "folder", "--data.root", "x", "--help-all"))
+    known = everything | folder | option_names(page(capsys, "digits", "--data.name", "x", "--help-all"))
+    assert set(train.EVERYDAY) <= known.keys()
+    others = {"out", "json", "checkpoint", "top", "seconds", "methods", "csv", "platforms", "traceback"}
+    assert MEANING.keys() - {name[2:] for name in known} - {name.rpartition(".")[2] for name in known} == others
+    first = page(capsys, "--help")
+    assert "python -m experiments.train folder --data.root " in first
+    assert all(re.search(rf"^    {name} ", first, re.M) for name in PRESETS)
 
 
 def test_a_defect_shows_its_traceback():
