@@ -7,9 +7,12 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
 
 try:
     import fcntl
@@ -162,3 +165,22 @@ def _error_number(error: BaseException | None) -> int | None:
             return int(told[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:  # objects could run code
+            return {key: file[key] for key in file.files}
+    except (ValueError, TypeError, EOFError, BadZipFile) as error:
+        raise ValueError(f"{path} does not hold plain arrays ({error}): restore or remove it") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to a .npz file, in one move."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

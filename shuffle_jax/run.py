@@ -3,7 +3,9 @@
 ::
 
     run/
-      config.json         the configuration, the class names, the preprocessing, the pipeline, the versions
+      config.json         the configuration, the class names, the preprocessing, the pipeline, the versions, how many
+                          pictures and their digest
+      pictures.txt.gz     the names of the pictures of a folder
       metrics.jsonl       every number, one JSON object a line
       tensorboard/        the same for TensorBoard
       checkpoints/<step>/
@@ -25,18 +27,20 @@ from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 
 from shuffle_jax import __version__
 from shuffle_jax.data.batches import Pipeline
+from shuffle_jax.data.inventory import Inventory, check_unchanged
 from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
-from shuffle_jax.files import holder, replace_file, replacing, temporary
+from shuffle_jax.files import holder, load_arrays, replace_file, save_arrays, temporary
 from shuffle_jax.records import read_records
 
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
+
+PICTURES = "pictures.txt.gz"
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Run:
         preprocessing: Preprocessing,
         pipeline: Pipeline = "device",
         afresh: bool = False,
+        data: Inventory | None = None,
     ) -> None:
         """Makes the folder of a new run.
 
@@ -135,6 +140,7 @@ class Run:
             preprocessing: from pictures to normalised images.
             pipeline: how the images reach the devices.
             afresh: see :meth:`check_free`.
+            data: which pictures it is trained and measured on.
 
         Raises:
             ValueError: the folder holds something already.
@@ -147,8 +153,16 @@ class Run:
             "preprocessing": preprocessing.to_json(),
             "pipeline": pipeline,
             "versions": _versions(),
+            "data": data.to_json() if data else {},
         }
         self._write(about)
+        if data and data.by_name:
+            replace_file(self.path / PICTURES, data.packed())
+
+    def check_data(self, now: Inventory) -> None:
+        """Raises DataChanged unless the pictures are those of the run, as far as it says; earlier versions did not."""
+        names = self.path / PICTURES
+        check_unchanged(now, self._read("data", dict, {}), names.read_bytes() if names.exists() else None, self.path)
 
     def change(self, config: Mapping[str, Any]) -> None:
         """Gives the run another configuration, of the same network, trained longer or on pictures that were moved."""
@@ -186,15 +200,15 @@ class Run:
 
     def save_snapshot(self, step: int, matrices: Arrays) -> None:
         """Keeps the relaxed matrices of one step."""
-        _save(self.path / "snapshots" / f"{step:08d}.npz", matrices)
+        save_arrays(self.path / "snapshots" / f"{step:08d}.npz", matrices)
 
     def save_dynamic(self, step: int, arrays: Arrays) -> None:
         """Keeps the permutations of test images at one step, see :class:`shuffle_jax.analysis.probe.Probe`."""
-        _save(self.path / "dynamic" / f"{step:08d}.npz", arrays)
+        save_arrays(self.path / "dynamic" / f"{step:08d}.npz", arrays)
 
     def save_permutations(self, permutations: Arrays) -> None:
         """Keeps the hardened index vectors."""
-        _save(self._permutations, permutations)
+        save_arrays(self._permutations, permutations)
 
     def snapshots(self) -> dict[int, Path]:
         """The files of relaxed matrices by step, ascending; read one with :func:`load_arrays`."""
@@ -265,26 +279,8 @@ def steps_in(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
 
 
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file of a run.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:  # objects could run code
-            return {key: file[key] for key in file.files}
-    except (ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{path} does not hold plain arrays ({error}): restore or remove it") from error
-
-
 def _by_step(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(path.stem), path) for path in folder.glob("*.npz")))
-
-
-def _save(path: Path, arrays: Arrays) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray, UInt8, UInt64
 
 __all__ = [
     "Array",
@@ -23,6 +23,7 @@ __all__ = [
     "Permutation",
     "PyTree",
     "UInt8",
+    "UInt64",
 ]
 
 Images = Float[Array, "n h w c"]

@@ -9,8 +9,9 @@ import numpy as np
 
 from shuffle_jax.analysis.dynamic_figures import class_distances, class_permutations, factor_means, sharpening
 from shuffle_jax.analysis.figures import learning_curves, matrices, penalty_curves, permutations
+from shuffle_jax.files import load_arrays
 from shuffle_jax.records import read_records
-from shuffle_jax.run import Run, load_arrays
+from shuffle_jax.run import Run
 
 
 def save_run_figures(run: Path | str) -> list[Path]:

@@ -14,13 +14,16 @@ from typing import Protocol, SupportsIndex
 
 import numpy as np
 
-from shuffle_jax.typing import Float, Int, UInt8
+from shuffle_jax.data.encoded import Records
+from shuffle_jax.typing import Float, Int, UInt8, UInt64
 
 _PIXELS_PER_CHUNK = 1 << 22
 """``np.bincount`` widens its input to 8 bytes a value; counting in chunks bounds that copy to 32 MiB."""
 
 _SAMPLE = 8192
 """Training images whose pixels give mean and deviation: of a larger split, a part that can be decoded soon."""
+
+_SINGLE = "class {!r} has 1 image, but a hold-out needs at least 2; add images"
 
 
 class Examples(Protocol):
@@ -44,6 +47,7 @@ class Split:
     Args:
         images: uint8 (n, h, w, c), n at least 1.
         labels: int32 (n,), nonnegative.
+        records: what the images were decoded from, where they were.
 
     Raises:
         ValueError: an array has another shape or dtype, or the two lengths differ.
@@ -51,6 +55,7 @@ class Split:
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, "n"]
+    records: Records | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -189,10 +194,40 @@ def stratified_holdout(
     for label in np.unique(labels):
         (members,) = np.nonzero(labels == label)
         if len(members) < 2:
-            raise ValueError(f"class {classes[label]!r} has 1 image, but a hold-out needs at least 2; add images")
+            raise ValueError(_SINGLE.format(classes[label]))
         count = min(max(round(fraction * len(members)), 1), len(members) - 1)
         # RandomState's stream is frozen, so a hold-out stays the same under every NumPy version.
         held[np.random.RandomState(seed).permutation(members)[:count]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def holdout_by_key(
+    labels: Int[np.ndarray, "n"], classes: Sequence[str], fraction: float, keys: UInt64[np.ndarray, "n"]
+) -> tuple[Int[np.ndarray, "kept"], Int[np.ndarray, "held"]]:
+    """Splits positions by a number that belongs to each image, whatever other images there are.
+
+    An image is held out if its key is below ``fraction * 2**64``: of a class with many, about that part. A class of
+    which all or none would be gives the one of the smallest key to the held ones, or of the largest to the kept.
+
+    Args:
+        labels: integers (n,) in [0, len(classes)).
+        classes: the class names, for the error message.
+        fraction: the part to hold out, in (0, 1).
+        keys: uint64 (n,), as good as uniform over [0, 2**64).
+
+    Returns:
+        The kept and the held positions, both increasing; together each position once.
+
+    Raises:
+        ValueError: a class that occurs has a single image.
+    """
+    held = keys < np.uint64(fraction * 2.0**64)
+    for label in np.unique(labels):
+        (members,) = np.nonzero(labels == label)
+        if len(members) < 2:
+            raise ValueError(_SINGLE.format(classes[label]))
+        ordered = members[np.argsort(keys[members], kind="stable")]  # names that differ in case alone have equal keys
+        held[ordered[0]], held[ordered[-1]] = True, False
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
@@ -211,7 +246,9 @@ def check_holdout(name: str, fraction: float, seed: int) -> None:
 
 
 def _decoded(split: Examples) -> Split:
-    return split if isinstance(split, Split) else Split(*split.take(np.arange(len(split))))
+    if isinstance(split, Split):
+        return split
+    return Split(*split.take(np.arange(len(split))), getattr(split, "records", None))
 
 
 def _histograms(split: Examples, positions: Int[np.ndarray, "m"]) -> Int[np.ndarray, "c 256"]:

@@ -27,6 +27,11 @@ _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """Values of the EXIF orientation whose upright picture is as high as the stored one is wide."""
 
+_WIDE = ("PNG", "PPM")
+"""Formats whose grey levels of 16 bits Pillow may give as integers of 32."""
+
+_MOST = 65535
+
 _Value = TypeVar("_Value")
 _Result = TypeVar("_Result")
 
@@ -132,8 +137,9 @@ def read_image(
     """Reads an encoded image as a square one.
 
     The image is turned upright by its EXIF orientation; the window is resized to ``size`` (bicubic, with
-    antialiasing). Grey levels are repeated over three channels, of 16 bits the upper 8 are kept, and transparency is
-    dropped.
+    antialiasing). Grey levels are repeated over three channels, transparency is dropped, and of several frames the
+    first is read. Of 16 bits the upper 8 are kept. Of 32 bits, integers or floats, the values say the range, the
+    smallest of [0, 1] (floats alone), [0, 255] and [0, 65535] that holds them all; other values are refused.
 
     Args:
         content: a file in any format and mode that Pillow reads, or its bytes.
@@ -161,19 +167,15 @@ def read_image(
                 width, height = height, width
             part = (window or centre)(height, width)
             _draft(file, min(part[2:]) / (2 * size))
-            image = ImageOps.exif_transpose(file)
+            image = _eight_bits(ImageOps.exif_transpose(file), wide=file.format in _WIDE)
     except Exception as error:  # OSError, SyntaxError, struct.error and whatever else a decoder raises
         if isinstance(content, bytes):
             file_name, remedy = "of some bytes", "prepare the data set again"
         else:
             file_name, remedy = str(content), "repair or remove the file"
+        if isinstance(error, _Range):
+            remedy = "scale them, or save it with 8 or 16 bits"
         raise ValueError(f"cannot read image {name or file_name}: {error}; {remedy}") from error
-    if image.mode.startswith("I"):  # 16-bit grey; Pillow would clip it at 255
-        image = Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
-    elif "transparency" in image.info:
-        image = image.convert("RGBA")
-    if image.mode != "RGB":
-        image = image.convert("RGB")
     if window is None:  # The centre of what was decoded: a reduced side is rounded up.
         part = centre(image.height, image.width)
     else:
@@ -232,6 +234,40 @@ def _centre(size: int, crop: float) -> Window:
         return (height - side) * 0.5, (width - side) * 0.5, side, side
 
     return window
+
+
+class _Range(ValueError):
+    """Values that no range is known for."""
+
+
+def _eight_bits(image: Image.Image, wide: bool) -> Image.Image:
+    """A picture in red, green and blue of 8 bits each, by the rule of :func:`read_image`.
+
+    Args:
+        image: of any mode.
+        wide: whether 32-bit integers are those of a format of 16 bits.
+    """
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        least, most = values.min(), values.max()
+        if not (least >= 0 and most <= _MOST):  # NaN too
+            kind = "floats" if image.mode == "F" else "integers"
+            reach = f"32-bit {kind} from {least:g} to {most:g}"
+            raise _Range(f"its values must lie in [0, 255] or [0, 65535], or floats in [0, 1], got {reach}")
+        if image.mode == "F" and most <= 1:
+            values = np.round(values * 255)
+        elif wide or image.mode.startswith("I;16") or most > 255:
+            values = values.astype(np.int32) >> 8
+        else:
+            values = np.round(values)
+        image = Image.fromarray(values.astype(np.uint8))
+    elif image.mode == "La":  # which Pillow converts to its relative alone
+        image = image.convert("LA")
+    elif "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _draft(file: Image.Image, reduction: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import re
 from collections.abc import Sequence
@@ -80,7 +81,8 @@ def load_tfds(config: TfdsConfig) -> Dataset:
     def records(split: str) -> TfdsRecords:
         return _records(builder, split, config.name, image, label, len(classes))
 
-    train: Records = records(config.train_split)
+    whole = records(config.train_split)
+    train: Records = whole
     if config.test_split is not None:
         test: Records | None = records(config.test_split)
     else:
@@ -92,7 +94,7 @@ def load_tfds(config: TfdsConfig) -> Dataset:
     if test is None:
         labels = np.array(in_threads(lambda i: train[i].label, range(len(train))), np.int32)
         parts = stratified_holdout(labels, classes, config.holdout, config.seed)
-        train, test = (Chosen(train, part) for part in parts)
+        train, test = (Chosen(whole, part) for part in parts)
     channels = 1 if about.shape[-1] == 1 else 3
     return Dataset(
         name=parse_name(config.name).name,
@@ -111,10 +113,11 @@ class TfdsRecords:
         image: the feature that is the image.
         label: the feature that is the label.
         classes: how many classes there are.
+        whole: the set with its version, the split and its parts.
     """
 
-    def __init__(self, source: Any, name: str, image: str, label: str, classes: int) -> None:
-        self._source, self._name = source, name
+    def __init__(self, source: Any, name: str, image: str, label: str, classes: int, whole: str) -> None:
+        self._source, self._name, self._whole = source, name, whole
         self._image, self._label, self._classes = image, label, classes
 
     def __len__(self) -> int:
@@ -128,6 +131,10 @@ class TfdsRecords:
         if not 0 <= label < self._classes:
             raise ValueError(f"{name} has the label {label}, not one of the {self._classes} classes: name other splits")
         return Record(name, features[self._image].bytes_list.value[0], label)
+
+    def identities(self) -> list[str]:
+        """What says which examples these are: the set with its version and the split, but not where it lies."""
+        return [f"{self._whole} ({len(self)} examples)"]
 
     def label(self, position: int) -> int:
         """A label as it is stored, which may be that of no class."""
@@ -148,7 +155,7 @@ class TfdsRecords:
 class Chosen:
     """Some of the records, in the order of ``positions``."""
 
-    def __init__(self, records: Records, positions: Int[np.ndarray, "m"]) -> None:
+    def __init__(self, records: TfdsRecords, positions: Int[np.ndarray, "m"]) -> None:
         self._records, self._positions = records, positions
 
     def __len__(self) -> int:
@@ -156,6 +163,11 @@ class Chosen:
 
     def __getitem__(self, position: SupportsIndex) -> Record:
         return self._records[int(self._positions[operator.index(position)])]
+
+    def identities(self) -> list[str]:
+        """Those of all, and which of them."""
+        chosen = hashlib.sha256(self._positions.astype("<i8").tobytes()).hexdigest()
+        return [f"{key}, {len(self)} of them: {chosen}" for key in self._records.identities()]
 
 
 def _open(folder: Path, name: str, data_dir: Path) -> Any:
@@ -233,4 +245,11 @@ def _records(builder: Any, split: str, name: str, image: str, label: str, classe
     for instruction in instructions:
         if not Path(instruction.filename).is_file():
             raise ValueError(f"no file {instruction.filename}: copy or prepare {name} again, all of its folder")
-    return TfdsRecords(ArrayRecordDataSource(instructions), f"{name} {split}", image, label, classes)
+    whole = f"{builder.info.full_name} {split}, {_parts(instructions)}"
+    return TfdsRecords(ArrayRecordDataSource(instructions), f"{name} {split}", image, label, classes, whole)
+
+
+def _parts(instructions: Sequence[Any]) -> str:
+    """The files of a split by name and the examples of each, as a digest."""
+    lines = [f"{Path(i.filename).name} {i.skip} {i.take} {i.examples_in_shard}" for i in instructions]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -42,8 +42,9 @@ def new(run: Run, experiment: Experiment, afresh: bool = False) -> Iterator[None
     barrier("the folder is free")
     with begun(run) if is_lead() else contextlib.nullcontext():
         if is_lead():
-            config = to_json(experiment.config)
-            run.start(config, experiment.dataset.classes, experiment.preprocessing, experiment.batches.pipeline, afresh)
+            config, dataset = to_json(experiment.config), experiment.dataset
+            pipeline, pictures = experiment.batches.pipeline, experiment.pictures
+            run.start(config, dataset.classes, experiment.preprocessing, pipeline, afresh, pictures)
         barrier("the run is started")
         end = time.monotonic() + SEEN
         while not run.exists():  # file systems of a network take a while to show what is new

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import optax
 from jax.sharding import Mesh
 
 from shuffle_jax.analysis.probe import Probe
-from shuffle_jax.data import Batches, Dataset, Preprocessing, load
+from shuffle_jax.data import Batches, DataConfig, Dataset, Preprocessing, load
+from shuffle_jax.data.inventory import DataChanged, Inventory, inventory
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import dynamic_layers
 from shuffle_jax.deploy.recalibrate import Recalibration
@@ -23,8 +25,10 @@ from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh, first_devices, replicate, replicated
 from shuffle_jax.train.checkpoint import Checkpoints, check_name
 from shuffle_jax.train.config import TrainConfig, data_seed, read_config, with_network
+from shuffle_jax.train.frozen import with_frozen_norms
 from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.optimizer import make_optimizer
+from shuffle_jax.train.start import Start, Taken, read_start, take
 from shuffle_jax.train.state import TrainState, first_state, init_state
 from shuffle_jax.train.step import EvalStep, MeanStd, TrainStep, evaluate, make_eval_step, make_train_step
 from shuffle_jax.typing import PyTree
@@ -41,6 +45,7 @@ class Experiment:
         batches: training and test batches on the devices.
         network: from images to logits.
         kept: the preprocessing that a run keeps; None for that of the training images.
+        start: what a run that is new starts from, if not from random variables.
     """
 
     config: TrainConfig
@@ -49,11 +54,17 @@ class Experiment:
     batches: Batches
     network: nn.Module
     kept: Preprocessing | None = None
+    start: Start | None = None
 
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
         return self.config.epochs * self.batches.steps_per_epoch
+
+    @cached_property
+    def pictures(self) -> Inventory:
+        """Which pictures the data set has."""
+        return inventory(self.dataset)
 
     @cached_property
     def preprocessing(self) -> Preprocessing:
@@ -71,7 +82,22 @@ class Experiment:
 
     def init(self) -> TrainState:
         """The state before the first step, on all devices."""
-        return jax.jit(self._init, out_shardings=replicated(self.mesh))()
+        drawn = jax.jit(self._init, out_shardings=replicated(self.mesh))()
+        if self.start is None:
+            return drawn
+        variables = self.taken(self.start, jax.device_get({"params": drawn.params, **drawn.collections})).variables
+
+        def state(variables: dict[str, PyTree]) -> TrainState:
+            return first_state(drawn.key, variables, _optimizer(self.config), self.config.average_decay > 0)
+
+        return jax.jit(state, out_shardings=replicated(self.mesh))(replicate(variables, self.mesh))
+
+    def taken(self, start: Start, fresh: dict[str, PyTree] | None = None) -> Taken:
+        """What a run leaves for this network, see :func:`shuffle_jax.train.start.take`; by default for its shapes."""
+        if fresh is None:
+            shapes = self.state_shapes()
+            fresh = {"params": shapes.params, **shapes.collections}
+        return take(start, fresh, len(self.dataset.classes))
 
     def state_shapes(self) -> TrainState:
         """Types, shapes and shardings of the state, without computing one."""
@@ -110,14 +136,17 @@ class Experiment:
         """
         if state.average is None or "batch_stats" not in state.collections:
             return state
-        batches = statistics_batches(self.config)
-        images = training_images(self.config, self.dataset, self.preprocessing, batches, self.mesh)
+        config = self.config
+        images = training_images(
+            config, self.dataset, self.preprocessing, statistics_batches(config), self.mesh, config.augmented_statistics
+        )
         found = self._recalibration(state.variables(), images)["batch_stats"]
         return state.replace(average_stats=replicate(found, self.mesh))
 
     @cached_property
     def _recalibration(self) -> Recalibration:
-        return Recalibration(self.network, replicated(self.mesh))
+        network = with_frozen_norms(self.network, self.config.optimizer.freeze)
+        return Recalibration(network, replicated(self.mesh))
 
     @cached_property
     def probe(self) -> Probe | None:
@@ -134,6 +163,7 @@ def prepare(
     input: InputConfig | None = None,
     network: object | None = None,
     run: Run | None = None,
+    changed: bool = False,
 ) -> Experiment:
     """Loads the data, makes its batches and builds the network.
 
@@ -143,12 +173,14 @@ def prepare(
         input: how the images reach the devices; by default as their size says.
         network: in place of the configured one, see :func:`with_network`.
         run: a run that was started already: its class names and its preprocessing are kept.
+        changed: whether pictures that are not those of the run are good enough; one line says so.
 
     Returns:
         The parts of the run.
 
     Raises:
         ValueError: the data cannot be read, or a number does not fit another; the message says which.
+        DataChanged: the pictures are not those of the run.
     """
     config = with_network(config, network)
     available = jax.local_device_count()
@@ -156,8 +188,15 @@ def prepare(
         raise ValueError(f"devices must be from 1 to {available}, the devices of this machine, got {devices}")
     mesh = data_mesh(first_devices(devices))
     dataset = load(config.data, None if run is None else run.classes())
-    splits = len(dataset.train), len(dataset.test)
-    same("the data", (dataset.name, dataset.classes, splits, dataset.image_shape))
+    pictures = inventory(dataset)
+    same("the data", (dataset.name, dataset.classes, pictures.to_json(), dataset.image_shape))
+    if run is not None:
+        try:
+            run.check_data(pictures)
+        except DataChanged as error:
+            if not changed:
+                raise
+            print(f"warning: {error.what}", file=sys.stderr)
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of {config.accumulate * mesh.size}, for {config.accumulate} parts on each "
@@ -166,11 +205,21 @@ def prepare(
     batches = make_batches(dataset, config.batch_size, mesh, data_seed(config), input or InputConfig(), config.augment)
     built = build_network(config.network, dataset.image_shape, len(dataset.classes))
     kept = run.preprocessing() if run is not None and run.keeps_preprocessing() else None
-    return Experiment(config, batches.dataset, mesh, batches, built, kept)
+    start = read_start(config.start_from) if config.start_from is not None and run is None else None
+    experiment = Experiment(config, batches.dataset, mesh, batches, built, kept, start)
+    if start is not None and start.preprocessing.channels == dataset.image_shape[-1]:
+        # The weights know pixels of that mean and deviation.
+        known = replace(experiment.preprocessing, mean=start.preprocessing.mean, std=start.preprocessing.std)
+        experiment = replace(experiment, kept=known)
+    return experiment
 
 
 def restore(
-    path: Path, checkpoint: str = "last", devices: int | None = None
+    path: Path,
+    checkpoint: str = "last",
+    devices: int | None = None,
+    data: DataConfig | None = None,
+    changed: bool = False,
 ) -> tuple[Experiment, dict[str, PyTree], int]:
     """The parts of a finished run, the variables of one of its checkpoints, and the step of that checkpoint.
 
@@ -178,6 +227,8 @@ def restore(
         path: folder of the run.
         checkpoint: "last", "best" or a step.
         devices: how many local devices to use; all by default.
+        data: where the pictures are now, if not where the run says.
+        changed: see :func:`prepare`.
 
     Raises:
         ValueError: there is no run in the folder, or the checkpoint's name is not one of these.
@@ -185,7 +236,8 @@ def restore(
     """
     run = Run(path)
     check_name(checkpoint)
-    experiment = prepare(read_config(run), devices, run=run)
+    config = read_config(run)
+    experiment = prepare(replace(config, data=data or config.data), devices, run=run, changed=changed)
     state = read_state(run, checkpoint, experiment.state_shapes())
     if state.lacks_stats:
         state = experiment.settled(state)
@@ -228,9 +280,8 @@ def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int
 
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
-    optimizer = make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # all schedules keep the same state
-    average = config.average_decay > 0
-    if config.separate_streams:
-        return init_state(key, network, images, optimizer, average)
-    start_key, key = jax.random.split(key)
-    return first_state(key, network.init(start_key, images, train=False), optimizer, average)
+    return init_state(key, network, images, _optimizer(config), config.average_decay > 0, config.separate_streams)
+
+
+def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
+    return make_optimizer(config.optimizer, optax.constant_schedule(0.0))  # all schedules keep the same state

@@ -12,6 +12,7 @@ from PIL import Image
 
 from shuffle_jax.data import Dataset, Encoded, FolderConfig, load, load_folder
 from shuffle_jax.data.encoded import read_image
+from shuffle_jax.data.listing import SUFFIXES, pictures_in
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 180, 40), (10, 40, 220)
 
@@ -61,7 +62,7 @@ def test_classes_are_sorted_and_files_in_order(tmp_path):
     }
 
 
-def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
+def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path, capsys):
     folder = tmp_path / "train" / "cat"
     for index, name in enumerate(("a.JPG", "b.jpeg", "c.PNG", "d.Jpeg")):
         save(plain("L", 60 * index), folder / name)
@@ -70,10 +71,34 @@ def test_suffixes_count_in_any_case_and_other_files_do_not(tmp_path):
     (folder / "folder.png").mkdir()
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "README").write_text("no folder")
+    save(plain("L", 9), tmp_path / "train" / "__MACOSX" / "cat" / "e.png")
+    save(plain("L", 9), tmp_path / "train" / "loose.png")
+    for name in ("inner/f.png", "inner/deep/g.png", ".ipynb_checkpoints/a-checkpoint.png", "@eaDir/h.png"):
+        save(plain("L", 9), folder / name)
+    save(plain("L", 240), folder / "i.webp")
     tree(tmp_path, "val", cat=1)
     data = load_folder(FolderConfig(tmp_path, image_size=4)).in_memory()
     assert data.classes == ("cat",)
     np.testing.assert_allclose(data.train.images[:, 0, 0, 0], [0, 60, 120, 180], atol=2)
+    assert capsys.readouterr().err == (
+        f"left out of {tmp_path}: pictures, 1 .gif, 1 .webp (name what to read with --data.suffixes); "
+        "2 in folders inside of a class (move them up); 1 in no folder of a class (move them into one)\n"
+    )
+    (folder / "image.gif").unlink()
+    named = load_folder(FolderConfig(tmp_path, image_size=4, suffixes=(*SUFFIXES, ".webp", ".gif"))).in_memory()
+    np.testing.assert_allclose(named.train.images[:, 0, 0, 0], [0, 60, 120, 180, 240], atol=2)
+    assert [path.name for path in pictures_in(folder)] == ["a.JPG", "b.jpeg", "c.PNG", "d.Jpeg", "g.png", "f.png"]
+
+
+def test_names_are_equal_in_either_form_of_their_accents(tmp_path):
+    for split, name in (("train", "th\u00e9"), ("val", "the\u0301")):
+        save(plain("L", 9), tmp_path / split / name / "a.png")
+    for classes in (None, ("th\u00e9",), ("the\u0301",)):  # of a run made on a system that stores them decomposed
+        data = load(FolderConfig(tmp_path, image_size=4), classes)
+        assert data.classes == (classes or ("th\u00e9",)) and len(data.test) == 1
+    shutil.copytree(tmp_path / "val" / "the\u0301", tmp_path / "train" / "the\u0301")
+    with pytest.raises(ValueError, match="has two folders 'th\u00e9', in two spellings of Unicode: move all into one"):
+        load_folder(FolderConfig(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -101,16 +126,40 @@ def test_a_test_folder_may_lack_a_class(tmp_path):
     assert data.test.labels.tolist() == [2, 2]
 
 
-def test_without_a_test_folder_a_part_of_each_class_is_held_out(tmp_path):
+def test_as_earlier_versions_did_it_a_part_of_each_class_is_held_out_by_the_order_of_the_names(tmp_path):
     tree(tmp_path, "train", ant=10, bee=5, cat=2)
-    config = FolderConfig(tmp_path, image_size=2, holdout=0.3)
+    config = FolderConfig(tmp_path, image_size=2, holdout=0.3, choose="order")
     found = content(load_folder(config))
     assert sorted(found["train"] + found["test"]) == [
         (label, label, index) for label, count in enumerate((10, 5, 2)) for index in range(count)
     ]
     assert [label for label, _, _ in found["test"]] == [0, 0, 0, 1, 1, 2]
     assert content(load_folder(config)) == found
-    assert content(load_folder(FolderConfig(tmp_path, image_size=2, holdout=0.3, seed=1))) != found
+    assert content(load_folder(FolderConfig(tmp_path, image_size=2, holdout=0.3, seed=1, choose="order"))) != found
+
+
+def test_what_is_held_out_and_drawn_does_not_depend_on_other_files(tmp_path):
+    tree(tmp_path, "train", ant=60, bee=2)
+    shutil.copytree(tmp_path / "train", tmp_path / "more" / "train")
+    (tmp_path / "more" / "train" / "ant" / "07.png").unlink()
+    for name in ("005.png", "zz.png", "31a.png"):
+        save(plain("RGB", (0, 200, 255)), tmp_path / "more" / "train" / "ant" / name)
+
+    def names(root: Path, **options) -> list[set[str]]:
+        data = load_folder(FolderConfig(root, image_size=2, holdout=0.3, **options))
+        return [
+            {key for key in split.records.identities() if key.startswith("ant/")} for split in (data.train, data.test)
+        ]
+
+    train, test = names(tmp_path)
+    assert len(train | test) == 60 and not train & test and 8 <= len(test) <= 30
+    assert names(tmp_path) == [train, test] != names(tmp_path, seed=1)
+    more, held = names(tmp_path / "more")
+    assert not (more & test or held & train)
+    drawn, drawn_of_more = names(tmp_path, per_class=9)[0], names(tmp_path / "more", per_class=9)[0]
+    assert len(drawn) == 9 and len(drawn - drawn_of_more) <= 4  # by one that is gone and three that came
+    data = load_folder(FolderConfig(tmp_path, image_size=2, holdout=1e-9))  # both splits have every class
+    assert sorted(data.test.records[i].label for i in range(2)) == [0, 1] and len(data.test) == 2
 
 
 @pytest.mark.parametrize("with_test_folder", [True, False])
@@ -279,6 +328,7 @@ def test_other_classes_than_those_of_a_finished_run_are_named(tmp_path, classes,
         ({"holdout": 0.0}, "holdout must be between 0 and 1, both excluded, got 0.0"),
         ({"holdout": 1.0}, "holdout must be between 0 and 1, both excluded, got 1.0"),
         ({"seed": -1}, r"seed must be in \[0, 2\*\*32\), got -1"),
+        ({"suffixes": ("jpg",)}, r"suffixes must be such as .jpg and .webp, in small letters, got \['jpg'\]"),
         ({"crop": 0.0}, "crop must be above 0 and at most 1, the whole shorter side, got 0.0"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from shuffle_jax.data import FolderConfig, folder, load_folder
+from shuffle_jax.data.listing import Listed
 
 COUNTS = {"ant": 9, "bee": 4, "cow": 12}
 
@@ -73,12 +74,14 @@ def test_a_number_beyond_every_class_is_the_whole_folder(request, name):
         np.testing.assert_array_equal(getattr(drawn, split).labels, getattr(whole, split).labels)
 
 
-def test_every_image_is_drawn_as_often_as_any_other(root):
+@pytest.mark.parametrize("choose", ["name", "order"])
+def test_every_image_is_drawn_as_often_as_any_other(root, choose):
     """Over seeds each of 12 images is drawn with probability 1/3: a draw that favours a place would show."""
-    files = folder._scan(root / "train", tuple(COUNTS), root)
+    names = [f"{name}/{index:02d}.png" for name, count in COUNTS.items() for index in range(count)]
+    files = Listed(root, names, np.repeat(np.arange(3, dtype=np.int32), list(COUNTS.values())))
     times = np.zeros(12, int)
     for seed in range(600):
-        names = map(Path, folder._drawn(files, 4, seed).names)
+        names = map(Path, folder._drawn(files, 4, FolderConfig(root, seed=seed, choose=choose)).names)
         times[[int(name.stem) for name in names if name.parent.name == "cow"]] += 1
     assert times.sum() == 600 * 4
     assert abs(times - 200).max() < 5 * np.sqrt(600 * 1 / 3 * 2 / 3)  # five standard deviations

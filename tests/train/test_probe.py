@@ -15,10 +15,11 @@ import pytest
 
 from experiments import evaluate
 from shuffle_jax.data import DeviceBatches, DigitsConfig, normalize
+from shuffle_jax.files import load_arrays
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.nn.collections import FACTORS, PROGRESS
 from shuffle_jax.records import read_records
-from shuffle_jax.run import Run, load_arrays
+from shuffle_jax.run import Run
 from shuffle_jax.train.config import OptimizerConfig, TrainConfig
 from shuffle_jax.train.experiment import prepare, read_state
 from shuffle_jax.train.loop import Stopped, train

@@ -17,8 +17,8 @@ import pytest
 
 from experiments.presets import digits
 from shuffle_jax.data import AugmentConfig, FolderConfig, InputConfig, Preprocessing
-from shuffle_jax.files import holder
-from shuffle_jax.run import Run, load_arrays
+from shuffle_jax.files import holder, load_arrays
+from shuffle_jax.run import Run
 from shuffle_jax.runs import begun, held, newest, next_free
 from shuffle_jax.train import begin
 from shuffle_jax.train.begin import check_config
@@ -181,6 +181,7 @@ def test_a_folder_that_a_process_does_not_see_is_named(tmp_path, monkeypatch):
         config=digits(),
         dataset=SimpleNamespace(classes=()),
         preprocessing=GREY,
+        pictures=None,
         batches=SimpleNamespace(pipeline="device"),
     )
     with pytest.raises(ValueError, match=r"process 0 does not see .*: name a folder on a file system that all"):
