@@ -28,7 +28,7 @@ import tyro
 from experiments.cli import keep_programs, main, parse, quiet_libraries
 from experiments.comparison.curves import curves, has_curves
 from experiments.comparison.figure import figure
-from experiments.comparison.plan import Comparison, Planned, naming, plan, read
+from experiments.comparison.plan import Comparison, Planned, about_files, naming, plan, read
 from experiments.comparison.runs import run_result
 from experiments.comparison.table import Results, block, table
 from shuffle_jax.files import replace_file
@@ -55,7 +55,7 @@ class Arguments:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, trains what is missing, and writes the results."""
-    options = parse(Arguments, arguments, prog="python -m experiments.compare", description=__doc__)
+    options = parse(Arguments, arguments, prog="python -m experiments.compare", description=f"{__doc__}\n{about_files()}")
     quiet_libraries()
     keep_programs()
     if options.comparison is None or options.results is not None:

@@ -136,7 +136,7 @@ def _page(show: Callable[[], object]) -> str:
     page = Page()
     with contextlib.redirect_stdout(page), contextlib.suppress(SystemExit):
         show()
-    return page.getvalue()
+    return re.sub(r"\n{3,}", "\n\n", page.getvalue())
 
 
 def _words(arguments: Sequence[str] | None) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +22,16 @@ from shuffle_jax.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as its file states it; "{seed}" in a command stands for each of the seeds."""
+    """A comparison as its file states it, but for its name, which is that of the file.
+
+    Attributes:
+        title: stands above the table and the figures.
+        text: what is compared and why, in Markdown; stands in the document of --into.
+        seeds: a list of different whole numbers; every variant is trained with each of them.
+        each_seed: options that every run gets, in which {seed} stands for its seed; "--seed {seed}" by default, and
+            "--seed {seed} --data.seed {seed}" gives every seed a split of its own.
+        variants: a table from labels to a preset and options, as experiments.train takes them, {seed} as above.
+    """
 
     name: str
     title: str
@@ -28,6 +39,19 @@ class Comparison:
     seeds: tuple[int, ...]
     each_seed: str
     variants: dict[str, str]
+
+
+EXAMPLE = """\
+title = "Mixers of a ShuffleNetV2 0.5x on the digits"
+text = "The preset `digits` with two mixers."
+seeds = [1, 2, 3]
+each_seed = "--seed {seed} --data.seed {seed}"
+
+[variants]
+"fixed shuffle" = "digits --network.mixer shuffle"
+"learned" = "digits"
+"""
+"""A file that compares two variants over three seeds and splits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +63,13 @@ class Planned:
     path: Path
     config: TrainConfig
     devices: int | None
+
+
+def about_files() -> str:
+    """What the file of a comparison holds, with an example, for --help."""
+    keys = inspect.cleandoc(Comparison.__doc__ or "").partition("Attributes:\n")[2]
+    keys, example = (textwrap.indent(text, "  ") for text in (textwrap.dedent(keys), EXAMPLE))
+    return f"Keys of the file:\n\n{keys}\n\nExample:\n\n{example}"
 
 
 def read(path: Path) -> Comparison:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from experiments import compare
-from experiments.comparison.plan import plan, read
+from experiments.comparison.plan import EXAMPLE, Comparison, plan, read
 from experiments.comparison.table import block
 from shuffle_jax import models
 from shuffle_jax.data import DeviceBatches
@@ -268,6 +268,18 @@ def test_mistakes_are_one_line_before_anything_is_trained(tmp_path, mistake, old
     path.write_text(text.replace(QUICK, QUICK.replace("--batch-size 44 ", "")) if "45" in new else text)
     assert message in mistake(compare.run, [path, "--out", tmp_path / "out"])
     assert not (tmp_path / "out").exists()
+
+
+def test_help_names_the_keys_of_a_file_and_its_example_is_one(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compare.run(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {field.name}: " in shown for field in dataclasses.fields(Comparison) if field.name != "name")
+    assert all(line in shown for line in EXAMPLE.splitlines())
+    (tmp_path / "mixers.toml").write_text(EXAMPLE)
+    planned = plan(read(tmp_path / "mixers.toml"), tmp_path)
+    assert [(one.label, one.seed) for one in planned][::3] == [("fixed shuffle", 1), ("learned", 1)]
+    assert all(one.config.data.seed == one.config.seed == one.seed for one in planned)
 
 
 def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
