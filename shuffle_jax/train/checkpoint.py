@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -18,7 +19,7 @@ from shuffle_jax.files import disk_errors, holder
 from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.run import Run
 from shuffle_jax.runs import next_free
-from shuffle_jax.train.content import STATE, Content, inspect, look, top1_of
+from shuffle_jax.train.content import STATE, Content, arrays, inspect, look, top1_of
 from shuffle_jax.train.state import TrainState
 
 ATTEMPTS = 5
@@ -26,6 +27,9 @@ ATTEMPTS = 5
 
 COLLECTIONS = {"batch_stats": "statistics", PERMUTATIONS: "permutations", PROGRESS: "progress"}
 """The names under which collections of the library's own modules are saved; others stand below "collections"."""
+
+OWN = {theirs: ours for ours, theirs in COLLECTIONS.items()}
+"""The inverse of ``COLLECTIONS``."""
 
 
 class Checkpoints:
@@ -125,6 +129,19 @@ class Checkpoints:
         if chosen not in steps:
             raise FileNotFoundError(f"{self._folder} has no checkpoint of step {chosen}: choose one of {steps}")
         return chosen
+
+    def variables(self, step: int | str | None = None) -> dict[str, dict[tuple[str, ...], np.ndarray]]:
+        """The variables of a network as they are evaluated, of whatever network: arrays by path, by collection.
+
+        Args:
+            step: see :meth:`restore`.
+        """
+        found: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
+        for (part, *path), array in arrays(self._folder / str(self._chosen(step))):
+            name, *rest = path if part == "collections" else (part, *path)
+            found.setdefault(OWN.get(name, name), {})[tuple(rest)] = array
+        averaged = {"params": found.pop("average", {}), "batch_stats": found.pop("average_stats", {})}
+        return {**found, **{name: leaves for name, leaves in averaged.items() if leaves}}
 
     def steps(self) -> list[int]:
         """The steps that are saved and whole, ascending."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from shuffle_jax.run import steps_in
 
@@ -67,29 +69,32 @@ def inspect(folder: Path) -> Content:
 
     Reading a damaged one with orbax leaves pages of tracebacks of its threads on standard error; this does not.
     """
+    return Content({".".join(path): array.shape for path, array in arrays(folder)}, _read_top1(folder))
+
+
+def arrays(folder: Path) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """The arrays in the folder of one step with their paths in the state; raises :class:`Damaged`."""
     import tensorstore
 
     state = folder / STATE
     about = _json(state / "_METADATA")
     try:
         driver = "zarr3" if about.get("use_zarr3") else "zarr"
-        names = [
-            ".".join(str(key["key"]) for key in leaf["key_metadata"])
+        paths = [
+            tuple(str(key["key"]) for key in leaf["key_metadata"])
             for leaf in about["tree_metadata"].values()
             if not leaf["value_metadata"]["skip_deserialize"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{state.name}/_METADATA does not list the arrays") from error
-    shapes = {}
-    for name in names:
+    for path in paths:
+        name = ".".join(path)
         store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{state}/"}, "path": f"{name}/"}
         try:
             array = tensorstore.open({"driver": driver, "kvstore": store, "fill_missing_data_reads": False}).result()
-            array.read().result()
+            yield path, array.read().result()
         except Exception as error:  # tensorstore raises ValueError, KeyError and more, by what it meets
             raise Damaged(f"the array {name} cannot be read") from error
-        shapes[name] = tuple(array.shape)
-    return Content(shapes, _read_top1(folder))
 
 
 def _read_top1(folder: Path) -> float | None:

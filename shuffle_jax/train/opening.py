@@ -10,6 +10,7 @@ import jax
 from shuffle_jax.nn.collections import RELAXED, STATIC
 from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.experiment import Experiment
+from shuffle_jax.train.frozen import frozen
 from shuffle_jax.typing import PyTree
 
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"
@@ -35,9 +36,16 @@ def about(experiment: Experiment, params: PyTree) -> list[str]:
     relaxed = sum(size for name, size in sizes if name in (RELAXED, STATIC))
     more = f" and {relaxed:,} more in training" if relaxed else ""
     kind = experiment.mesh.devices.flat[0].device_kind.upper()
+    start = [] if experiment.start is None else [f"start: {experiment.taken(experiment.start).said}"]
+    if config.optimizer.freeze:
+        off = jax.tree.leaves(frozen(params, config.optimizer.freeze))
+        start.append(
+            f"frozen: {sum(size for (_, size), is_off in zip(sizes, off, strict=True) if is_off):,} parameters"
+        )
     return [
         f"data: {data.name}, {len(data.train):,} images to train on, {len(data.test):,} to test on, "
         f"{len(data.classes):,} classes, {shape}",
+        *start,
         f"network: {config.network.family}, {sum(size for _, size in sizes) - relaxed:,} parameters{more}",
         f"length: {experiment.steps:,} steps, {_several(config.epochs, 'epoch')} of {batches.steps_per_epoch:,} "
         f"batches of {config.batch_size:,}; on {_several(experiment.mesh.size, 'device')} ({kind})",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from shuffle_jax.constraint import RELAXED, is_relaxed, keep_bistochastic, param
 from shuffle_jax.nn.collections import STATIC
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
+from shuffle_jax.train.frozen import body, frozen
 from shuffle_jax.typing import Array, Int, Matrix, PyTree
 
 
@@ -90,7 +93,8 @@ def _in_float(schedule: optax.Schedule) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The chain: the gradient's limit, decay of kernels, SGD or AdamW, and last the constraint on relaxed permutations.
 
-    Relaxed permutations are outside the limit and the decay; their updates are scaled by their own rate.
+    Relaxed permutations are outside the limit and the decay; their updates are scaled by their own rate. What is frozen
+    is outside of all, and has no state.
 
     Args:
         config: kind and strengths.
@@ -110,7 +114,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
     constrain: Callable[[Matrix], Matrix] = balance if config.constraint == "balance" else clamp_normalize
     relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic(constrain))
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(optax.masked(clip, is_not_relaxed), descent, optax.masked(relaxed, is_relaxed))
+    slower = () if config.body_rate == 1 else (optax.masked(optax.scale(config.body_rate), body),)
+    chain = optax.chain(optax.masked(clip, is_not_relaxed), descent, *slower, optax.masked(relaxed, is_relaxed))
+    if not config.freeze:
+        return chain
+    off = partial(frozen, patterns=config.freeze)
+    on = lambda params: jax.tree.map(operator.not_, off(params))  # noqa: E731
+    return optax.chain(optax.masked(chain, on), optax.masked(optax.set_to_zero(), off))
 
 
 def decays(params: PyTree) -> PyTree:

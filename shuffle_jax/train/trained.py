@@ -31,6 +31,7 @@ from shuffle_jax.train.advice import after
 from shuffle_jax.train.checkpoint import check_name
 from shuffle_jax.train.config import TrainConfig, read_config
 from shuffle_jax.train.experiment import Experiment, build_network, read_state, state_shapes
+from shuffle_jax.train.frozen import with_frozen_norms
 from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.metrics import MetricWriter
 from shuffle_jax.train.state import TrainState
@@ -95,12 +96,15 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
     )
 
     def images(batches: int) -> Iterator[Images]:
-        return training_images(config, load(config.data, classes), preprocessing, batches)
+        dataset = load(config.data, classes)
+        return training_images(config, dataset, preprocessing, batches, augmented=config.augmented_statistics)
 
     variables = state.variables()
     if state.lacks_stats:
         try:
-            variables = recalibrate(network, variables, images(statistics_batches(config)))
+            variables = recalibrate(
+                with_frozen_norms(network, config.optimizer.freeze), variables, images(statistics_batches(config))
+            )
         except (ValueError, OSError, ImportError) as error:
             print(
                 f"warning: {path} has averaged weights without batch statistics of their own, as an earlier version "
@@ -137,14 +141,24 @@ def hardened(
     if dynamic and set(dynamic) == {"/".join(path[: path.index(STATIC) - 1]) for path in static}:
         hard = hard._replace(variables=freeze(network, hard.variables, [jnp.zeros((1, *image_shape))]).variables)
     if config.recalibrate:
-        hard = hard._replace(variables=recalibrate(network, hard.variables, images(config.recalibrate)))
+        hard = hard._replace(
+            variables=recalibrate(
+                with_frozen_norms(network, config.optimizer.freeze), hard.variables, images(config.recalibrate)
+            )
+        )
     return hard
 
 
 def hardened_experiment(experiment: Experiment, variables: dict[str, PyTree]) -> Hardened:
     """:func:`hardened`, of a run whose data is there."""
     config, shape = experiment.config, experiment.dataset.image_shape
-    images = partial(training_images, config, experiment.dataset, experiment.preprocessing)
+    images = partial(
+        training_images,
+        config,
+        experiment.dataset,
+        experiment.preprocessing,
+        augmented=config.augmented_statistics,
+    )
     return hardened(config, experiment.network, variables, shape, images)
 
 
@@ -159,7 +173,7 @@ def forms(
         hard: the same hardened.
 
     Yields:
-        "relaxed", as trained; "hardened", with learned permutations, or without any "recalibrated", if the configuration
+        "relaxed", as trained; with learned permutations "hardened", or without any "recalibrated", if the configuration
         asks for it; and with dynamic layers "soft", "repaired" and "frozen": one permutation for all images, the
         nearest to the mean over ``FREEZE_IMAGES`` training images.
     """

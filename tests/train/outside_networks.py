@@ -30,6 +30,19 @@ class Small(fnn.Module):
         return fnn.Dense(self.classes)(x.mean((1, 2), dtype=jnp.float32))
 
 
+class Tuned(fnn.Module):
+    """Two 1x1 convolutions with their norms and a classifier, named as in the library's networks."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        for name in ("stem", "stage2"):
+            x = nn.PointwiseConv(8, name=f"{name}_conv")(x)
+            x = fnn.relu(nn.BatchNorm(name=f"{name}_norm")(x, train))
+        return fnn.Dense(self.classes, name="head")(x.mean((1, 2)))
+
+
 class Plain(fnn.Module):
     """Two layers of Flax alone, with dropout, a collection of its own and one that it only tells."""
 
