@@ -1,6 +1,8 @@
-"""Permutations that match two matrices: `python -m experiments.graph_matching`.
+"""Permutations that match two matrices: `python -m experiments.graph_matching --graphs a.txt b.txt`.
 
-Without files it relabels Moebius ladders, Erdos-Renyi graphs and Gaussian matrices, made by seed, and counts from how
+With two files of edges it answers which node of the one is which of the other: exactly where the graphs are the same,
+else as well as --seconds allow; --pairs FILE.csv keeps the answer. With --methods it compares methods instead. Without
+files it relabels Moebius ladders, Erdos-Renyi graphs and Gaussian matrices, made by seed, and counts from how
 many random starts each relaxation, with and without a penalty, recovers the permutation. With --qaplib it solves
 quadratic assignment problems within --seconds each, beside scipy's Frank-Wolfe (FAQ) in the same time on the same
 cores. Minimised is |A M - M B|^2 for graphs and <A, P B P^T> for assignments, where (P B P^T)[i, k] = B[p[i], p[k]].
@@ -16,18 +18,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from experiments.cli import keep_programs, main, parse, print_rows, print_table, quiet_libraries, save_figure, write_csv
+from experiments.cli import keep_programs, main, parse, print_rows, print_table, quiet_libraries
+from experiments.matching.answers import check_pairs_file, show_pairs, write_pairs
 from experiments.matching.methods import Outcome, Settings, check
 from experiments.matching.methods import run as run_method
+from experiments.matching.tables import ASSIGNMENT, MATCHING, SUMMARY, Results, save, summary, table
 from shuffle_jax.problems.descent import DescentConfig
 from shuffle_jax.problems.solver import SolverConfig
 
 if TYPE_CHECKING:
     from shuffle_jax.problems.instance import Instance
-
-Row = tuple[str | int, ...]
-Results = dict[str, dict[str, Outcome]]
-"""By instance and method."""
 
 EMBEDDED = ("moebius-16", "moebius-32", "erdos-renyi-16", "erdos-renyi-32", "gaussian-32")
 
@@ -49,10 +49,6 @@ ON_GRAPHS = (
 )
 ON_ASSIGNMENTS = ("solver", "faq", "faq+2opt")
 
-MATCHING: tuple[str, ...] = ("instance", "n", "method", "recovered", "starts", "by_argmax", "best_value", "seconds")
-SUMMARY: tuple[str, ...] = ("method", "instances", "solved", "mean_gap_percent", "largest_gap_percent")
-ASSIGNMENT: tuple[str, ...] = ("instance", "n", "method", "value", "best_known", "gap_percent", "starts", "seconds")
-
 
 @dataclass(frozen=True)
 class Arguments:
@@ -62,7 +58,14 @@ class Arguments:
     """Quadratic assignment problems: .dat files of QAPLIB, or folders of them, each with its .sln beside it if any."""
 
     graphs: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE")] = ()
-    """Two files of one graph each, to be matched: edge lists (`i j [weight]`), or matrices as .npy."""
+    """Two files of one graph each, to be matched: edge lists (`i j`, `i j weight`, `i j {...}` as networkx writes them;
+    nodes are numbers or names), or matrices as .npy."""
+
+    directed: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Edges of these have a direction, from the first node of a line to the second."""
+
+    pairs: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write which node (of --qaplib: facility) goes with which into this file: .csv or .json."""
 
     embedded: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = EMBEDDED
     """Made by seed where no file is given: moebius-N, erdos-renyi-N, gaussian-N."""
@@ -71,13 +74,14 @@ class Arguments:
     """How many relabellings of each embedded one."""
 
     methods: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="NAME")] = None
-    """solver, scipy's faq and faq+2opt, and relaxations such as sinkhorn or clamp+l1_minus_l2; a choice by default."""
+    """solver, scipy's faq and faq+2opt, and relaxations such as sinkhorn or clamp+l1_minus_l2, in one table. By default
+    a choice, and none of them for two graphs of one's own, which are matched."""
 
     starts: int = 32
     """Random starts of each relaxation, all in one compiled loop, and of faq on graphs."""
 
     seconds: float = 3.0
-    """For the solver, and for faq and faq+2opt on assignments, after compilation."""
+    """For an answer, the solver, and faq and faq+2opt on assignments, after compilation."""
 
     exchange: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Improve every rounded start of a relaxation by exchanges of two, until none helps."""
@@ -106,10 +110,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     if not options.seconds > 0:
         raise ValueError(f"seconds must be positive, got {options.seconds}")
+    check_pairs_file(options.pairs)
     quiet_libraries()
     keep_programs()
     instances = load(options)
     goal = instances[0].goal
+    if options.pairs is not None and len(instances) > 1:
+        raise ValueError(f"--pairs takes the answer to one problem, there are {len(instances)}: name one file")
     methods = options.methods or (ON_ASSIGNMENTS if goal == "assignment" else ON_GRAPHS)
     for method in methods:
         check(method)
@@ -117,11 +124,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
         for note in instance.notes:
             print(f"{instance.name}: {note}", file=sys.stderr)
     results: Results = {}
-    try:
-        compare(instances, methods, options, results)
-    finally:  # Ctrl-C too: what is there is shown
-        if results:
-            show(options, results, {instance.name: instance for instance in instances})
+    if options.graphs and options.methods is None:
+        results[instances[0].name] = {"answer": answer(instances[0], options)}
+        if options.out is not None:
+            save(options.out, MATCHING, table(results, instances), results, goal)
+    else:
+        try:
+            compare(instances, methods, options, results)
+        finally:  # Ctrl-C too: what is there is shown
+            if results:
+                show(options, results, instances)
+    if options.pairs is not None:
+        best = min(results[instances[0].name].values(), key=lambda outcome: outcome.value)
+        write_pairs(options.pairs, instances[0], best.permutation, columns(options))
 
 
 def load(options: Arguments) -> list[Instance]:
@@ -139,7 +154,7 @@ def load(options: Arguments) -> list[Instance]:
     if options.graphs:
         if len(options.graphs) != 2:
             raise ValueError(f"--graphs takes two files, one for each graph, got {len(options.graphs)}")
-        return [read_graphs(*options.graphs)]
+        return [read_graphs(*options.graphs, directed=options.directed)]
     return [embedded(name, seed) for name in options.embedded for seed in range(options.relabellings)]
 
 
@@ -177,6 +192,28 @@ def embedded(name: str, seed: int) -> Instance:
     return generators.relabelled(matrix, seed=seed + 1000, name=f"{name} ({seed})")
 
 
+def answer(instance: Instance, options: Arguments) -> Outcome:
+    """Matches two graphs and shows which node is which."""
+    from shuffle_jax.problems.matching import match
+
+    def say(text: str) -> None:
+        print(f"{instance.name}: {text}", file=sys.stderr, flush=True)
+
+    found = match(instance, options.seconds, options.seed, options.solver, say)
+    show_pairs(instance, found, columns(options), options.csv)
+    return Outcome(found.permutation, found.value, None, 1, None, found.history[-1].seconds)
+
+
+def columns(options: Arguments) -> tuple[str, str]:
+    """What the two sides of a pair are called."""
+    if options.qaplib:
+        return "facility", "location"
+    if len(options.graphs) != 2:
+        return "first", "second"
+    first, second = options.graphs
+    return (str(first), str(second)) if first.name == second.name else (first.name, second.name)
+
+
 def compare(instances: Sequence[Instance], methods: Sequence[str], options: Arguments, results: Results) -> None:
     """Runs every method on every instance, one after the other, into ``results``."""
     from experiments.matching.baselines import workers
@@ -204,83 +241,16 @@ def compare(instances: Sequence[Instance], methods: Sequence[str], options: Argu
         print("\r\033[K", end="", file=sys.stderr)
 
 
-def show(options: Arguments, results: Results, instances: dict[str, Instance]) -> None:
+def show(options: Arguments, results: Results, instances: Sequence[Instance]) -> None:
     """Prints the table, and writes it and the figures if a folder is given."""
-    goal = next(iter(instances.values())).goal
-    columns = ASSIGNMENT if goal == "assignment" else MATCHING
-    rows = [row(instances[name], method, one) for name, found in results.items() for method, one in found.items()]
-    print_rows(columns, rows, options.csv)
+    goal = instances[0].goal
+    headings, rows = ASSIGNMENT if goal == "assignment" else MATCHING, table(results, instances)
+    print_rows(headings, rows, options.csv)
     if not options.csv and goal == "assignment" and (totals := summary(results, instances)):
         print()
         print_table(SUMMARY, totals)
     if options.out is not None:
-        save(options.out, columns, rows, results, goal)
-
-
-def row(instance: Instance, method: str, outcome: Outcome) -> Row:
-    """One line of the table of an instance and a method."""
-    name, seconds = (instance.name, instance.size, method), f"{outcome.seconds:.2f}"
-    if instance.goal == "matching":
-        hits = ("-" if count is None else str(count) for count in (outcome.recovered, outcome.argmax))
-        recovered, argmax = hits
-        if outcome.recovered is None:
-            recovered = "yes" if instance.recovered(outcome.permutation) else "no"
-        return *name, recovered, outcome.starts, argmax, f"{outcome.value:g}", seconds
-    best = "-" if instance.best is None else f"{instance.best:.15g}"
-    gap = gap_percent(instance, outcome)
-    shown = "-" if gap is None else f"{gap:.3f}"
-    return *name, f"{outcome.value:.15g}", best, shown, outcome.starts, seconds
-
-
-def gap_percent(instance: Instance, outcome: Outcome) -> float | None:
-    """How far above the best value known, in per cent of it; None if none is known, or if it is 0 and not reached."""
-    if instance.best is None:
-        return None
-    if outcome.value == instance.best:
-        return 0.0
-    return 100 * (outcome.value - instance.best) / abs(instance.best) if instance.best else None
-
-
-def summary(results: Results, instances: dict[str, Instance]) -> list[Row]:
-    """For each method, over the instances of which the best value is known and all methods have been run."""
-    methods = list(dict.fromkeys(method for found in results.values() for method in found))
-    rows: list[Row] = []
-    for method in methods:
-        gaps = [
-            gap
-            for name, found in results.items()
-            if len(found) == len(methods) and (gap := gap_percent(instances[name], found[method])) is not None
-        ]
-        if gaps:
-            solved = sum(bool(gap <= 0) for gap in gaps)
-            rows.append((method, len(gaps), solved, f"{sum(gaps) / len(gaps):.3f}", f"{max(gaps):.3f}"))
-    return rows
-
-
-def save(folder: Path, columns: Sequence[str], rows: Sequence[Row], results: Results, goal: str) -> None:
-    """Writes results.csv and the figures, each whole or not at all."""
-    from experiments.matching.figures import descent_figure, recovery_figure
-    from shuffle_jax.analysis.drawing import STYLES
-    from shuffle_jax.files import replacing
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "results.csv") as temporary, temporary.open("w", newline="") as file:
-        write_csv(file, columns, rows)
-    figures = {}
-    for name, found in results.items():
-        drawn = [method for method, one in found.items() if one.curves is not None][: len(STYLES)]
-        curves = {method: one for method in drawn if (one := found[method].curves) is not None}
-        if curves:
-            safe = name.replace(" ", "-").replace("(", "").replace(")", "")
-            figures[f"descent-{safe}.png"] = descent_figure(curves, name)
-    counts = {
-        name: {method: (one.recovered, one.starts) for method, one in found.items() if one.recovered is not None}
-        for name, found in results.items()
-    }
-    if goal == "matching" and all(counts.values()):
-        figures["recovery.png"] = recovery_figure(counts)
-    for name, figure in figures.items():
-        save_figure(figure, folder / name)
+        save(options.out, headings, rows, results, goal)
 
 
 if __name__ == "__main__":

@@ -33,10 +33,11 @@ class Instance:
         best: the smallest value known, if one is.
         solution: a permutation known to be good, with p[i] from 0 on, if one is.
         notes: what a reader of files found out of the ordinary, in plain words.
+        names: of the nodes of A and of B, if they have any; fewer than n where nodes were added at the end.
 
     Raises:
         ValueError: a matrix is not square, empty, not of real finite numbers, or of another size than the other; the
-            goal is none of the two; or the solution is no permutation.
+            goal is none of the two; the solution is no permutation; or there are more names than nodes.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Instance:
     best: float | None = None
     solution: Int[np.ndarray, " n"] | None = None
     notes: tuple[str, ...] = ()
+    names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         if self.goal not in ("matching", "assignment"):
@@ -61,6 +63,10 @@ class Instance:
             solution = self._permutation(self.solution)
             solution.setflags(write=False)
             object.__setattr__(self, "solution", solution)
+
+        for names in self.names or ():
+            if len(names) > self.size:
+                raise ValueError(f"{self.name}: there are {len(names)} names for {self.size} nodes: give one a node")
 
     @property
     def size(self) -> int:
@@ -112,6 +118,27 @@ class Instance:
         if not tolerance >= 0:
             raise ValueError(f"{self.name}: the tolerance is {tolerance}: give 0 or more")
         return bool(np.abs(self.a - self._moved(permutation)).max() <= tolerance)
+
+    def pairs(self, permutation: Int[Array | np.ndarray, " n"]) -> list[tuple[str | None, str | None]]:
+        """Which node of A a permutation puts on which of B, by their names; numbers from 0 on where they have none.
+
+        Args:
+            permutation: ``(n,)`` integers, a permutation of 0 .. n-1.
+
+        Returns:
+            One pair for each node of A, then those of B alone; None in the place of a node that was added.
+
+        Raises:
+            ValueError: it is no permutation of this size.
+
+        >>> names = ("ann", "ben"), ("x", "y", "z")
+        >>> Instance("three", np.eye(3), np.eye(3), "matching", names=names).pairs([2, 0, 1])
+        [('ann', 'z'), ('ben', 'x'), (None, 'y')]
+        """
+        index = self._permutation(permutation).tolist()
+        numbers = tuple(map(str, range(self.size)))
+        a, b = ((*names, *(None,) * (self.size - len(names))) for names in self.names or (numbers, numbers))
+        return [(a[i], b[k]) for i, k in enumerate(index) if (a[i], b[k]) != (None, None)]
 
     def _moved(self, permutation: Int[Array | np.ndarray, " n"]) -> Float[np.ndarray, "n n"]:
         """``P B P^T``."""

@@ -96,6 +96,10 @@ def curvature(pair: qap.Pair) -> Float[Array, ""]:
     return jnp.linalg.norm(pair[0], 2) * jnp.linalg.norm(pair[1], 2) / 4
 
 
+GOING_ON = 2**32 - 1
+"""Folded into the key of a search it gives the stream of all that follows its starts, whose numbers stay below."""
+
+
 def starts(key: Key, pair: qap.Pair, config: SolverConfig) -> Permutation:
     """Permutations to begin with, ``(searches, c)``; see :attr:`SolverConfig.start`."""
     size = len(pair[0])
@@ -111,9 +115,13 @@ def starts(key: Key, pair: qap.Pair, config: SolverConfig) -> Permutation:
 
 
 @partial(jax.jit, static_argnames="config")
-def begin(key: Key, pair: qap.Pair, config: SolverConfig) -> Search:
-    """New starts; if exchanges are all that follows, with their local optima for the best."""
-    begun = starts(key, pair, config)
+def begin(key: Key, pair: qap.Pair, config: SolverConfig, initial: Permutation | None = None) -> Search:
+    """New starts, or a given one and kicks of it; if exchanges alone follow, with their local optima for the best."""
+    if initial is None:
+        begun = starts(key, pair, config)
+    else:
+        kicked = jax.vmap(local_search.kick, (0, None))(jax.random.split(key, config.searches), initial)
+        begun = kicked.at[0].set(initial)
     if config.search == "exchange":
         begun = local_search.two_exchange(begun, pair)
     tabu = local_search.tabu_start(begun, pair)
@@ -125,7 +133,7 @@ def advance(
     search: Search, key: Key, number: Int[Array, ""], blocks: Int[Array, ""], pair: qap.Pair, config: SolverConfig
 ) -> Search:
     """So many blocks more, from that number on: c steps of tabu search each, or one set of new starts in all."""
-    key = jax.random.fold_in(key, number + 1)
+    key = jax.random.fold_in(jax.random.fold_in(key, GOING_ON), number)
     if config.search != "tabu":
         new = begin(key, pair, config).best
         return search._replace(best=_better(new, search.best))

@@ -18,7 +18,7 @@ from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.problems.instance import Instance
 from shuffle_jax.problems.search import Place, Search, SolverConfig, advance, begin
 from shuffle_jax.sharding import cores
-from shuffle_jax.typing import Array, Key
+from shuffle_jax.typing import Array, Int, Key
 
 __all__ = ["Improvement", "Solution", "SolverConfig", "scaled_pair", "solve"]
 
@@ -70,6 +70,7 @@ def solve(
     config: SolverConfig = DEFAULT,
     rounds: int | None = None,
     enough: float | None = None,
+    initial: Int[Array | np.ndarray, " n"] | None = None,
 ) -> Solution:
     """The best permutation for an instance that can be found in the time given.
 
@@ -85,28 +86,33 @@ def solve(
         config: what to do.
         rounds: end after so many rounds, however long they take.
         enough: end as soon as a value is this or less.
+        initial: a permutation to start from, in place of the configured starts; the searches begin there and near it.
 
     Returns:
         A :class:`Solution`.
 
     Raises:
-        ValueError: seconds is not positive, or rounds below 1.
+        ValueError: seconds is not positive, rounds below 1, or ``initial`` no permutation of this size.
     """
     if not seconds > 0 or (rounds is not None and rounds < 1):
         raise ValueError(f"{seconds} seconds and {rounds} rounds: give seconds above 0, and 1 round or more")
     before = time.perf_counter()
+    first = None
+    if initial is not None:
+        instance.value(initial)  # checks it
+        first = jnp.asarray(initial, jnp.int32)
     pair = scaled_pair(instance)
     threads = config.threads or (cores() if jax.default_backend() == "cpu" else 1)
     keys = [jax.random.fold_in(jax.random.key(seed), thread) for thread in range(threads)]
-    if rounds is None:
+    if rounds is None and first is None:
         config = _affordable(pair, config, seconds)
-    blocks = _blocks_a_round(pair, config)
+    blocks = _blocks_a_round(pair, config, first)
 
     start = time.perf_counter()
     found = _Found(instance, start)
     done, longest = 0, 0.0
     with ThreadPoolExecutor(threads) as pool:
-        searches = list(pool.map(lambda key: jax.block_until_ready(begin(key, pair, config)), keys))
+        searches = list(pool.map(lambda key: jax.block_until_ready(begin(key, pair, config, first)), keys))
         found.look_at(searches)
         while done < (rounds or math.inf) and not (enough is not None and found.value <= enough):
             now = time.perf_counter()
@@ -140,10 +146,10 @@ def _affordable(pair: qap.Pair, config: SolverConfig, seconds: float) -> SolverC
     return config if affordable else replace(config, start="random")
 
 
-def _blocks_a_round(pair: qap.Pair, config: SolverConfig) -> int:
+def _blocks_a_round(pair: qap.Pair, config: SolverConfig, first: Array | None) -> int:
     """How many blocks take :data:`ROUND_SECONDS`; compiles everything on the way."""
     key = jax.random.key(0)
-    search = begin(key, pair, config)
+    search = begin(key, pair, config, first)
     for _ in range(2):  # What it returns may differ in weak types from what it was first given.
         search = _go_on((pair, config), 0, 1, search, key)
     if config.search != "tabu":

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from shuffle_jax.problems.files import read_graphs, read_matrix, read_qaplib
+from shuffle_jax.problems.files import read_graph, read_graphs, read_matrix, read_qaplib
 
 A = np.array([[0, 3, 1, 0], [2, 0, 5, 4], [7, 6, 0, 9], [8, 2, 1, 0]])
 B = np.array([[0, 10, 20, 50], [11, 0, 31, 80], [13, 12, 0, 70], [91, 62, 43, 0]])
@@ -57,8 +57,44 @@ def test_numbers_may_be_broken_over_lines_in_any_way(qaplib, problem):
 
 
 @pytest.mark.parametrize(
+    ("first", "best", "notes"),
+    [
+        ("4 17", 17, ()),
+        ("4, 17,", 17, ()),
+        ("# the name\n\n4 17 17 # n, optimum, best\n% flows", 17, ()),
+        ("c the name\n! of it\n* and more\n4 17 // best", 17, ()),
+        ("4 0 17", 17, ("the stated optimum 0 is taken for unknown, and 17 for the best value",)),
+        ("4 17 19", 17, ("the optimum 17 and the best value 19 are stated: the smaller one is kept",)),
+    ],
+)
+@pytest.mark.parametrize("separator", [" ", ", ", ";"])
+def test_the_first_line_of_a_problem_may_state_its_best_value(qaplib, first, best, notes, separator):
+    rows = [separator.join(map(str, row)) for matrix in (A, B) for row in matrix.tolist()]
+    instance = qaplib(problem="\n".join([first, *rows]))
+    assert (instance.a.tolist(), instance.b.tolist()) == (A.tolist(), B.tolist())
+    assert (instance.best, instance.notes) == (best, notes)
+
+
+def test_of_two_files_the_smaller_best_value_is_kept(qaplib):
+    problem, solution = DAT.replace("4\n", "4 17\n", 1), f"4 {FORWARD} {shown(P)}"
+    instance = qaplib(solution, problem)
+    assert instance.best == 17 and instance.solution.tolist() == P.tolist()
+    assert instance.notes == (f"the .dat states 17 and the .sln {FORWARD}: the smaller value is kept",)
+    assert qaplib(solution, DAT.replace("4\n", f"4 {FORWARD}\n", 1)).notes == ()
+
+
+@pytest.mark.parametrize(
     ("solution", "kept", "best", "notes"),
     [
+        (f"4 17 {FORWARD} {shown(P)}", P, FORWARD, ()),
+        (f"4 {FORWARD} {FORWARD}\n{shown(P)}", P, FORWARD, ()),
+        (f"4 {BACKWARD} 17 {shown(P)}", INVERSE, BACKWARD, (EXCHANGED,)),
+        (
+            f"4 17 18 {shown(LESS)}",
+            LESS,
+            ITS_VALUE,
+            (f"the stated value 17 and 18 is not the value {ITS_VALUE} of its permutation",),
+        ),
         (f" 4  {FORWARD}\n{shown(P)}\n", P, FORWARD, ()),
         (f"4,{FORWARD},\n{shown(P[:2], separator=', ')},\r\n\n {shown(P[2:], separator=' , ')},", P, FORWARD, ()),
         (f"4 {FORWARD}.0 {shown(P)}", P, FORWARD, ()),
@@ -137,6 +173,11 @@ def test_a_problem_of_size_one(qaplib):
         ("", "is empty: a .dat file holds n and then two matrices of n x n numbers"),
         ("4 " + "1 " * 31, "is cut short: behind n = 4 stand 31 numbers and two matrices have 32: get it again"),
         ("4 " + "1 " * 33, "holds too much: behind n = 4 stand 33 numbers and two matrices have 32: get it again"),
+        (
+            "4 17\n" + "1 " * 31,
+            "can be read in two ways: its first line is '4 17', and 31 numbers follow where two matr",
+        ),
+        ("4 17\n" + "1 " * 30, "is cut short: behind n = 4 stand 30 numbers and two matrices have 32: get it again"),
         ("0", "begins with 0: a .dat file begins with the size n of its two matrices"),
         ("2.5 1 1", "begins with 2.5: a .dat file begins with the size n of its two matrices"),
         ("2 1 1 1 x1 1 1 1 1", ": 'x1' is no finite number: correct it, or get the file again"),
@@ -164,7 +205,10 @@ def test_broken_problems_are_said_in_one_line(qaplib, tmp_path, problem, message
             "holds 3 numbers, and the solution of a problem of size 4 has 6, its size, a value and a permutation: ",
         ),
         ("", "holds 0 numbers, and the solution of a problem of size 4 has 6"),
-        ("5 17 1 2 3 4 5", "holds 7 numbers, and the solution of a problem of size 4 has 6"),
+        ("5 17 1 2 3 4 5", "states the size 5, and its problem has 4: get it again, or move it away"),
+        ("5 17 19 1 2 3 4 5", "states the size 5, and its problem has 4: get it again, or move it away"),
+        ("4 17 18 19 1 2 3 4", "holds 8 numbers, and the solution of a problem of size 4 has 6"),
+        ("4 17 19 1 3 3 2", "states 17 and 19, and no permutation (3 occurs twice) that tells which is the best value"),
         ("3 17 1 2 3 4", "states the size 3, and its problem has 4: get it again, or move it away"),
         ("4 17 1 2 3.5 4", "holds numbers that are not whole where its permutation stands"),
         (bytes(64), "is no text but a binary file"),
@@ -195,6 +239,54 @@ def test_edge_lists_in_their_forms(tmp_path, text):
     assert read_matrix(edges(tmp_path, text)).tolist() == PATH
 
 
+NAMED = ("ann", "ben", "cid")
+HEADER = "the first line of some.txt names its columns: "
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "notes"),
+    [
+        ("ann ben {}\nben cid {}\n", NAMED, ()),  # as networkx writes them
+        ("ann ben {'weight': 1.0, 'since': 'May'}\nben cid {\"weight\": 1}\n", NAMED, ()),
+        ("ann\tben\t1.0\nben\tcid\t1\n", NAMED, ()),
+        ('"ann","ben"\n"ben","cid"\n', NAMED, ()),
+        ("ann of york, ben of ely\nben of ely, cid\n", ("ann of york", "ben of ely", "cid"), ()),
+        ("% a comment\n// another\nann ben\nben cid # a third", NAMED, ()),
+        ("Source,Target,Type,Weight\nann,ben,x y,1\nben,cid,z,1\n", NAMED, (f"{HEADER}'Source,Target,Type,Weight'",)),
+        ("from to\n7 8\n8 19999\n", ("7", "8", "19999"), (f"{HEADER}'from to'",)),
+        ("a b\n01 02\n02 3\n", ("1", "2", "3"), ("the first line of some.txt is passed over: 'a b'",)),
+        ("3\n1 2\n2 3\n", ("1", "2", "3"), ("the first line of some.txt says that there are 3 nodes",)),
+    ],
+)
+def test_edge_lists_as_programs_write_them(tmp_path, text, names, notes):
+    graph = read_graph(edges(tmp_path, text))
+    assert graph.matrix.tolist() == PATH
+    assert (graph.names, graph.notes) == (names, notes)
+
+
+def test_a_first_line_of_sizes_is_told_from_an_edge(tmp_path):
+    ring = "0 1\n1 2\n2 3\n3 0\n0 2\n"
+    plain, sized = (read_graph(edges(tmp_path, text)) for text in (ring, f"4 5\n{ring}"))
+    assert np.array_equal(sized.matrix, plain.matrix)
+    assert sized.notes[0] == "the first line of some.txt says: 4 nodes, 5 edges"
+    more = read_graph(edges(tmp_path, f"6\n{ring}"))
+    assert more.names == tuple("012345") and not more.matrix[4:].any()
+    # A ring that is written down from its end, and a path with its sizes: both can be meant.
+    unsure = read_graph(edges(tmp_path, "4 3\n3 2\n2 1\n1 4\n"))
+    assert unsure.matrix.sum() == 8
+    assert unsure.notes == (
+        "the first line of some.txt, '4 3', is read as an edge: remove it if it counts the nodes and the edges",
+    )
+
+
+def test_edges_with_a_direction_and_nodes_alone(tmp_path):
+    graph = read_graph(edges(tmp_path, "a b 2\nb a 3\nc\n"), directed=True)
+    assert graph.names == ("a", "b", "c")
+    assert graph.matrix.tolist() == [[0, 2, 0], [3, 0, 0], [0, 0, 0]]
+    with pytest.raises(ValueError, match="the edge a b weighs 2 before and 3 here: keep one"):
+        read_graph(edges(tmp_path, "a b 2\na b 3\n"), directed=True)
+
+
 def test_weights_loops_and_nodes_without_edges(tmp_path):
     matrix = read_matrix(edges(tmp_path, "1 1 0.5\n5 2 -3\n"))
     expected = np.zeros((5, 5))
@@ -208,10 +300,12 @@ def test_two_graphs_are_an_instance_and_the_smaller_one_is_filled_up(tmp_path):
     assert (instance.name, instance.goal, instance.size, instance.best) == ("first-second", "matching", 4, None)
     assert instance.notes == (
         "the nodes of second.edges are counted from 0",
+        "second.edges has 1 nodes that no line names: 2",
         "first.txt has 3 nodes: 1 without edges were added",
     )
     assert [p for p in itertools.permutations(range(4)) if instance.recovered(p)] == [(0, 3, 1, 2), (1, 3, 0, 2)]
     assert read_graphs(first, second, "assignment").goal == "assignment"
+    assert instance.pairs([0, 3, 1, 2]) == [("1", "0"), ("2", "3"), ("3", "1"), (None, "2")]
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, bool])
@@ -232,7 +326,11 @@ def in_npy(array):
     ("name", "content", "message"),
     [
         ("some.txt", b"1 2\n1 x\n", "some.txt, line 2: '1 x' is no edge: write two nodes, counted from 0 or 1"),
-        ("some.txt", b"1 2\n3\n", "some.txt, line 2: '3' is no edge: "),
+        ("some.txt", b"a 2\nb 2.5\n", "some.txt, line 2: 'b 2.5' is no edge: "),
+        ("some.txt", b"a b\na b c d\n", "some.txt, line 2: 'a b c d' is no edge: "),
+        ("some.txt", b"a b friend\n", "some.txt, line 1: 'friend' is no finite number: correct it"),
+        ("some.txt", b"a b {'weight': 'x'}\n", "some.txt, line 1: 'x' is no finite number: correct it"),
+        ("some.txt", b"a b {weight: 1}\n", "some.txt, line 1: '{weight: 1}' are no attributes, such as {'weight': 2.0"),
         ("some.txt", b"1 2 3 4", "some.txt, line 1: '1 2 3 4' is no edge: "),
         ("some.txt", b"-1 2", "some.txt, line 1: '-1 2' is no edge: "),
         ("some.txt", b"1 2.0", "some.txt, line 1: '1 2.0' is no edge: "),
@@ -240,11 +338,15 @@ def in_npy(array):
         (
             "some.txt",
             b"1 2 3\n2 1 4",
-            "some.txt, line 2: the edge 1 2 weighs 3 before and 4 here: edges have no direction",
+            "some.txt, line 2: the edge 2 1 weighs 3 before and 4 here: edges have no direction, keep one, or read",
         ),
         ("some.txt", b"# nothing\n", "some.txt holds no edges: write one a line"),
-        ("some.txt", b"1 20000000", "some.txt names a node 20000000: number at most 10,000 nodes, without gaps"),
-        ("some.txt", b"x" * 500, "xxx...' is no edge"),
+        (
+            "some.txt",
+            b"".join(b"a b%d\n" % i for i in range(10_000)),
+            "some.txt names 10,001 nodes: give a graph of at",
+        ),
+        ("some.txt", b"x" * 500, "some.txt holds no edges: write one a line"),
         ("some.txt", bytes(9), "some.txt is no text but a binary file"),
         ("some.npy", b"", "some.npy is no .npy file of numbers: "),
         ("some.npy", b"1 2\n", "some.npy is no .npy file of numbers: "),

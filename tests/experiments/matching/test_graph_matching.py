@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
 
 from experiments import graph_matching
+from experiments.matching import tables
+from experiments.matching.answers import write_pairs
 from experiments.matching.methods import Outcome, all_methods
+from shuffle_jax.problems.files import read_qaplib
 from shuffle_jax.problems.instance import Instance
+from shuffle_jax.problems.solver import Improvement, Solution
 
 FAST = ["--solver.threads", "1", "--solver.searches", "4", "--seconds", "0.3", "--starts", "4"]
 SHORT = ["--descent.steps", "40", "--descent.records", "5"]
@@ -108,6 +113,69 @@ def test_graphs_from_edge_lists_and_arrays(tmp_path, capsys):
     assert row["recovered"] == "no" and float(row["best_value"]) > 0
 
 
+NAMED = "ann ben {'weight': 1.0}\nben cid {}\ncid dan {}\ndan eve {}\neve fay {}\nfay ann {}\nann cid {}\n"
+
+
+def test_two_graphs_are_answered_by_the_pairs_of_their_nodes(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text(CYCLE)
+    (tmp_path / "b.txt").write_text(NAMED)
+    graph_matching.run(["--graphs", "a.txt", "b.txt", "--pairs", "pairs.json", "--out", "out"])
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["a.txt", "b.txt"]
+    assert lines[-1] == "exact: each of the 7 edges of a.txt is one of b.txt, and the other way round"
+    pairs = dict(line.split() for line in lines[:-1])
+    wanted = {tuple(sorted(line.split()[:2])) for line in NAMED.splitlines()}
+    assert {tuple(sorted(pairs[node] for node in line.split())) for line in CYCLE.splitlines()} == wanted
+    written = json.loads((tmp_path / "pairs.json").read_text())
+    assert dict(written.pop("pairs")) == pairs
+    assert written == {
+        "instance": "a-b",
+        "goal": "matching",
+        "columns": ["a.txt", "b.txt"],
+        "value": 0,
+        "best_known": None,
+        "edges": {"exact": True, "first": 7, "second": 7, "both": 7},
+    }
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.csv"]
+
+
+def test_an_answer_for_programs_and_nodes_without_a_partner(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(CYCLE)
+    (tmp_path / "b.txt").write_text(f"{NAMED}gus\n")
+    files = [str(tmp_path / name) for name in ("a.txt", "b.txt", "pairs.csv")]
+    graph_matching.run(["--graphs", *files[:2], "--pairs", files[2], "--csv"])
+    printed = capsys.readouterr()
+    assert printed.out == (tmp_path / "pairs.csv").read_text() and printed.out.startswith("a.txt,b.txt\n")
+    assert printed.out.endswith("\n,gus\n") and printed.out.count("\n") == 8
+    assert "a-b: a.txt has 6 nodes: 1 without edges were added" in printed.err and "exact: each of" in printed.err
+
+
+def test_how_near_a_match_is_and_in_which_direction(tmp_path, capsys, monkeypatch):
+    """The directed ring is not the one with an edge turned round, but is without directions."""
+    monkeypatch.setattr(
+        "shuffle_jax.problems.matching.solve",
+        lambda instance, seconds, *_, initial, **__: Solution(
+            initial, instance.value(initial), (Improvement(0.0, instance.value(initial)),), seconds, 0.0, 1, 1
+        ),
+    )
+    (tmp_path / "a.txt").write_text("0 1\n1 2\n2 3\n3 0\n")
+    (tmp_path / "b.txt").write_text("0 1\n1 2\n2 3\n0 3\n")
+    files = ["--graphs", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
+    graph_matching.run(files)
+    assert "exact: each of the 4 edges" in capsys.readouterr().out
+    graph_matching.run([*files, "--directed"])
+    assert "not exact: of the 4 edges of a.txt and the 4 of b.txt 3 lie over" in capsys.readouterr().out
+
+
+def test_the_pairs_of_an_assignment_and_of_a_comparison(tmp_path):
+    solution = [2, 0, 3, 1]
+    write_qaplib(tmp_path, "four", *np.random.default_rng(0).integers(1, 9, (2, 4, 4)), solution)
+    instance = read_qaplib(tmp_path / "four.dat")
+    write_pairs(tmp_path / "pairs.csv", instance, np.array(solution), ("facility", "location"))
+    assert (tmp_path / "pairs.csv").read_text() == "facility,location\n1,3\n2,1\n3,4\n4,2\n"
+
+
 def test_what_is_odd_about_an_instance_is_said(tmp_path, capsys):
     a, b = np.random.default_rng(2).integers(0, 9, (2, 6, 6))
     write_qaplib(tmp_path, "odd", a, b)
@@ -121,13 +189,13 @@ def test_gaps_where_the_best_is_zero_or_unknown():
     best = Instance("best", zero, zero, "assignment", best=0.0)
     unknown = Instance("unknown", zero, zero, "assignment")
     reached, missed = (Outcome(np.arange(2), value, None, 1, None, 0.0) for value in (0.0, 3.0))
-    assert graph_matching.gap_percent(best, reached) == 0
-    assert graph_matching.gap_percent(best, missed) is None
-    assert graph_matching.gap_percent(unknown, reached) is None
+    assert tables.gap_percent(best, reached) == 0
+    assert tables.gap_percent(best, missed) is None
+    assert tables.gap_percent(unknown, reached) is None
     negative = Instance("negative", zero, zero, "assignment", best=-10.0)
     worse, better = (Outcome(np.arange(2), value, None, 1, None, 0.0) for value in (-9.0, -11.0))
-    assert graph_matching.gap_percent(negative, worse) == pytest.approx(10)
-    assert graph_matching.gap_percent(negative, better) == pytest.approx(-10)
+    assert tables.gap_percent(negative, worse) == pytest.approx(10)
+    assert tables.gap_percent(negative, better) == pytest.approx(-10)
 
 
 def test_where_no_best_value_is_known_there_is_no_gap_and_no_summary(tmp_path, capsys):
@@ -170,6 +238,8 @@ def test_method_names():
         ),
         (["--embedded", "moebius-7"], "a Moebius ladder cannot have 7 nodes"),
         (["--embedded", "ring-7"], "there is no kind of matrix 'ring': choose moebius, erdos-renyi or gaussian"),
+        (["--pairs", "pairs.txt"], "the name of a file of pairs must end with .csv or .json, got 'pairs.txt'"),
+        (["--pairs", "pairs.csv"], "--pairs takes the answer to one problem, there are 5: name one file"),
         (["--graphs", "a.txt"], "--graphs takes two files, one for each graph, got 1"),
         (["--graphs", "a", "b", "--qaplib", "c"], "--qaplib and --graphs are different problems"),
         (["--descent.steps", "0"], "steps is 0: give 1 or more"),

@@ -1,0 +1,90 @@
+"""Which node goes with which: as a table, in a sentence, and as a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from experiments.cli import print_rows, write_csv
+
+if TYPE_CHECKING:
+    from shuffle_jax.problems.instance import Instance
+    from shuffle_jax.problems.solver import Solution
+
+FORMATS = (".csv", ".json")
+"""What pairs can be written as."""
+
+
+def check_pairs_file(path: Path | None) -> None:
+    """Raises ValueError unless pairs can be written under this name."""
+    if path is not None and path.suffix not in FORMATS:
+        raise ValueError(f"the name of a file of pairs must end with {' or '.join(FORMATS)}, got {path.name!r}")
+
+
+def show_pairs(instance: Instance, found: Solution, names: tuple[str, str], as_csv: bool) -> None:
+    """Prints all pairs, and in a sentence how good they are; the latter beside the output of programs."""
+    print_rows(names, _cells(instance, found.permutation, "" if as_csv else "-"), as_csv)
+    told = edges_that_meet(instance, found.permutation).told(names, found.value, found.seconds)
+    print(told, file=sys.stderr if as_csv else sys.stdout)
+
+
+class Meeting(NamedTuple):
+    """How many edges of two graphs lie over each other.
+
+    Attributes:
+        exact: whether all entries are equal.
+        first: edges of A.
+        second: edges of B.
+        both: those that lie over each other, whatever their weights.
+    """
+
+    exact: bool
+    first: int
+    second: int
+    both: int
+
+    def told(self, names: tuple[str, str], value: float, seconds: float) -> str:
+        """In a sentence."""
+        if self.exact:
+            return (
+                f"exact: each of the {self.first:,} edges of {names[0]} is one of {names[1]}, and the other way round"
+            )
+        return (
+            f"not exact: of the {self.first:,} edges of {names[0]} and the {self.second:,} of {names[1]} "
+            f"{self.both:,} lie over each other; |A - P B P^T|^2 = {value:g} is the least found in {seconds:.1f} s, "
+            "maybe not of all"
+        )
+
+
+def edges_that_meet(instance: Instance, permutation: np.ndarray) -> Meeting:
+    """Counts edges, of symmetric matrices once."""
+    moved = instance.b[np.ix_(permutation, permutation)]
+    undirected = np.array_equal(instance.a, instance.a.T) and np.array_equal(moved, moved.T)
+    first, second = (np.triu(m) != 0 if undirected else m != 0 for m in (instance.a, moved))
+    counts = (int(edges.sum()) for edges in (first, second, first & second))
+    return Meeting(instance.recovered(permutation), *counts)
+
+
+def write_pairs(path: Path, instance: Instance, permutation: np.ndarray, names: tuple[str, str]) -> None:
+    """Writes which node goes with which, whole or not at all; no name stands for a node that was added."""
+    from shuffle_jax.files import replacing
+
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".csv":
+            write_csv(file, names, _cells(instance, permutation, ""))
+            return
+        content: dict[str, object] = {"instance": instance.name, "goal": instance.goal, "columns": names}
+        content |= {"value": instance.value(permutation), "best_known": instance.best}
+        if instance.goal == "matching":
+            content["edges"] = edges_that_meet(instance, permutation)._asdict()
+        about = json.dumps(content, indent=2, ensure_ascii=False).removesuffix("\n}")
+        pairs = ",\n    ".join(json.dumps(pair, ensure_ascii=False) for pair in instance.pairs(permutation))
+        file.write(f'{about},\n  "pairs": [\n    {pairs}\n  ]\n}}\n')
+
+
+def _cells(instance: Instance, permutation: np.ndarray, empty: str) -> list[list[str]]:
+    return [[empty if name is None else name for name in pair] for pair in instance.pairs(permutation)]
