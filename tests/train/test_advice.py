@@ -1,0 +1,53 @@
+"""What is said of a training that is short, and of hardening that costs something; nothing where all is well."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from shuffle_jax.deploy.harden import diagnose
+from shuffle_jax.train.advice import FEWEST, after, before
+from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
+
+CONFIG = TrainConfig(optimizer=OptimizerConfig(warmup_epochs=2), penalty=PenaltyConfig(weight=0.1, for_steps=1100))
+
+
+def test_a_short_training_is_told_what_it_changes():
+    assert before(CONFIG, 1100, 22, permutations=16) == []
+    warmup, weight = before(CONFIG, 110, 22, permutations=16)
+    assert warmup.startswith("the warm-up takes 28 steps, 25% of the training, and not 44: --optimizer.warmup-share")
+    assert weight.startswith("the penalty's weight is 1 in place of 0.1") and "--penalty.for-steps 0" in weight
+    assert before(CONFIG, 110, 22, permutations=0) == [warmup]
+    few = before(CONFIG, FEWEST - 1, 22, permutations=16)[-1]
+    assert few.startswith(f"{FEWEST - 1} steps are too few to learn permutations") and "(--epochs)" in few
+    assert not any("too few" in line for line in before(CONFIG, FEWEST, 22, permutations=16))
+
+
+SETTLED, LOOSE = (dict.fromkeys("abcdef", diagnose(m)) for m in (np.eye(4, dtype=np.float32), np.full((4, 4), 0.25)))
+
+
+@pytest.mark.parametrize(
+    ("diagnoses", "relaxed", "hard", "said"),
+    [
+        ({}, 0.9, 0.1, []),
+        (SETTLED, 0.9, 0.895, []),
+        (SETTLED, 0.9, 0.8, ["hardening loses 10.0 points of top-1 (90.0% to 80.0%): let the penalty rise sooner"]),
+        (
+            LOOSE,
+            0.3,
+            0.1,
+            ["hardening loses 20.0 points of top-1 (30.0% to 10.0%) and 6 of 6 learned permutations are"],
+        ),
+        (LOOSE, None, None, ["6 of 6 learned permutations are not certified (a, b, c and 3 more): train longer"]),
+        (SETTLED | {"g": LOOSE["a"]}, 0.5, 0.5, ["1 of 7 learned permutations are not certified (g): train longer"]),
+    ],
+)
+def test_what_hardening_cost_is_one_line_with_the_layers_and_what_to_change(diagnoses, relaxed, hard, said):
+    results = None if relaxed is None else {"relaxed": {"top1": relaxed}, "hardened": {"top1": hard}}
+    found = after(CONFIG, diagnoses, results)
+    assert [line[: len(start)] for line, start in zip(found, said, strict=True)] == said
+    assert all("\n" not in line and "--" in line for line in found)
+    heavier = after(dataclasses.replace(CONFIG, penalty=PenaltyConfig(weight=0.0)), LOOSE)
+    assert heavier[0].endswith("--penalty.weight 0.1")
