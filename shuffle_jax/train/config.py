@@ -91,16 +91,17 @@ class PenaltyConfig:
     ``weight(step) = weight * clip((step / steps - start) / (end - start), 0, 1)``
 
     How far the penalty moves a relaxed permutation goes with rate x weight x steps. A weight that suits a long training
-    leaves the matrices of a short one near their start, and rounding them then costs everything that was learned; see
-    ``for_steps``.
+    leaves the matrices of a short one near their start, and rounding them then costs everything that was learned. So a
+    training of fewer than ``for_steps`` steps has the weight ``weight * (for_steps / steps)^2``: once for steps to move
+    in, and once more to arrive sooner, as the few that follow are what is left for the other parameters.
     """
 
     weight: float = 1e-2
     """The weight at the top of the ramp. Too large a weight freezes the permutations early."""
 
     for_steps: int = 1_100
-    """Steps that the weight is meant for, those of the preset ``digits``: in a training of fewer it is multiplied by
-    for_steps / steps, so that relaxed permutations come as far. 0 takes the weight as it is."""
+    """Steps that the weight is meant for, those of the preset ``digits``; a training of fewer has a larger one. 0 takes
+    the weight as it is."""
 
     start: float = 0.0
     """Where the ramp begins, as a fraction of the whole training."""

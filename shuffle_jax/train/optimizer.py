@@ -55,7 +55,7 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
 def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
     """The weight of the penalties at each step of a training of ``steps`` steps."""
     first, last = round(config.start * steps), round(config.end * steps)
-    weight = config.weight * max(1.0, config.for_steps / steps)
+    weight = config.weight * max(1.0, config.for_steps / steps) ** 2
     return _in_float(optax.linear_schedule(0.0, weight, max(last - first, 1), transition_begin=first))
 
 

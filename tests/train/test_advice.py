@@ -18,7 +18,7 @@ def test_a_short_training_is_told_what_it_changes():
     assert before(CONFIG, 1100, 22, permutations=16) == []
     warmup, weight = before(CONFIG, 110, 22, permutations=16)
     assert warmup.startswith("the warm-up takes 28 steps, 25% of the training, and not 44: --optimizer.warmup-share")
-    assert weight.startswith("the penalty's weight is 1 in place of 0.1") and "--penalty.for-steps 0" in weight
+    assert weight.startswith("the penalty's weight is 10 in place of 0.1") and "--penalty.for-steps 0" in weight
     assert before(CONFIG, 110, 22, permutations=0) == [warmup]
     few = before(CONFIG, FEWEST - 1, 22, permutations=16)[-1]
     assert few.startswith(f"{FEWEST - 1} steps are too few to learn permutations") and "(--epochs)" in few
