@@ -266,7 +266,8 @@ class DynamicConv(nn.Module):
                 )
         rule = self.rule(channels, self.features, self.squeeze)
         given = (self.pool, self.latent, self.hidden)
-        rule = rule._replace(latent=max(rule.latent // self._blocks, 1) * self._blocks)
+        own = min(max(rule.latent // self._blocks, 1), channels // self._blocks)  # of a block
+        rule = rule._replace(latent=own * self._blocks)
         chosen = Sizes(*(a if b is None else b for a, b in zip(rule, given, strict=True)))
         check_positive(**chosen._asdict())
         if chosen.latent > channels or chosen.latent % self._blocks:
@@ -284,7 +285,7 @@ class DynamicDense(nn.Module):
 
     Attributes:
         features: number of logits.
-        latent: L, the number of latent channels.
+        latent: L, the number of latent channels; all of the input's where there are fewer.
         hidden: s, the width of the head.
         kernel_init: of W0, P and Q.
         head_init: of the head.
@@ -304,7 +305,7 @@ class DynamicDense(nn.Module):
         layer = DynamicConv(
             self.features,
             pool=1,
-            latent=self.latent,
+            latent=min(self.latent, x.shape[-1]),
             hidden=self.hidden,
             use_bias=True,
             kernel_init=self.kernel_init,

@@ -307,5 +307,17 @@ def test_large_windows_are_added_even_where_kernels_take_fewer_multiply_adds(lay
 def test_what_does_not_fit_is_refused(layer, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 5, 5, 8)))
-    with pytest.raises(ValueError, match="set latent to a multiple of 1, at most 3"):
-        jax.eval_shape(DynamicConv(12).init, jax.random.key(0), jnp.zeros((1, 5, 5, 3)))
+
+
+@pytest.mark.parametrize(
+    "layer, channels", [(DynamicConv(32, 3, groups=32), 32), (DynamicConv(12), 3), (DynamicConv(2, groups=2), 2)]
+)
+def test_the_sizes_of_a_layer_fit_few_channels_and_any_groups(layer, channels):
+    variables = jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 5, 5, channels)))
+    latent = variables["params"]["q"].shape[-1]
+    assert latent <= channels and latent % layer.groups == 0
+
+
+def test_a_classifier_of_few_features_has_as_many_latent_channels():
+    variables = jax.eval_shape(DynamicDense(10).init, jax.random.key(0), jnp.zeros((1, 8)))
+    assert variables["params"]["layer"]["q"].shape == (1, 1, 8, 8)
