@@ -55,7 +55,8 @@ class Arguments:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, trains what is missing, and writes the results."""
-    options = parse(Arguments, arguments, prog="python -m experiments.compare", description=f"{__doc__}\n{about_files()}")
+    about = f"{__doc__}\n{about_files()}"
+    options = parse(Arguments, arguments, prog="python -m experiments.compare", description=about)
     quiet_libraries()
     keep_programs()
     if options.comparison is None or options.results is not None:
