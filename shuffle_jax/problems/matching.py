@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,6 +25,10 @@ MOST_STEPS = 50
 """Of the linear assignments that follow the spectral start; they stand still before."""
 
 
+MOST_ENTRIES = 250_000
+"""Of the tables of all searches of one core: with more, a round takes longer than a second or two."""
+
+
 def match(
     instance: Instance,
     seconds: float = 3.0,
@@ -37,7 +42,7 @@ def match(
         instance: a matching.
         seconds: how long to search, after the solver is compiled; less where an exact match is found.
         seed: of the solver.
-        config: of the solver.
+        config: of the solver; of large graphs it makes fewer searches side by side.
         say: told in a few words what is done, before it.
 
     Returns:
@@ -63,6 +68,7 @@ def match(
     value, took = instance.value(found), time.perf_counter() - begun
     if value == 0 or instance.size < 3:
         return Solution(found, value, (Improvement(took, value),), took, 0.0, 0, 0)
+    config = replace(config, searches=max(1, min(config.searches, MOST_ENTRIES // instance.size**2)))
     say(f"compiles the search, then searches for {max(seconds - took, seconds / 2):.1f} s")
     return solve(instance, max(seconds - took, seconds / 2), seed, config, enough=0.0, initial=found)
 
