@@ -28,6 +28,7 @@ from shuffle_jax.train.config import TrainConfig, data_seed, read_config, with_n
 from shuffle_jax.train.frozen import with_frozen_norms
 from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.optimizer import make_optimizer
+from shuffle_jax.train.size import check_size
 from shuffle_jax.train.start import Start, Taken, read_start, take
 from shuffle_jax.train.state import TrainState, first_state, init_state
 from shuffle_jax.train.step import EvalStep, MeanStd, TrainStep, evaluate, make_eval_step, make_train_step
@@ -204,6 +205,8 @@ def prepare(
         )
     batches = make_batches(dataset, config.batch_size, mesh, data_seed(config), input or InputConfig(), config.augment)
     built = build_network(config.network, dataset.image_shape, len(dataset.classes))
+    if run is None:
+        check_size(built, dataset.image_shape)
     kept = run.preprocessing() if run is not None and run.keeps_preprocessing() else None
     start = read_start(config.start_from) if config.start_from is not None and run is None else None
     experiment = Experiment(config, batches.dataset, mesh, batches, built, kept, start)

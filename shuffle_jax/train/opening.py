@@ -11,6 +11,7 @@ from shuffle_jax.nn.collections import RELAXED, STATIC
 from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.experiment import Experiment
 from shuffle_jax.train.frozen import frozen
+from shuffle_jax.train.size import small_images
 from shuffle_jax.typing import PyTree
 
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"
@@ -46,6 +47,7 @@ def about(experiment: Experiment, params: PyTree) -> list[str]:
         f"data: {data.name}, {len(data.train):,} images to train on, {len(data.test):,} to test on, "
         f"{len(data.classes):,} classes, {shape}",
         *start,
+        *small_images(config.network, data.image_shape),
         f"network: {config.network.family}, {sum(size for _, size in sizes) - relaxed:,} parameters{more}",
         f"length: {experiment.steps:,} steps, {_several(config.epochs, 'epoch')} of {batches.steps_per_epoch:,} "
         f"batches of {config.batch_size:,}; on {_several(experiment.mesh.size, 'device')} ({kind})",
