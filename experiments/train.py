@@ -33,6 +33,9 @@ from shuffle_jax.train.config import TrainConfig, read_config
 
 PROG = "python -m experiments.train"
 
+WARMUP = "--optimizer.warmup-epochs"
+"""The option whose value is not shortened as that of a preset is, where the training is short."""
+
 EVERYDAY = (
     "--run",
     "--resume",
@@ -162,13 +165,16 @@ def _folder(options: Arguments) -> tuple[Path, bool]:
 
 
 def _adapted(options: Arguments, words: Sequence[str]) -> Arguments:
-    """The options with data and network of the kinds that the words of the command line name."""
+    """The options with data and network of the kinds that the words of the command line name, and what follows."""
     config = options.config
     if (start := value_of(START, words)) is not None:
         config = started(config, Run(Path(start)), words)
     else:
         config = replace(config, data=source(config.data, words))
-    return replace(options, config=replace(config, network=network(config.network, words)))
+    optimizer = config.optimizer
+    if value_of(WARMUP, words) is not None:  # who says how long it is means it
+        optimizer = replace(optimizer, warmup_share=1.0)
+    return replace(options, config=replace(config, network=network(config.network, words), optimizer=optimizer))
 
 
 def _summary(preset: object) -> str:

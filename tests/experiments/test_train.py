@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +18,10 @@ import pytest
 from PIL import Image
 
 from experiments import evaluate, train
+from shuffle_jax.data import Preprocessing
+from shuffle_jax.models import NetworkConfig
+from shuffle_jax.run import Run
+from shuffle_jax.train.config import TrainConfig, to_json
 
 QUICK = ["--epochs", "2", "--data.test-fraction", "0.9", "--batch-size", "44", "--optimizer.warmup-epochs", "0.5"]
 SHALLOW = [
@@ -104,31 +111,59 @@ def test_evaluate_takes_the_best_checkpoint_or_a_step(run, capsys):
         evaluate.run([str(run), "--checkpoint", "newest"])
 
 
+@contextlib.contextmanager
+def lived(path, name, *words):
+    """A training, once it trains."""
+    log = path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(name, *words), cwd=path, stdout=file, stderr=subprocess.PIPE, text=True, env=here()
+        )
+    try:
+        while "loss" not in log.read_text():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.slow
 def test_ctrl_c_saves_and_resume_finishes(tmp_path):  # SIGTERM and SIGKILL: tests/train/test_kill.py
-    process = subprocess.Popen(
-        command("train", "digits", *QUICK, *SHALLOW, "--epochs", 400),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=here(),
-    )
-    assert process.stdout is not None
-    for line in process.stdout:  # wait until it trains
-        if "loss" in line:
-            break
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    with lived(tmp_path, "train", "digits", *QUICK, *SHALLOW, "--epochs", 400) as process:
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT
-    assert errors.startswith("stopped at step") and errors.rstrip().endswith("continue with --resume")
-    assert errors.count("\n") == 1
-    assert list((tmp_path / "runs" / "digits" / "checkpoints").iterdir())
+    said, how = errors.splitlines()[-1].split("; continue with: python -m experiments.")
+    assert said.startswith("stopped at step") and how == "train --resume runs/digits"
+    checkpoints = tmp_path / "runs" / "digits" / "checkpoints"
+    stopped = max(int(path.name) for path in checkpoints.iterdir())
 
+    name, *words = shlex.split(how)
+    with lived(tmp_path, name, *words) as process:  # one that resumes it
+        second = finish(name, *words, cwd=tmp_path)
+        other = finish("train", "digits", *QUICK, *SHALLOW, "--resume", cwd=tmp_path)
+        read = finish("evaluate", "runs/digits", cwd=tmp_path)
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    assert (second.returncode, other.returncode, read.returncode) == (2, 2, 0), (second, other, read)
+    for refused in (second, other):
+        assert f"runs/digits is being trained by process {process.pid} on " in refused.stderr.splitlines()[-1]
+    assert "step " in read.stdout and "damaged" not in read.stderr
+    assert process.returncode == 128 + signal.SIGINT
+    assert max(int(path.name) for path in checkpoints.iterdir()) > stopped
+
+    moved = checkpoints.rename(tmp_path / "elsewhere")
+    before = (tmp_path / "runs" / "digits" / "metrics.jsonl").read_bytes()
+    gone = finish(name, *words, cwd=tmp_path)
+    assert gone.returncode == 2 and gone.stderr.startswith("runs/digits has no checkpoints any more")
+    assert (tmp_path / "runs" / "digits" / "metrics.jsonl").read_bytes() == before
+    moved.rename(checkpoints)
     other = finish("train", "digits", *QUICK, *SHALLOW, "--resume", cwd=tmp_path)
     assert other.returncode == 2
-    assert "was started with another configuration (epochs: 400 -> 2)" in other.stderr
+    assert "was started with another configuration (--epochs: 400 -> 2)" in other.stderr
 
 
 def test_help_reads_without_training(capsys):
@@ -138,3 +173,48 @@ def test_help_reads_without_training(capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for word in ("--penalty.weight", "--network.mixer", "--resume", "peak, reached after the warm-up"):
         assert word in printed
+
+
+def test_a_run_is_resumed_by_its_folder_and_what_is_typed_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = train.parse(["digits", *QUICK, *SHALLOW, "--seed", "3"]).config
+    assert started.optimizer.warmup_share == 1.0  # who says how long the warm-up is means it
+    path = Path("runs/my run")
+    Run(path).start(to_json(started), ["a"], Preprocessing(8, 1, (0.3,), (0.4,)))
+    for words in (["--resume", str(path)], [f"--resume={path}"], ["--resume", "--run", str(path)]):
+        options = train.parse([*words, "--devices", "1"])
+        assert (options.config, options.run, options.resume, options.devices) == (started, path, True, 1)
+    assert train.parse(["--resume", str(path), "--epochs", "9"]).config == dataclasses.replace(started, epochs=9)
+    options = train.parse(["digits", "--resume", str(path)])
+    assert (options.run, options.resume, options.config.epochs) == (path, True, train.parse(["digits"]).config.epochs)
+    for words, message in (
+        (["--resume"], "--resume needs the folder of a run, such as --resume runs/digits"),
+        (["--resume", "a", "--run", "b"], "--resume names the run a, --run the run b: give one of them"),
+        (["--resume", "nowhere"], "there is no run in nowhere: it has no config.json"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            train.parse(words)
+
+    assert train._folder(train.parse(["--resume", str(path), "--afresh"])) == (path, True)
+    Run(path).metrics.write_text('{"kind": "test", "step": 9}\n')  # an evaluation, whose checkpoint is gone
+    assert train._folder(train.parse(["--resume", str(path), "--afresh"])) == (Path("runs/my run-2"), False)
+    with pytest.raises(ValueError, match="--afresh goes with --resume"):
+        train._folder(train.parse(["digits", "--afresh"]))
+
+
+def test_fine_tuning_takes_network_and_size_of_images_from_the_run(tmp_path):
+    network = NetworkConfig("resnet", depth=10, mixer="identity")
+    Run(tmp_path / "a").start(
+        to_json(TrainConfig(network=network)), ["a"], Preprocessing(48, 3, (0.5,) * 3, (0.2,) * 3, 0.9)
+    )
+    words = ["folder", "--data.root", "there", "--start-from", str(tmp_path / "a")]
+    config = train.parse(words).config
+    assert config.network == network and config.start_from == tmp_path / "a"
+    assert (config.data.image_size, config.data.crop) == (48, 0.9)
+    assert config.epochs == train.parse(words[:3]).config.epochs
+    other = train.parse([*words, "--network.dropout", "0.5", "--data.image-size", "32"]).config
+    assert other.network == dataclasses.replace(network, dropout=0.5) and other.data.image_size == 32
+    with pytest.raises(
+        ValueError, match=r"^--start-from must name the folder of a run, got .*experiments.convert makes"
+    ):
+        train.parse([*words[:-1], str(tmp_path / "b")])
