@@ -48,7 +48,7 @@ def learning_curves(records: Records) -> Figure:
     Returns:
         A figure of two panels.
     """
-    figure = blank(10.0, 4.2)
+    figure = blank(10.0, 4.9)
     loss, accuracy = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
     scale, unit = clock(records)
     hardened = [r for r in records if r["kind"] == "result" and r["network"] == "hardened"]
@@ -69,8 +69,8 @@ def learning_curves(records: Records) -> Figure:
     log_if_wide(loss)
     dress(loss, "Loss", unit, "cross-entropy")
     dress(accuracy, "Accuracy", unit, "top-1 accuracy (%)")
-    loss.legend(frameon=False, fontsize=9)
-    accuracy.legend(frameon=False, fontsize=9, loc="lower right")
+    for axes in (loss, accuracy):  # below, where no curve can be
+        axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(-0.02, -0.14))
     return figure
 
 
