@@ -28,6 +28,7 @@ from experiments.cli import (
     quiet_libraries,
     save_figure,
 )
+from shuffle_jax.naming import some
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -191,11 +192,9 @@ def rows_of_networks(match: str, rules: Rules) -> list[Row]:
             continue
         rows += [row(name, entry.config.mixer, reaches) for reaches in found.values()]
     if not rows:
-        raise ValueError(
-            f"what {', '.join(entries)} connect depends on the image: --match networks of which it does not"
-        )
+        raise ValueError(f"what {some(entries)} connect depends on the image: --match networks of which it does not")
     if left_out:
-        print(f"left out, as what they connect depends on the image: {', '.join(left_out)}", file=sys.stderr)
+        print(f"left out, as what they connect depends on the image: {some(left_out)}", file=sys.stderr)
     return rows
 
 

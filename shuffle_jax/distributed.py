@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from shuffle_jax.naming import some
 from shuffle_jax.sharding import batch_sharding, replicated
 
 STARTUP = 300
@@ -214,7 +215,7 @@ def same(what: str, value: object) -> None:
     different = np.flatnonzero((found != found[0]).any(axis=1))
     if different.size:
         raise ValueError(
-            f"{what} of process {', '.join(map(str, different))} differs from that of process 0: start all processes "
+            f"{what} of process {some(different)} differs from that of process 0: start all processes "
             "with the same words, version and data"
         )
 

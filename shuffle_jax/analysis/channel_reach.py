@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from shuffle_jax.naming import some
 from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, STATIC
 from shuffle_jax.typing import Array, Bool, Images, PyTree
 
@@ -105,7 +106,7 @@ def channel_reach(
     links = unit_links(network, variables, image_shape, rules)
     names = [link.unit for link in links]
     if start is not None and start not in names:
-        raise ValueError(f"there is no unit {start!r} to start from: choose one of {', '.join(names)}")
+        raise ValueError(f"there is no unit {start!r} to start from: choose one of {some(names, 20)}")
     starts = default_starts(links) if start is None else [start]
     return {name: reach(links[names.index(name) :]) for name in starts}
 
@@ -174,7 +175,7 @@ def unit_links(
     calls, leaves = _trace(network, variables, image_shape)
     chosen = [call for call in calls if match in call.name]
     if not chosen:
-        names = ", ".join(call.name for call in calls) or "submodules called stage1_0, stage1_1 and so on, if any"
+        names = some(call.name for call in calls) or "submodules called stage1_0, stage1_1 and so on, if any"
         raise ValueError(f"{type(network).__name__} has no unit with {match!r} in its name: its units are {names}")
     links: list[Link] = []
     # Networks repeat their units: what is alike is compiled once, and tried once if it also mixes alike.

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from shuffle_jax.naming import some
+
 _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[^/:\s]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NAMED = 5
@@ -55,7 +57,7 @@ def find_prepared(name: str, data_dir: Path) -> Path:
     versions = _versions(top)
     if not versions:
         near = _near(data_dir, wanted)
-        there = ", ".join(near[:_NAMED]) + (", ..." if len(near) > _NAMED else "") or "nothing"
+        there = some(near, _NAMED) or "nothing"
         raise ValueError(
             f"{name} is not prepared in {data_dir} (there is {there}): run `{prepare_command(name, data_dir)}` where "
             f"there is a network, and copy {data_dir / wanted.name} here if that is elsewhere"
@@ -108,9 +110,7 @@ def _default_config(folder: Path) -> str | None:
     """
     configs = sorted(p.name for p in folder.iterdir() if _versions(p)) if folder.is_dir() else []
     if len(configs) > 1:
-        raise ValueError(
-            f"{folder.name} is prepared as {', '.join(configs)}: name one, as in {folder.name}/{configs[0]}"
-        )
+        raise ValueError(f"{folder.name} is prepared as {some(configs)}: name one, as in {folder.name}/{configs[0]}")
     return configs[0] if configs else None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from shuffle_jax.naming import some
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.typing import PyTree
 
@@ -32,7 +33,7 @@ def frozen(params: PyTree, patterns: Sequence[str]) -> PyTree:
             first = dict.fromkeys(path.partition("/")[0] for path in paths)
             raise ValueError(
                 f"optimizer.freeze must match the beginnings of paths of parameters, got {pattern!r}, which matches "
-                f"none: they begin with {shortened(list(first))}"
+                f"none: they begin with {some(first)}"
             )
     if paths and all(_matches(path, patterns) for path in paths):
         raise ValueError(
@@ -59,7 +60,7 @@ def body(params: PyTree) -> PyTree:
     if HEAD not in params:
         raise ValueError(
             f'optimizer.body_rate must be 1 for a network whose classifier is not a submodule named "{HEAD}", this one '
-            f"has {shortened(list(params))}"
+            f"has {some(params)}"
         )
     return {name: jax.tree.map(lambda _, off=name == HEAD: not off, tree) for name, tree in params.items()}
 
@@ -96,12 +97,6 @@ class _Network:
             return call(args[0], train=False)
         object.__setattr__(module, "use_running_average", None)  # flax's takes it in one place alone
         return call(args[0], **{**options, "use_running_average": True})
-
-
-def shortened(names: Sequence[str], most: int = 10) -> str:
-    """Names with commas between them; of more than ten the rest is counted."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -9,10 +9,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.data import Preprocessing
+from shuffle_jax.naming import some
 from shuffle_jax.nn.collections import PROGRESS
 from shuffle_jax.run import Run
 from shuffle_jax.train.checkpoint import Checkpoints
-from shuffle_jax.train.frozen import HEAD, shortened
+from shuffle_jax.train.frozen import HEAD
 from shuffle_jax.typing import PyTree
 
 Names = tuple[str, ...]
@@ -106,10 +107,10 @@ def take(start: Start, fresh: dict[str, PyTree], classes: int) -> Taken:
     if head - fits:
         said += f"; the classifier is drawn anew, for {classes} classes and not {start.classes}"
     if anew := [_name(path) for path in wanted if path in before - fits]:
-        said += f"; drawn anew: {shortened(anew)}"
+        said += f"; drawn anew: {some(anew)}"
     network = ("params", *fresh)
     if left := [_name(path) for path in found if path[0] in network and path not in wanted and not is_head(path)]:
-        said += f"; left out: {shortened(left)}"
+        said += f"; left out: {some(left)}"
     merged = {path: found[path].astype(leaf.dtype) if path in fits else leaf for path, leaf in wanted.items()}
     taken = unflatten_dict(merged)
     return Taken({name: taken.get(name, tree) for name, tree in fresh.items()}, said)
