@@ -51,7 +51,8 @@ class Arguments:
     """Folder of the run to write; it must not exist."""
 
     classes: Path | None = None
-    """Text file with the names of the classes, one a line, in the order of the logits. By default the names of the
+    """Text file with the names of the classes, one a line, in the order of the logits; of equal ones the second gets a
+    number. By default the names of the
     folders in ROOT/train, in alphabetical order, or without --root class_0, class_1, ..."""
 
     root: Path | None = None
@@ -143,21 +144,25 @@ def class_names(options: Arguments, count: int) -> tuple[str, ...]:
     """The names of the classes in the order of the logits.
 
     Raises:
-        ValueError: there are not as many different ones as logits, or no place to find them.
+        ValueError: there are not as many as logits, or no place to find them.
     """
+    from shuffle_jax.data.listing import class_folders
+    from shuffle_jax.data.names import composed, read_classes
+
+    names: Sequence[str]
     if options.classes is not None:
-        where, names = options.classes, _lines(options.classes)
+        where, names = options.classes, read_classes(options.classes)
     elif options.root is not None:
         where = options.root / "train"
         if not where.is_dir():
             raise ValueError(f"no folder {where}: give --root the folder that holds 'train'")
-        names = sorted(path.name for path in where.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = list(class_folders(where, options.root, composed))
     else:
         return tuple(f"class_{i}" for i in range(count))
-    if len(names) != count or len(set(names)) != count:
+    if len(names) != count:
         raise ValueError(
-            f"{where} names {len(set(names))} different classes in {len(names)}, the network has {count} logits: "
-            "give --classes a file with one name a line"
+            f"{where} names {len(names)} classes, the network has {count} logits: give --classes a file with one name "
+            "a line, equal ones too"
         )
     return tuple(names)
 
@@ -197,14 +202,6 @@ def write(
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): write one class a line") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 if __name__ == "__main__":

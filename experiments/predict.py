@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from experiments.cli import keep_programs, main, parse, print_table, quiet_libraries
-from shuffle_jax.data.folder import SUFFIXES
-from shuffle_jax.data.preprocessing import Preprocessing, preprocessing_from_json
+from shuffle_jax.data.listing import LeftOut, pictures_in
+from shuffle_jax.data.names import told_apart
+from shuffle_jax.data.preprocessing import Preprocessing
 from shuffle_jax.deploy import exported
+from shuffle_jax.deploy.exported import in_batches, ranked
 from shuffle_jax.files import replacing
 from shuffle_jax.typing import Array, Float, Images
 
@@ -110,11 +110,11 @@ def load_model(path: Path, checkpoint: str) -> Model:
         from shuffle_jax.train.trained import load_trained
 
         trained = load_trained(path, checkpoint)
-        return Model(trained.logits, trained.preprocessing, trained.classes)
+        return Model(trained.logits, trained.preprocessing, told_apart(trained.classes))
     if not path.exists():
         raise ValueError(f"there is no {path}: name the folder of a run, or a file written by experiments.export")
     network = exported.load(path)
-    return Model(network.logits, preprocessing_from_json(network.about["preprocessing"]), network.classes)
+    return Model(network.logits, network.preprocessing, network.classes)
 
 
 def read(options: Arguments, preprocessing: Preprocessing) -> tuple[list[str], Float[np.ndarray, "n h w c"]]:
@@ -133,7 +133,7 @@ def read(options: Arguments, preprocessing: Preprocessing) -> tuple[list[str], F
     if options.raw:
         raise ValueError("--raw is for one .npy array of normalised images: leave it out for image files")
     names, pixels = [], []
-    for path in _files(options.pictures):
+    for path in find(options.pictures):
         try:
             pixels.append(preprocessing.read(path))
             names.append(str(path))
@@ -146,33 +146,23 @@ def read(options: Arguments, preprocessing: Preprocessing) -> tuple[list[str], F
     return names, preprocessing.normalize(np.stack(pixels))
 
 
-def in_batches(
-    logits: Callable[[Images], Float[Array, "n k"]], images: Float[np.ndarray, "n h w c"], size: int
-) -> Float[np.ndarray, "n k"]:
-    """The logits of any number of images, all batches of one size so that the network is compiled once."""
-    size = min(size, len(images))
-    found = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        padding = ((0, size - len(batch)), (0, 0), (0, 0), (0, 0))
-        found.append(np.asarray(logits(jnp.asarray(np.pad(batch, padding))))[: len(batch)])
-    return np.concatenate(found)
+def find(pictures: Sequence[Path]) -> list[Path]:
+    """The files that are named, and the pictures of folders, see :func:`shuffle_jax.data.listing.pictures_in`.
 
-
-def ranked(logits: Float[np.ndarray, "k"], classes: Sequence[str], top: int) -> list[tuple[str, float]]:
-    """The most probable classes with their probabilities."""
-    probabilities = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
-    return [(classes[i], float(probabilities[i])) for i in np.argsort(-probabilities, kind="stable")[:top]]
-
-
-def _files(pictures: Sequence[Path]) -> Iterator[Path]:
+    Raises:
+        ValueError: something named is not there.
+    """
+    found: list[Path] = []
     for path in pictures:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            left_out = LeftOut()
+            found += pictures_in(path, left_out=left_out)
+            left_out.say(path, "name them to have them classified")
         elif path.exists():
-            yield path
+            found.append(path)
         else:
             raise ValueError(f"there is no picture {path}")
+    return found
 
 
 def _array(path: Path) -> np.ndarray[Any, Any]:

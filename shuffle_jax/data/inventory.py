@@ -101,7 +101,9 @@ def check_unchanged(now: Inventory, kept: Mapping[str, Any], packed: bytes | Non
 
 def _keys(split: Examples) -> tuple[str, ...]:
     records = getattr(split, "records", None)
-    if records is not None and hasattr(records, "identities"):  # of a folder, or of a prepared set; others are known by their number
+    if records is not None and hasattr(
+        records, "identities"
+    ):  # of a folder, or of a prepared set; others are known by their number
         return tuple(records.identities())
     if isinstance(split, Split):
         digest = hashlib.sha256(np.ascontiguousarray(split.labels).data)

@@ -55,6 +55,17 @@ class Preprocessing:
         with bombs_are_errors():
             return read_image(path, self.size, self.channels, crop=self.crop)
 
+    def batch(self, paths: Sequence[Path]) -> Float[np.ndarray, "n h w c"]:
+        """Reads pictures as the network's input; none give an array of none.
+
+        Raises:
+            ValueError: a file is not a complete, readable image.
+        """
+        pixels = np.empty((len(paths), *self.shape), np.uint8)
+        for row, path in enumerate(paths):
+            pixels[row] = self.read(path)
+        return self.normalize(pixels)
+
     def normalize(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h w c"]:
         """Brings 8-bit images to the network's input, ``(x / 255 - mean) / std``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,34 @@ def test_every_mode_becomes_rgb(tmp_path, image, name, expected):
     assert result.dtype == np.uint8
     tolerance = 0 if path.suffix == ".png" else 4
     assert np.abs(result.astype(int) - np.array(expected)).max() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.int32([0, 7, 255]), [0, 7, 255]),
+        (np.int32([0, 256, 65535]), [0, 1, 255]),
+        (np.float32([0, 0.5, 1]), [0, 128, 255]),
+        (np.float32([0, 7.4, 255]), [0, 7, 255]),
+        (np.float32([0, 300, 65535]), [0, 1, 255]),
+        (np.uint16([0, 7, 255]), [0, 0, 0]),
+        (np.int32([0, 1 << 24, 3]), "integers from 0 to 1.67772e+07"),
+        (np.int32([0, -1, 3]), "integers from -1 to 3"),
+        (np.float32([0, -0.5, 1]), "floats from -0.5 to 1"),
+        (np.float32([0, np.nan, 1]), "floats from nan to nan"),
+        (np.float32([0, 1, 7e4]), "floats from 0 to 70000"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else str(np.asarray(value).dtype),
+)
+def test_values_of_32_bits_have_the_smallest_range_that_holds_them_all_or_are_refused(tmp_path, values, expected):
+    path = save(Image.fromarray(np.tile(values, (3, 1))), tmp_path / "a.tif")
+    if isinstance(expected, str):
+        with pytest.raises(
+            ValueError, match=f"^cannot read image .*a.tif: .*, got 32-bit {re.escape(expected)}; scale"
+        ):
+            read_image(path, 3)
+    else:
+        np.testing.assert_array_equal(read_image(path, 3), np.tile(np.array(expected)[:, None], (3, 1, 3)))
 
 
 def test_sixteen_bits_keep_their_upper_eight(tmp_path):

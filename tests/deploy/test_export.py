@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import FORMAT, load, sidecar
@@ -24,7 +25,8 @@ from shuffle_jax.models import NetworkConfig, build
 
 CLASSES = ("cat", "dog", "vole")
 SHAPE = (8, 8, 3)
-ABOUT = {"classes": CLASSES, "preprocessing": {"size": 8}, "image_shape": SHAPE, "about": {"step": 7}}
+PREPARED = {"size": 8, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+ABOUT = {"classes": CLASSES, "preprocessing": PREPARED, "image_shape": SHAPE, "about": {"step": 7}}
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,52 @@ def test_layers_can_be_exported_as_they_are(hardened, images, tmp_path):
     np.testing.assert_allclose(found, jax.jit(network.apply)(variables, images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """The mean pixel times a matrix, of three classes of which two have one name."""
+    path = tmp_path_factory.mktemp("exported") / "linear.jax"
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)), jnp.float32)
+    about = ABOUT | {"classes": ("crane", "ant", "crane")}
+    export(lambda weights, x: x.mean((1, 2)) @ weights, weights, path, **about, platforms=("cpu",))
+    return load(path), np.asarray(weights)
+
+
+def test_three_lines_give_names_and_probabilities_of_pictures(linear, tmp_path):
+    net, weights = linear
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    prepared = (pixels / 255 - np.array(PREPARED["mean"])) / np.array(PREPARED["std"])
+    np.testing.assert_allclose(net.preprocess(map(str, paths)), prepared, rtol=1e-5, atol=1e-6)
+    exponents = np.exp(prepared.mean((1, 2)) @ weights)
+    expected = exponents / exponents.sum(-1, keepdims=True)
+    for found, row in zip(net.predict(paths, batch_size=2), expected, strict=True):
+        assert [name for name, _ in found] == [("crane", "ant", "crane (2)")[i] for i in np.argsort(-row)]
+        np.testing.assert_allclose([p for _, p in found], np.sort(row)[::-1], rtol=1e-4)
+    assert [len(found) for found in net.predict(paths[:1], top=2)] == [2]
+    assert net.predict([]) == [] and net.preprocess([]).shape == (0, 8, 8, 3)
+    assert net.logits(jnp.zeros((0, 8, 8, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda net, x: jax.grad(lambda x: net.logits(x).sum())(x), "a fixed program .*, without derivatives: diff"),
+        (lambda net, x: jax.jvp(net.logits, (x,), (x,)), "a fixed program .*, without derivatives: differentiate"),
+        (lambda net, x: jax.vmap(net.logits)(x[:, None]), "give all images as one batch .*, without vmap"),
+        (lambda net, x: net.logits(x[0]), r"must be normalised, float32 \(n, 8, 8, 3\), got float32 \(8, 8, 3\): see"),
+        (lambda net, x: net.logits(np.zeros(x.shape, np.uint8)), r"got uint8 \(2, 8, 8, 3\): see preprocess\(\)"),
+        (lambda net, x: net.predict("a.png"), r"must be a list, got 'a.png' alone: write \['a.png'\]"),
+        (lambda net, x: net.predict([], top=0), "batch_size and top must be at least 1, got 64 and 0"),
+    ],
+    ids=["grad", "jvp", "vmap", "shape", "type", "path", "top"],
+)
+def test_what_a_program_cannot_take_is_said_in_words(linear, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(linear[0], jnp.zeros((2, 8, 8, 3)))
+
+
 def test_the_json_beside_it_says_what_is_in_it(whole):
     about = json.loads(sidecar(whole).read_text())
     assert whole.with_name("network.jax.json") == sidecar(whole)
@@ -82,7 +130,7 @@ def test_the_json_beside_it_says_what_is_in_it(whole):
     assert about["sha256"] == hashlib.sha256(whole.read_bytes()).hexdigest()
     assert about["input"] == {"shape": ["n", 8, 8, 3], "dtype": "float32"}
     assert about["output"] == {"shape": ["n", 3], "dtype": "float32"}
-    assert about["classes"] == list(CLASSES) and about["preprocessing"] == {"size": 8} and about["step"] == 7
+    assert about["classes"] == list(CLASSES) and about["preprocessing"] == PREPARED and about["step"] == 7
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert set(about["versions"]) == {"shuffle_jax", "jax", "program"}
 
