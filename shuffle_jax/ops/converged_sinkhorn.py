@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.ops.mesh import each_device
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shape import check_matrix
 from shuffle_jax.typing import Array, Bool, Float, Int, Matrix
@@ -65,7 +66,7 @@ def converged_sinkhorn(
 @partial(jax.jit, static_argnums=(1, 2))
 def _fixed_points(scores: Float[Array, "n c c"], tolerance: float, max_iterations: int) -> Float[Array, "n c c"]:
     # Under vmap a loop goes on until the last matrix has converged, and changes none of those that have.
-    return jax.vmap(lambda one: _fixed_point(one, tolerance, max_iterations))(scores)
+    return each_device(jax.vmap(lambda one: _fixed_point(one, tolerance, max_iterations)), (scores,))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))

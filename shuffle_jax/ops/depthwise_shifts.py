@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import sums
 from shuffle_jax.typing import Array, Float, Images
@@ -18,11 +19,11 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros before and after the rows, and before and after the columns."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
     """A depthwise convolution, see :func:`shuffle_jax.ops.convolution.depthwise`.
 
-    The kernel's gradient is one variadic reduction for all taps, the image's a sum of shifted copies as well.
+    The kernel's gradient is one variadic reduction for all taps, the image's a sum of shifted copies as well. Both can
+    be differentiated again; there is no forward-mode derivative.
 
     Args:
         stride: s, at least 1.
@@ -33,6 +34,11 @@ def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh k
     Returns:
         ``(n, oh, ow, c)``.
     """
+    return _sum_of_shifts(stride, pads, *varying_alike(x, kernel))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
     kh, kw, _, _ = kernel.shape
     return _sum_of_taps(shifted(padded(x, pads), kh, kw, stride), kernel)
 
@@ -40,7 +46,7 @@ def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh k
 def _forward(
     stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
 ) -> tuple[Images, tuple[Images, Float[Array, "kh kw 1 c"]]]:
-    return sum_of_shifts(stride, pads, x, kernel), (x, kernel)
+    return _sum_of_shifts(stride, pads, x, kernel), (x, kernel)
 
 
 def _backward(
@@ -57,7 +63,7 @@ def _backward(
     return _image_gradient(stride, pads, (x.shape[1], x.shape[2]), gradient, kernel), kernel_gradient
 
 
-sum_of_shifts.defvjp(_forward, _backward)
+_sum_of_shifts.defvjp(_forward, _backward)
 
 
 def _image_gradient(

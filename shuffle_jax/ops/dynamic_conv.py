@@ -55,10 +55,11 @@ def adaptive_mean(x: Float[Array, "n *s c"], size: int) -> Float[Array, "n f"]:
     >>> adaptive_mean(jnp.arange(3.0).reshape(1, 3, 1), 2).tolist()
     [[0.5, 1.5]]
     """
-    axes, (n, *positions, channels) = x.ndim - 2, x.shape
+    axes, positions = x.ndim - 2, x.shape[1:-1]
     if not any(m % size for m in positions):  # Bins side by side: one reduction.
-        parted = x.reshape(n, *(k for m in positions for k in (size, m // size)), channels)
-        x = parted.mean(tuple(range(2, 2 * axes + 1, 2)))
+        for axis, m in enumerate(positions):  # An axis at a time, see mesh.py.
+            x = x.reshape(*x.shape[: 2 * axis + 1], size, m // size, *x.shape[2 * axis + 2 :])
+        x = x.mean(tuple(range(2, 2 * axes + 1, 2)))
     else:
         for axis, m in enumerate(positions, 1):
             bounds = [(i * m // size, -(-(i + 1) * m // size)) for i in range(size)]
@@ -80,12 +81,12 @@ def fuse(q: Float[Array, "n *s f"], phi: Phi) -> Float[Array, "n *s m"]:
     [[6.0, 1.0]]
     """
     n, copies, blocks, size, _ = phi.shape
-    latents = q.reshape(n, -1, copies, blocks, size)
+    rows = q.reshape(n, -1, q.shape[-1])
     if blocks == 1:  # One product of matrices for each image.
-        wide = phi[:, :, 0].transpose(0, 1, 3, 2).reshape(n, copies * size, size)
-        y = latents.reshape(n, -1, copies * size) @ wide
+        y = rows @ phi[:, :, 0].transpose(0, 1, 3, 2).reshape(n, copies * size, size)
     else:
-        y = jnp.einsum("npebj,nebij->npbi", latents, phi)
+        latents = rows.reshape(n, -1, copies, blocks, size)
+        y = jnp.einsum("npebj,nebij->npbi", latents, phi).reshape(n, -1, blocks * size)
     return y.reshape(*q.shape[:-1], blocks * size)
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 
 from shuffle_jax.ops import kronecker_forms as forms
+from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Int, Num
 
@@ -111,7 +112,8 @@ def permute(
     """
     outer, inner = _lead(outer, 1), _lead(inner, 1)
     _check(x, outer[..., None, :], inner[..., None, :], groups)
-    return forms.permute(groups, x.reshape(x.shape[0], -1, x.shape[-1]), outer, inner).reshape(x.shape)
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    return forms.permute(groups, *varying_alike(rows, outer, inner)).reshape(x.shape)
 
 
 def mix(
@@ -144,8 +146,9 @@ def mix(
     """
     outer, inner = (_lead(factor, 2).astype(x.dtype) for factor in (outer, inner))
     _check(x, outer, inner, groups)
-    y = forms.mix(_tables(x, groups, outer.shape[-1], inner.shape[-1]), outer, inner)
-    return y.reshape(*x.shape[:-1], -1)
+    tables = _tables(x, groups, outer.shape[-1], inner.shape[-1])
+    y = forms.mix(*varying_alike(tables, outer, inner))
+    return y.reshape(*y.shape[:2], -1).reshape(*x.shape[:-1], -1)  # in two steps, see mesh.py
 
 
 def straight_through(
@@ -187,7 +190,7 @@ def straight_through(
         if factor.shape[-1] != factor.shape[-2]:
             raise ValueError(f"a factor of shape {factor.shape[2:]} has no permutation: give a square one")
     tables = _tables(x, groups, outer.shape[-1], inner.shape[-1])
-    return forms.straight_through(tables, outer, inner).reshape(x.shape)
+    return forms.straight_through(*varying_alike(tables, outer, inner)).reshape(x.shape)
 
 
 def multiply_adds(groups: int, outer: tuple[int, int], inner: tuple[int, int]) -> int:
@@ -233,4 +236,4 @@ def _check(x: Array, outer: Array, inner: Array, groups: int) -> None:
 
 
 def _tables(x: Array, groups: int, p: int, q: int) -> forms.Tables:
-    return x.reshape(x.shape[0], -1, groups, p, q)
+    return x.reshape(x.shape[0], -1, x.shape[-1]).reshape(x.shape[0], -1, groups, p, q)

@@ -12,11 +12,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from shuffle_jax.ops import mixing
-from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron, to_matrix
+from shuffle_jax.ops import mixing, rounding
+from shuffle_jax.ops.mesh import whole_result
+from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron
 from shuffle_jax.ops.precision import at_least_float32
-from shuffle_jax.ops.rounding import argmax
+from shuffle_jax.ops.reduction import together
 from shuffle_jax.typing import Array, Float, Int, Num
 
 Tables = Float[Array, "n s g p q"]
@@ -103,8 +105,21 @@ def _squeezed(factor: Float[Array, "m k i a"]) -> Array:
 def _mix_inner(x: Tables, inner: Float[Array, "m k j b"]) -> Float[Array, "n s g p j"]:
     if inner.shape[1] != 1:
         return jnp.einsum(f"nsgab,{_axes(inner)}jb->nsgaj", x, _squeezed(inner))
-    rows = x.reshape(inner.shape[0], -1, x.shape[-1])
-    return jnp.einsum("nrb,njb->nrj", rows, inner[:, 0]).reshape(*x.shape[:-1], inner.shape[2])
+    y = jnp.einsum("nrb,njb->nrj", _rows(x, inner), inner[:, 0])
+    if inner.shape[0] == 1:
+        y = y[0]
+    return y.reshape(*x.shape[:-1], inner.shape[2])
+
+
+def _rows(x: Tables, factor: Float[Array, "m k j b"]) -> Float[Array, "m r b"]:
+    """All that one factor applies to, as rows."""
+    images = factor.shape[0]
+    return x.reshape(-1, x.shape[-1])[None] if images == 1 else x.reshape(images, -1, x.shape[-1])
+
+
+def _over(images: Array, like: Float[Array, "m k i a"]) -> PartitionSpec | None:
+    """``out_sharding`` of a sum over the images that share a factor."""
+    return whole_result(images) if like.shape[0] == 1 else None
 
 
 _UNROLLED = 256
@@ -149,10 +164,11 @@ def _column_correlation(
 ) -> Float[Array, "m k j b"]:
     """``R[j, b] = sum left[g, a, j] right[g, a, b]`` over positions, a, and the groups and images of one factor."""
     if like.shape[1] != 1:
-        return jnp.einsum(f"nsgaj,nsgab->{_axes(like)}jb", left, right).reshape(like.shape)
+        spec = f"nsgaj,nsgab->{_axes(like)}jb"
+        return jnp.einsum(spec, left, right, out_sharding=_over(left, like)).reshape(like.shape)
     # Rows for a plain product: as an einsum over three axes it takes twice as long.
-    left, right = (rows.reshape(like.shape[0], -1, rows.shape[-1]) for rows in (left, right))
-    return jnp.einsum("nrj,nrb->njb", left, right).reshape(like.shape)
+    rows = _rows(left, like), _rows(right, like)
+    return jnp.einsum("nrj,nrb->njb", *rows, out_sharding=_over(left, like)).reshape(like.shape)
 
 
 def _outer_gradient(
@@ -161,7 +177,8 @@ def _outer_gradient(
     """``dA[i, a] = sum y[i, j, g] half[g, a, j]`` over positions, j, and the groups and images that share A."""
 
     def product(gradient: Array, half: Array) -> Array:
-        return jnp.einsum(f"nsijg,nsgaj->{_axes(outer)}ia", gradient, half).reshape(outer.shape)
+        spec = f"nsijg,nsgaj->{_axes(outer)}ia"
+        return jnp.einsum(spec, gradient, half, out_sharding=_over(half, outer)).reshape(outer.shape)
 
     def reduced(gradient: Array, half: Array) -> Array:
         return _correlate([jnp.swapaxes(gradient[:, :, i], -1, -2) for i in range(outer.shape[2])], half, outer)
@@ -175,7 +192,8 @@ def _row_correlation(
     """``R[i, a] = sum left[g, i, j] right[g, a, j]`` over the same."""
 
     def product(left: Array, right: Array) -> Array:
-        return jnp.einsum(f"nsgij,nsgaj->{_axes(like)}ia", left, right).reshape(like.shape)
+        spec = f"nsgij,nsgaj->{_axes(like)}ia"
+        return jnp.einsum(spec, left, right, out_sharding=_over(left, like)).reshape(like.shape)
 
     def reduced(left: Array, right: Array) -> Array:
         return _correlate([left[:, :, :, i] for i in range(like.shape[2])], right, like)
@@ -192,9 +210,7 @@ def _correlate(
 ) -> Float[Array, "m k i a"]:
     """All entries in one pass over both arrays; over positions alone, so that XLA vectorises along the rest."""
     rights = [at_least_float32(right[:, :, :, a]) for a in range(like.shape[3])]
-    products = tuple(at_least_float32(a) * b for a in lefts for b in rights)
-    zeros = (jnp.zeros((), products[0].dtype),) * len(products)
-    sums = lax.reduce(products, zeros, lambda a, b: tuple(i + j for i, j in zip(a, b, strict=True)), (1,))
+    sums = together([at_least_float32(a) * b for a in lefts for b in rights], 1)
     entries = jnp.stack([total.sum(-1) for total in sums], axis=-1)  # (n, g, entries)
     shared = tuple(axis for axis in (0, 1) if like.shape[axis] == 1)
     return entries.sum(shared, keepdims=True).reshape(like.shape).astype(like.dtype)
@@ -212,37 +228,61 @@ def _on_cpu(
 @jax.custom_vjp
 def straight_through(x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]) -> Array:
     """The gather, with the gradient of :func:`mix` at the hard factors."""
-    return _straight_forward(x, outer, inner)[0]
+    return _gather(x.reshape(*x.shape[:2], -1), index(rounding.argmax(outer), rounding.argmax(inner), x.shape[2]))
 
 
 def _straight_forward(
     x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]
 ) -> tuple[Array, tuple[Array, ...]]:
-    chosen = argmax(outer), argmax(inner)
-    flat = x.reshape(*x.shape[:2], -1)
-    # The factors themselves are kept for their shapes and types alone.
-    return _gather(flat, index(*chosen, x.shape[2])), (x, *chosen, outer, inner)
+    # By the function itself: a second derivative takes what this returns for what it is, and a gather has none here.
+    return straight_through(x, outer, inner), (x, rounding.argmax(outer), rounding.argmax(inner), outer, inner)
 
 
 def _straight_backward(
     saved: tuple[Array, ...], gradient: Float[Array, "n s c"]
 ) -> tuple[Tables, Float[Array, "m k p p"], Float[Array, "m k q q"]]:
-    x, outer, inner, *factors = saved
-    hard = [to_matrix(chosen, x.dtype) for chosen in (outer, inner)]
-
-    def by_correlations(gradient: Array) -> tuple[Array, Array, Array]:
-        dx = _gather(gradient, _inverse_index(outer, inner, x.shape[2])).reshape(x.shape)
-        rows = _row_correlation(dx, x, hard[0])
-        columns = _column_correlation(dx, x, hard[1])
-        return dx, hard[0] @ rows, hard[1] @ columns
-
-    def by_products(gradient: Array) -> tuple[Array, Array, Array]:
-        n, s, g, p, q = x.shape
-        return _mix_backward((x, _mix_inner(x, hard[1]), *hard), gradient.reshape(n, s, p, q, g))
-
-    valid = jnp.all(is_permutation(outer)) & jnp.all(is_permutation(inner))
-    dx, *gradients = lax.cond(valid, by_correlations, by_products, gradient)
-    return dx, *(g.astype(f.dtype) for g, f in zip(gradients, factors, strict=True))
+    x, *indices, outer, inner = saved
+    # Hard with a straight-through gradient themselves, which a second derivative sees.
+    hard = [rounding.straight_through(f, i).astype(x.dtype) for f, i in zip((outer, inner), indices, strict=True)]
+    dx, *gradients = _straight_gradients(gradient, x, *hard, *indices)
+    return dx, *(g.astype(f.dtype) for g, f in zip(gradients, (outer, inner), strict=True))
 
 
 straight_through.defvjp(_straight_forward, _straight_backward)
+
+
+@jax.custom_vjp
+def _straight_gradients(
+    gradient: Float[Array, "n s c"],
+    x: Tables,
+    outer: Float[Array, "m k p p"],
+    inner: Float[Array, "m k q q"],
+    outer_index: Int[Array, "m k p"],
+    inner_index: Int[Array, "m k q"],
+) -> tuple[Array, Array, Array]:
+    """The gradient of :func:`mix` at hard factors, by correlations if both are permutations, and its own gradient."""
+
+    def by_correlations() -> tuple[Array, Array, Array]:
+        dx = _gather(gradient, _inverse_index(outer_index, inner_index, x.shape[2])).reshape(x.shape)
+        return dx, outer @ _row_correlation(dx, x, outer), inner @ _column_correlation(dx, x, inner)
+
+    valid = jnp.all(is_permutation(outer_index)) & jnp.all(is_permutation(inner_index))
+    return lax.cond(valid, by_correlations, lambda: _by_products(gradient, x, outer, inner))
+
+
+def _by_products(
+    gradient: Float[Array, "n s c"], x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]
+) -> tuple[Array, Array, Array]:
+    n, s, g, p, q = x.shape
+    return _mix_backward((x, _mix_inner(x, inner), outer, inner), gradient.reshape(n, s, p, q, g))
+
+
+def _gradients_forward(*arguments: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, ...]]:
+    return _straight_gradients(*arguments), arguments[:4]
+
+
+def _gradients_backward(saved: tuple[Array, ...], changes: tuple[Array, Array, Array]) -> tuple[Array | None, ...]:
+    return *jax.vjp(_by_products, *saved)[1](changes), None, None
+
+
+_straight_gradients.defvjp(_gradients_forward, _gradients_backward)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shuffle_jax.ops.mesh import each_device, varying_alike
 from shuffle_jax.ops.order import last, to_integers, to_numbers
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shape import check_square
@@ -97,7 +98,7 @@ def _in_any_batch(cost: Float[Array, "n c c"]) -> Int[Array, "n c"]:
     # Sums of four entries occur: they must not overflow. By a power of two, which rounds nothing.
     cost = cost * jnp.where(jnp.abs(cost).max((-2, -1), keepdims=True) > 1, 1 / 64, 1).astype(cost.dtype)
     cost = jnp.where(cost == 0, 0, cost)  # -0 would come before 0
-    return lax.platform_dependent(cost, cpu=_in_turn, default=_at_once)
+    return each_device(lambda cost: lax.platform_dependent(cost, cpu=_in_turn, default=_at_once), (cost,))
 
 
 @_in_any_batch.def_vmap
@@ -142,8 +143,8 @@ def _bid(cost: Float[Array, "n c c"]) -> tuple[Float[Array, "n c"], Int[Array, "
         columns = jnp.where(wins, cheapest, jnp.where(loses, _NONE, columns))
         return jnp.where(sold, price - highest, price), columns, rows
 
-    nobody = jnp.full(cost.shape[:-1], _NONE, jnp.int32)
-    return lax.fori_loop(0, _ROUNDS, round_, (jnp.zeros(cost.shape[:-1], type_), nobody, nobody))
+    nobody = jnp.full_like(cost[..., 0], _NONE, jnp.int32)
+    return lax.fori_loop(0, _ROUNDS, round_, (jnp.zeros_like(cost[..., 0]), nobody, nobody))
 
 
 class _State(NamedTuple):
@@ -186,7 +187,8 @@ def _search(
     """
     size, type_ = cost.shape[-1], cost.dtype
     column = lax.broadcasted_iota(jnp.int32, price.shape, 1)
-    sources = jnp.argsort(columns != _NONE, axis=-1, stable=True).astype(jnp.int32)  # those without a column first
+    order = jnp.argsort(columns != _NONE, axis=-1, stable=True).astype(jnp.int32)  # those without a column first
+    sources = varying_alike(order, columns)[0]  # which argsort itself forgets
     searches = (columns == _NONE).sum(-1, dtype=jnp.int32)
 
     def step(s: _State) -> _State:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.ops import quadratic_assignment as qap
+from shuffle_jax.ops.mesh import each_device
 from shuffle_jax.ops.permutation import identity, invert, random
 from shuffle_jax.ops.quadratic_assignment import checked
 from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
@@ -255,7 +256,8 @@ def _over_leading_axes(function: Callable[..., T], axes: int, mapped: int) -> Ca
     """The function of one permutation as one of many; the last argument, the pair, is shared."""
     for _ in range(axes):
         function = jax.vmap(function, in_axes=(*(0,) * mapped, None))
-    return function
+    one = function
+    return (lambda *arguments: each_device(one, arguments[:mapped], arguments[mapped:])) if axes else function
 
 
 def _int32(permutation: Permutation) -> Permutation:

@@ -7,17 +7,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.permutation import check_groups, invert
 from shuffle_jax.typing import Array, Float, Int, Num
 
 
-@jax.custom_vjp
 def permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
     """Permutes the last axis: ``y[..., i] = x[..., p[i]]``.
 
     A gather forward and a gather by the inverse permutation backward; autodiff of a gather would scatter-add, which is
     several times slower. The index must therefore be a permutation, which is not checked here: see
-    :func:`~shuffle_jax.ops.invariants.assert_permutation`. Under ``vmap`` both arguments may be batched.
+    :func:`~shuffle_jax.ops.invariants.assert_permutation`. Under ``vmap`` both arguments may be batched. There is no
+    forward-mode derivative.
 
     Args:
         x: array with c channels last.
@@ -29,6 +30,11 @@ def permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Arr
     >>> permute(jnp.array([[10.0, 20.0, 30.0]]), jnp.array([2, 0, 1])).tolist()
     [[30.0, 10.0, 20.0]]
     """
+    return _permute(*varying_alike(x, permutation))
+
+
+@jax.custom_vjp
+def _permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
     return _gather_channels(x, permutation)
 
 
@@ -50,16 +56,16 @@ def _gather_in_rows(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) ->
 def _permute_forward(
     x: Num[Array, "*batch c"], permutation: Int[Array, " c"]
 ) -> tuple[Num[Array, "*batch c"], Int[Array, " c"]]:
-    return _gather_channels(x, permutation), permutation
+    return _permute(x, permutation), permutation
 
 
 def _permute_backward(
     permutation: Int[Array, " c"], gradient: Num[Array, "*batch c"]
 ) -> tuple[Num[Array, "*batch c"], None]:
-    return _gather_channels(gradient, invert(permutation)), None
+    return _permute(gradient, invert(permutation)), None
 
 
-permute.defvjp(_permute_forward, _permute_backward)
+_permute.defvjp(_permute_forward, _permute_backward)
 
 
 def shuffle(x: Num[Array, "*batch c"], groups: int) -> Num[Array, "*batch c"]:

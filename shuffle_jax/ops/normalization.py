@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import sums
 from shuffle_jax.typing import Array, Float, Images
@@ -48,7 +48,6 @@ def normalize(
     return ((wide - _row(mean)) * _row(factor) + _row(bias)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def normalize_by_batch(
     x: Images, scale: Channels, bias: Channels, about: Channels, epsilon: float = 1e-5
 ) -> tuple[Images, Channels, Channels]:
@@ -58,7 +57,8 @@ def normalize_by_batch(
     averages over images, rows and columns; of a batch split over devices, over all of it.
 
     Both moments come from one reduction, and both sums of the gradient from another; autodiff takes about six. The
-    moments are returned for running statistics: no gradient flows back through them.
+    moments are returned for running statistics: no gradient flows back through them. It can be differentiated in
+    reverse any number of times, and not in forward mode. Within ``jax.shard_map`` a batch is what the device has.
 
     Args:
         x: ``(n, h, w, c)``; half precision is computed in float32.
@@ -78,13 +78,23 @@ def normalize_by_batch(
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015.
     """
+    return _normalize_by_batch(*varying_alike(x, scale, bias, about), epsilon)
+
+
+def _by_batch(x: Images, scale: Channels, bias: Channels, about: Channels, epsilon: float) -> tuple:
     mean, variance = _moments(x, about)
     return normalize(x, mean, variance, scale, bias, epsilon), mean, variance
 
 
+_normalize_by_batch = jax.custom_vjp(_by_batch, nondiff_argnums=(4,))
+
+
 def _forward(x: Images, scale: Channels, bias: Channels, about: Channels, epsilon: float) -> tuple:
-    y, mean, variance = normalize_by_batch(x, scale, bias, about, epsilon)
-    return (y, mean, variance), (x, mean, lax.rsqrt(variance + epsilon), scale)
+    # Not by the function itself, through whose moments no gradient flows: a second derivative would not see how what is
+    # saved depends on x.
+    y, mean, variance = _by_batch(x, scale, bias, about, epsilon)
+    moments = lax.stop_gradient((mean, variance))
+    return (y, *moments), (x, mean, lax.rsqrt(variance + epsilon), scale)
 
 
 def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
@@ -99,7 +109,7 @@ def _backward(epsilon: float, saved: tuple, gradients: tuple) -> tuple:
     return x_gradient, scale_gradient, bias_gradient, jnp.zeros_like(mean)
 
 
-normalize_by_batch.defvjp(_forward, _backward)
+_normalize_by_batch.defvjp(_forward, _backward)
 
 
 def _moments(x: Images, about: Channels) -> tuple[Channels, Channels]:

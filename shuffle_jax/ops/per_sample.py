@@ -92,7 +92,7 @@ def affine(
         kernels = rows[:, :-1].reshape(n, *window, -1, features)
         return convolution(x, kernels, stride, padding, groups) + rows[:, None, None, -1]
     columns = patches(x, window, stride, resolve_padding(x.shape[1:3], window, padding))
-    columns = jnp.concatenate([columns, jnp.ones((*columns.shape[:-1], 1), x.dtype)], axis=-1)
+    columns = jnp.concatenate([columns, jnp.ones_like(columns[..., :1])], axis=-1)
     return _product(columns, rows[:, None], 1)
 
 
@@ -102,10 +102,11 @@ def _product(
     """What a window sees, by the elements of the kernel and then by channel, times the kernel of the image."""
     n, *size, seen = columns.shape
     taps, inputs, features = kernels.shape[1:]
+    columns = columns.reshape(n, -1, seen)
     if groups == 1:
-        y = columns.reshape(n, -1, seen) @ kernels.reshape(n, seen, features)
+        y = columns @ kernels.reshape(n, seen, features)
     else:
         parts = columns.reshape(n, -1, taps, groups, inputs)
         split = kernels.reshape(n, taps, inputs, groups, features // groups)
-        y = jnp.einsum("npagc,nacgo->npgo", parts, split)
+        y = jnp.einsum("npagc,nacgo->npgo", parts, split).reshape(n, -1, features)
     return y.reshape(n, *size, features)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from shuffle_jax.ops.mesh import varying_alike, whole
 from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
 
 
@@ -101,7 +102,8 @@ def invert(permutation: Permutation) -> Permutation:
     >>> invert(jnp.array([2, 0, 1])).tolist()
     [1, 2, 0]
     """
-    return jnp.argsort(permutation, axis=-1).astype(jnp.int32)
+    order = jnp.argsort(permutation, axis=-1).astype(jnp.int32)
+    return varying_alike(order, permutation)[0]  # which argsort itself forgets
 
 
 def compose(first: Permutation, second: Permutation) -> Permutation:
@@ -186,7 +188,7 @@ def count_distinct(index: Int[Array, "n c"]) -> Int[Array, ""]:
     >>> int(count_distinct(jnp.array([[0, 1], [1, 0], [0, 1]])))
     2
     """
-    equal = jnp.all(index[:, None] == index[None, :], axis=-1)
+    equal = jnp.all(index[:, None] == whole(index)[None, :], axis=-1)
     return (~jnp.any(jnp.tril(equal, -1), axis=-1)).sum(dtype=jnp.int32)  # those that none before is equal to
 
 

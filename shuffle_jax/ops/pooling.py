@@ -67,10 +67,16 @@ def _largest_native(x: Images) -> Images:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _largest_noted(size: tuple[int, int], x: Images) -> Images:
-    return _largest_forward(size, x)[0]
+    return _largest_and_place(size, x)[0]
 
 
 def _largest_forward(size: tuple[int, int], x: Images) -> tuple[Images, Int[Array, "n oh ow c"]]:
+    # By the function itself, for a second derivative: that of a maximum of equal numbers is half of each. What is
+    # computed twice here XLA computes once.
+    return _largest_noted(size, x), _largest_and_place(size, x)[1]
+
+
+def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Images, Int[Array, "n oh ow c"]]:
     """The largest value of each window, and which of the nine it is."""
     padded = jnp.pad(x, PADS, constant_values=-jnp.inf)
     taps = [padded[:, a : a + size[0] : 2, b : b + size[1] : 2] for a in range(3) for b in range(3)]

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic, tangent
 from shuffle_jax.ops.converged_sinkhorn import converged_sinkhorn
+from shuffle_jax.ops.mesh import each_device
 from shuffle_jax.ops.orthogonal import orthostochastic
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shape import check_matrix
@@ -171,7 +172,7 @@ def soft_sort(
     if not jnp.issubdtype(scores.dtype, jnp.floating):
         raise ValueError(f"scores of {scores.dtype} are not of floating point: convert them to float32")
     scores = at_least_float32(scores)
-    ordered = jnp.sort(scores, axis=-1, descending=descending)
+    ordered = each_device(lambda scores: jnp.sort(scores, axis=-1, descending=descending), (scores,))
     return softmax_rows(-jnp.abs(ordered[..., :, None] - scores[..., None, :]), temperature)
 
 

@@ -105,7 +105,7 @@ def _cheapest_first(cost: Matrix) -> Permutation:
         rows, columns = taken.any(-1, keepdims=True), taken.any(-2, keepdims=True)
         return jnp.where(rows, first_column, chosen), jnp.where(rows | columns, end, order)
 
-    none = jnp.full((*cost.shape[:-1], 1), -1, jnp.int32)
+    none = jnp.full_like(order[..., :1], -1, jnp.int32)
     return jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), round_, (none, order))[0][..., 0]
 
 

@@ -87,7 +87,8 @@ def _products_by_pointer(
 ) -> Images:
     """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
     n, h, w, c = x.shape
-    rows, parts = x.reshape(n, 1, h * w, c), jnp.split(products.reshape(n, 1, h * w, -1), len(offsets), axis=-1)
+    rows, products = (image.reshape(n, h * w, -1)[:, None] for image in (x, products))
+    parts = jnp.split(products, len(offsets), axis=-1)
     kernels = jnp.split(kernel, len(offsets), axis=-1)
     size, moved = c // len(offsets), []
     for k, (part, weights, (dh, dw)) in enumerate(zip(parts, kernels, offsets, strict=True)):
@@ -99,4 +100,4 @@ def _products_by_pointer(
                 rim = channels_from(rows[:, :, start:stop], k * size + rotation + further, size)
                 pieces.append(convolution.pointwise(rim, weights, groups // len(offsets)))
         moved.append(jnp.concatenate(pieces, axis=2))
-    return jnp.concatenate(moved, axis=-1).reshape(n, h, w, -1)
+    return jnp.concatenate(moved, axis=-1)[:, 0].reshape(n, h, w, -1)

@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.ops.mesh import each_device
 from shuffle_jax.ops.penalty import safe_norm
 from shuffle_jax.ops.permutation import invert
 from shuffle_jax.ops.precision import at_least_float32
@@ -20,8 +21,8 @@ def relu_kernel(u: Float[Array, "*batch k c"], v: Float[Array, "*batch m c"]) ->
 
     So ``K(u, u) = |u|^2 / 2`` and ``K(u, -u) = 0``. The gradient is ``(|v| sin t u / |u| + (pi - t) v) / (2 pi)``,
     computed in this form and finite everywhere: also for parallel and opposite vectors, where the arccosine has none,
-    and at zero vectors, where it is ``v / 4``, the middle of what it is around them. Cost O(k m c), in float32 at
-    least; differentiate it once only.
+    and at zero vectors, where it is ``v / 4``, the middle of what it is around them. Second derivatives are
+    right but at zero vectors, where there is none. Cost O(k m c), in float32 at least.
 
     Args:
         u: ``(..., k, c)`` real vectors.
@@ -70,8 +71,7 @@ def two_layer_loss(
         permutation: p of the teacher, ``(c,)``, with ``P[i, p[i]] = 1``; not checked.
 
     Returns:
-        ``(...)`` values, at least 0 up to rounding; in float32 at least. Differentiate once only, see
-        :func:`relu_kernel`.
+        ``(...)`` values, at least 0 up to rounding; in float32 at least.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -90,9 +90,15 @@ def two_layer_loss(
         shapes = ", ".join(str(array.shape) for array in (weights, outputs, matrix, permutation))
         raise ValueError(f"a network of the shapes {shapes} does not fit: give (k, c), (k,), (..., c, c) and (c,)")
     weights, outputs, matrix = (at_least_float32(array) for array in (weights, outputs, matrix))
-    batch = matrix.shape[:-2]
-    student = jnp.matmul(jnp.broadcast_to(weights, (*batch, units, channels)), matrix, precision="highest")
-    teacher = weights[:, invert(permutation)]
+    given = weights, outputs, weights[:, invert(permutation)]
+    return each_device(_loss, (matrix,), given) if matrix.ndim > 2 else _loss(matrix, *given)
+
+
+def _loss(
+    matrix: Matrix, weights: Float[Array, "k c"], outputs: Float[Array, " k"], teacher: Float[Array, "k c"]
+) -> Float[Array, "*batch"]:
+    wide = jnp.broadcast_to(weights, (*matrix.shape[:-2], *weights.shape))
+    student = jnp.matmul(wide, matrix, precision="highest")
     across = relu_kernel(student, jnp.broadcast_to(teacher, student.shape))
     own = jnp.broadcast_to(relu_kernel(teacher, teacher), across.shape)
     # Near M = P the three kernels are alike: their difference is taken first, for rounding errors to stay small.
@@ -125,5 +131,7 @@ def _sine_and_angle(
     """Of the angle between two vectors; a zero vector is at right angles to all."""
     norms = u_norm * v_norm
     cosine = jnp.clip(product / jnp.where(norms > 0, norms, 1), -1, 1)
-    sine = jnp.sqrt((1 - cosine) * (1 + cosine))
+    square = (1 - cosine) * (1 + cosine)
+    # Of parallel vectors the slope of the sine is infinite. Second derivatives hold it only in products with what is 0.
+    sine = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     return sine, jnp.arctan2(sine, cosine)
