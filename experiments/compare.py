@@ -30,7 +30,7 @@ from experiments.comparison.curves import curves, has_curves
 from experiments.comparison.figure import figure
 from experiments.comparison.plan import Comparison, Planned, about_files, naming, plan, read
 from experiments.comparison.runs import run_result
-from experiments.comparison.table import Results, block, table
+from experiments.comparison.table import Results, block, remarks, table
 from shuffle_jax.files import replace_file
 from shuffle_jax.records import read_records
 from shuffle_jax.run import Run
@@ -232,6 +232,8 @@ def as_json(results: Results) -> str:
 def write(results: Results, out: Path | None, into: Path | None) -> None:
     """Prints the table, and writes it with the figures to a folder and with all there is to say to a document."""
     print(f"\n{results['title']}\n\n{table(results)}", end="")
+    for line in remarks(results):
+        print(f"\n{line}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "table.md").write_text(table(results), encoding="utf-8")

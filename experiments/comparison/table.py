@@ -135,6 +135,20 @@ def table(results: Results) -> str:
     return "\n".join([*lines, *(line for failure in failures for line in ("", failure))]) + "\n"
 
 
+def remarks(results: Results) -> list[str]:
+    """A line for each variant whose hardening costs more than a point in a run, or whose permutations are not all
+    certified, with what to change."""
+    lines = []
+    for row in rows(results):
+        lost = -min(row.change.values) if row.change else 0.0
+        found = [f"hardening loses up to {lost:.1f} points"] if lost > 1 else []
+        if row.certified < row.permutations:
+            found.append(f"{row.certified} of {row.permutations} learned permutations are certified")
+        if found:
+            lines.append(f"{row.label}: {' and '.join(found)}; train longer (--epochs), or raise --penalty.weight")
+    return lines
+
+
 def block(results: Results) -> str:
     """The comparison as a part of a document: the text, the table, and how to repeat it.
 

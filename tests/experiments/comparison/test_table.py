@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from experiments.comparison.figure import figure
-from experiments.comparison.table import block, rows, table
+from experiments.comparison.table import block, remarks, rows, table
 from shuffle_jax.analysis.drawing import BLUE, ORANGE
 
 
@@ -51,6 +51,14 @@ def test_rows_are_the_sums_done_by_hand():
     assert (learned.certified, learned.permutations) == (31, 32)
     assert learned.failed == {3: "the loss is nan at step 3"}
     assert broken.relaxed is None and len(broken.failed) == 3
+
+
+def test_a_variant_that_hardening_costs_something_is_named():
+    assert remarks(RESULTS) == [
+        "learned: hardening loses up to 10.0 points and 31 of 32 learned permutations are certified; train longer "
+        "(--epochs), or raise --penalty.weight"
+    ]
+    assert remarks({**RESULTS, "variants": RESULTS["variants"][:1]}) == []
 
 
 def test_the_table():
