@@ -136,8 +136,7 @@ def table(results: Results) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """A line for each variant whose hardening costs more than a point in a run, or whose permutations are not all
-    certified, with what to change."""
+    """What to change, a line for each variant that hardening costs more than a point, or that is not all certified."""
     lines = []
     for row in rows(results):
         lost = -min(row.change.values) if row.change else 0.0
