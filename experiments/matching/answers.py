@@ -28,8 +28,21 @@ def check_pairs_file(path: Path | None) -> None:
 def show_pairs(instance: Instance, found: Solution, names: tuple[str, str], as_csv: bool) -> None:
     """Prints all pairs, and in a sentence how good they are; the latter beside the output of programs."""
     print_rows(names, _cells(instance, found.permutation, "" if as_csv else "-"), as_csv)
-    told = edges_that_meet(instance, found.permutation).told(names, found.value, found.seconds)
-    print(told, file=sys.stderr if as_csv else sys.stdout)
+    print(told(instance, found, names), file=sys.stderr if as_csv else sys.stdout)
+
+
+def told(instance: Instance, found: Solution, names: tuple[str, str]) -> str:
+    """How good a match is, in a sentence."""
+    from shuffle_jax.problems.matching import MOST_TRIED
+
+    exact, first, second, both = edges_that_meet(instance, found.permutation)
+    if exact:
+        return f"exact: each of the {first:,} edges of {names[0]} is one of {names[1]}, and the other way round"
+    least = "the least there is" if instance.size <= MOST_TRIED else f"the least found in {found.seconds:.1f} s"
+    return (
+        f"not exact: of the {first:,} edges of {names[0]} and the {second:,} of {names[1]} {both:,} lie over each "
+        f"other; |A - P B P^T|^2 = {found.value:g} is {least}"
+    )
 
 
 class Meeting(NamedTuple):
@@ -46,18 +59,6 @@ class Meeting(NamedTuple):
     first: int
     second: int
     both: int
-
-    def told(self, names: tuple[str, str], value: float, seconds: float) -> str:
-        """In a sentence."""
-        if self.exact:
-            return (
-                f"exact: each of the {self.first:,} edges of {names[0]} is one of {names[1]}, and the other way round"
-            )
-        return (
-            f"not exact: of the {self.first:,} edges of {names[0]} and the {self.second:,} of {names[1]} "
-            f"{self.both:,} lie over each other; |A - P B P^T|^2 = {value:g} is the least found in {seconds:.1f} s, "
-            "maybe not of all"
-        )
 
 
 def edges_that_meet(instance: Instance, permutation: np.ndarray) -> Meeting:

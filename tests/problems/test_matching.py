@@ -106,6 +106,15 @@ def test_the_solver_goes_on_from_there_for_the_time_that_is_left(monkeypatch):
     assert said[-1] == f"compiles the search, then searches for {seconds:.1f} s"
 
 
+@settings(max_examples=10, deadline=None)
+@given(MATRICES, MATRICES)
+def test_of_a_few_nodes_the_best_match_of_all_is_found(first, second):
+    instance = Instance("few", *(np.array(m, float).reshape(4, 4) for m in (first, second)), "matching")
+    found = match(instance)
+    assert found.value == min(instance.value(p) for p in permutations(range(4))) == instance.value(found.permutation)
+    assert found.steps == 0
+
+
 @pytest.mark.slow
 def test_the_solver_improves_what_it_is_given():
     instance = Instance("regular", rook(), shrikhande(), "matching")

@@ -52,7 +52,7 @@ def plain(arrays: Mapping[str, Any], part: str | None = None) -> dict[str, np.nd
         found = {name: array for name, array in found.items() if not _is_counter(name, array)}
         around = [head for head in _heads(found) if head in WRAPPERS]
         if not around or not all(name.partition(".")[0] in (*WRAPPERS, *BESIDE) and "." in name for name in found):
-            return {name: np.asarray(array) for name, array in found.items()}
+            return {name: _array(name, array) for name, array in found.items()}
         if len(around) > 1:
             raise ValueError(f"there are several networks, {some(around)}: name one as the part (--part {around[0]})")
         found = _inside(found, around[0])
@@ -66,6 +66,15 @@ def _flat(arrays: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         elif not nested or hasattr(value, "shape"):
             yield f"{prefix}{name}", value
+
+
+def _array(name: str, array: Any) -> np.ndarray:
+    try:
+        return np.asarray(array)
+    except (TypeError, RuntimeError) as error:  # a tensor of a type that NumPy lacks, on a GPU, or with a gradient
+        raise ValueError(
+            f"{name} cannot be handed to NumPy ({str(error).splitlines()[0]}): give tensor.detach().cpu().float()"
+        ) from error
 
 
 def _inside(arrays: Mapping[str, Any], head: str) -> dict[str, Any]:
