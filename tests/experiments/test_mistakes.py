@@ -469,6 +469,33 @@ def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_ctrl_c_while_compiling_is_answered_and_a_second_one_ends_the_process(tmp_path):
+    """Before that it said what is trained on what; programs are kept where the user has such things."""
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+    command = [sys.executable, "-m", "experiments.train", "digits"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as process:
+        try:
+            opening = []
+            while not opening or not opening[-1].startswith("compiling"):
+                opening.append(process.stdout.readline())
+                assert opening[-1], process.stderr.read()
+            process.send_signal(signal.SIGINT)
+            answer = process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    said = "".join(opening)
+    assert "1,438 images to train on, 359 to test on, 10 classes, 8 x 8 x 1" in said and "1,100 steps" in said
+    assert "351,610 parameters and 230,400 more in training" in said
+    assert answer == "compiling; stopping after the first step, which is saved; Ctrl-C again stops now\n"
+    assert (process.returncode, errors, rest) == (130, "interrupted\n", "")
+    assert list((tmp_path / "cache" / "shuffle_jax").iterdir())
+
+
 # Tracebacks
 
 
