@@ -28,6 +28,10 @@ from shuffle_jax.problems.solver import SolverConfig
 
 if TYPE_CHECKING:
     from shuffle_jax.problems.instance import Instance
+    from shuffle_jax.problems.solver import Solution
+
+LARGE = 500
+"""Nodes from which on the start of a matching is told, as its end comes seconds later."""
 
 EMBEDDED = ("moebius-16", "moebius-32", "erdos-renyi-16", "erdos-renyi-32", "gaussian-32")
 
@@ -193,14 +197,26 @@ def embedded(name: str, seed: int) -> Instance:
 
 
 def answer(instance: Instance, options: Arguments) -> Outcome:
-    """Matches two graphs and shows which node is which."""
+    """Matches two graphs and shows which node is which; Ctrl-C shows what is there."""
     from shuffle_jax.problems.matching import match
 
-    def say(text: str) -> None:
-        print(f"{instance.name}: {text}", file=sys.stderr, flush=True)
+    known: list[Solution] = []
 
-    found = match(instance, options.seconds, options.seed, options.solver, say)
-    show_pairs(instance, found, columns(options), options.csv)
+    def near(found: Solution, seconds: float) -> None:
+        known.append(found)
+        about = f"a near match is off by |A - P B P^T|^2 = {found.value:g}"
+        print(
+            f"{instance.name}: {about}; compiles a search from there, of {seconds:.1f} s", file=sys.stderr, flush=True
+        )
+
+    if instance.size > LARGE:
+        print(f"{instance.name}: matches {instance.size:,} nodes", file=sys.stderr, flush=True)
+    try:
+        known.append(match(instance, options.seconds, options.seed, options.solver, near))
+    finally:
+        if known:
+            show_pairs(instance, known[-1], columns(options), options.csv)
+    found = known[-1]
     return Outcome(found.permutation, found.value, None, 1, None, found.history[-1].seconds)
 
 

@@ -38,7 +38,7 @@ def match(
     seconds: float = 3.0,
     seed: int = 0,
     config: SolverConfig = DEFAULT,
-    say: Callable[[str], object] = lambda text: None,
+    near: Callable[[Solution, float], object] = lambda found, seconds: None,
 ) -> Solution:
     """A permutation that matches two graphs: :func:`isomorphism`, else :func:`aligned`, improved by the solver.
 
@@ -49,7 +49,7 @@ def match(
         seconds: how long to search, after the solver is compiled; less where an exact match is found.
         seed: of the solver.
         config: of the solver; of large graphs it makes fewer searches side by side.
-        say: told in a few words what is done, before it.
+        near: told of a near match and for how many seconds the solver will search from there, before it is compiled.
 
     Returns:
         A :class:`~shuffle_jax.problems.solver.Solution`. Without the solver it has no rounds and no steps.
@@ -71,14 +71,15 @@ def match(
     if found is None and instance.size <= MOST_TRIED:
         found = _best_of_all(instance)
     elif found is None:
-        say("found no exact match, and looks for a near one")
         found = aligned(instance.a, instance.b)
     value, took = instance.value(found), time.perf_counter() - begun
+    solution = Solution(found, value, (Improvement(took, value),), took, 0.0, 0, 0)
     if value == 0 or instance.size <= MOST_TRIED:
-        return Solution(found, value, (Improvement(took, value),), took, 0.0, 0, 0)
+        return solution
+    left = max(seconds - took, seconds / 2)
+    near(solution, left)
     config = replace(config, searches=max(1, min(config.searches, MOST_ENTRIES // instance.size**2)))
-    say(f"compiles the search, then searches for {max(seconds - took, seconds / 2):.1f} s")
-    return solve(instance, max(seconds - took, seconds / 2), seed, config, enough=0.0, initial=found)
+    return solve(instance, left, seed, config, enough=0.0, initial=found)
 
 
 def _best_of_all(instance: Instance) -> Int[np.ndarray, " n"]:

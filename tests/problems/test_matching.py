@@ -92,7 +92,7 @@ def test_nearly_equal_graphs_are_aligned_without_a_search(size):
 
 def test_the_solver_goes_on_from_there_for_the_time_that_is_left(monkeypatch):
     instance, _, value = noisy(60)
-    calls, said = [], []
+    calls, told = [], []
 
     def solve(instance, seconds, seed, config, enough, initial):
         calls.append((seconds, seed, config, enough, instance.value(initial)))
@@ -100,10 +100,11 @@ def test_the_solver_goes_on_from_there_for_the_time_that_is_left(monkeypatch):
 
     monkeypatch.setattr(matching, "solve", solve)
     config = SolverConfig(searches=1)
-    match(instance, 2.0, 3, config, said.append)
+    match(instance, 2.0, 3, config, lambda *near: told.append(near))
     ((seconds, *others),) = calls
     assert 1 <= seconds < 2 and others == [3, config, 0.0, value]
-    assert said[-1] == f"compiles the search, then searches for {seconds:.1f} s"
+    ((near, left),) = told
+    assert (near.value, left) == (value, seconds) and near.steps == 0
 
 
 @settings(max_examples=10, deadline=None)

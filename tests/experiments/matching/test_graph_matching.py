@@ -150,6 +150,20 @@ def test_an_answer_for_programs_and_nodes_without_a_partner(tmp_path, capsys):
     assert "a-b: a.txt has 6 nodes: 1 without edges were added" in printed.err and "exact: each of" in printed.err
 
 
+def test_ctrl_c_shows_the_near_match(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shuffle_jax.problems.matching.solve", interrupted)
+    (tmp_path / "a.txt").write_text(f"{CYCLE}5 6\n6 7\n")
+    (tmp_path / "b.txt").write_text(f"{CYCLE}5 6\n0 7\n")
+    with pytest.raises(KeyboardInterrupt):
+        graph_matching.run(["--graphs", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    printed = capsys.readouterr()
+    assert "a near match is off by |A - P B P^T|^2 = " in printed.err
+    assert "not exact: of the 9 edges of a.txt and the 9 of b.txt " in printed.out and printed.out.count("\n") == 10
+
+
 def test_how_near_a_match_is_and_in_which_direction(tmp_path, capsys):
     """The directed ring is not the one with an edge turned round, but is without directions."""
     (tmp_path / "a.txt").write_text("0 1\n1 2\n2 3\n3 0\n")
