@@ -47,7 +47,9 @@ class FixedPermutation(nn.Module):
 
     Attributes:
         permutation: the index vector, ``y[..., i] = x[..., p[i]]``; drawn at random if None.
-        seed: of the random permutation, which also depends on the place of the module in its network.
+        seed: of the random permutation, which also depends on the place of the module in its network. Layers stacked by
+            ``nn.scan`` or ``nn.vmap`` share their place, and draw from the random stream "params" too: each has its own
+            with ``split_rngs={"params": True}``.
     """
 
     permutation: Sequence[int] | None = None
@@ -66,8 +68,10 @@ class FixedPermutation(nn.Module):
     def _index(self, channels: int) -> Int[Array, " c"]:
         if self.permutation is None:
             # The same seed gives every layer its own permutation, whatever else the network holds.
-            place = zlib.crc32("/".join(self.path).encode())
-            return permutation.random(jax.random.fold_in(jax.random.key(self.seed), place), channels)
+            key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32("/".join(self.path).encode()))
+            if any(place.startswith(("scan(", "vmap(")) for place in getattr(self.scope, "debug_path", ())):
+                key = jax.random.fold_in(key, jax.random.bits(self.make_rng("params")))
+            return permutation.random(key, channels)
         if sorted(self.permutation) != list(range(channels)):
             raise ValueError(
                 f"the permutation given for {channels} channels has {len(self.permutation)} entries or repeats some: "

@@ -83,7 +83,7 @@ def make_train_step(
             mutable=[*collections, PENALTIES],
             rngs={"dropout": key},
         )
-        penalty = weight * sum(jax.tree.leaves(updated.get(PENALTIES, {})), start=jnp.zeros(()))
+        penalty = weight * sum(map(jnp.sum, jax.tree.leaves(updated.get(PENALTIES, {}))), start=jnp.zeros(()))
         smooth = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         accuracy = jnp.mean(logits.argmax(-1) == targets.argmax(-1), dtype=jnp.float32)
@@ -102,7 +102,7 @@ def make_train_step(
         collections = dict(state.collections)
         if PROGRESS in collections:
             done = jnp.asarray(progress_at(state.step), jnp.float32)
-            collections[PROGRESS] = jax.tree.map(lambda _: done, collections[PROGRESS])
+            collections[PROGRESS] = jax.tree.map(lambda old: jnp.full_like(old, done), collections[PROGRESS])
         dropout = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
         keys = jax.random.split(dropout, config.accumulate)
 

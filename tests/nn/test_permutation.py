@@ -95,6 +95,18 @@ def test_a_random_permutation_depends_on_seed_and_place_alone():
     assert drawn(Stack(("b", "c", "a"), others=2), key=2).items() >= expected.items()
 
 
+def test_stacked_layers_have_a_permutation_each():
+    class Layer(FixedPermutation):
+        def __call__(self, x, _=None):
+            return super().__call__(x), None
+
+    axes = {"variable_axes": {PERMUTATIONS: 0}, "split_rngs": {"params": True}}
+    for stack in (nn.scan(Layer, length=3, **axes), nn.vmap(Layer, axis_size=3, in_axes=None, **axes)):
+        index = jax.jit(stack(seed=1).init)(jax.random.key(0), X)[PERMUTATIONS]["index"]
+        assert len({tuple(p.tolist()) for p in index}) == 3
+        np.testing.assert_array_equal(np.sort(index), np.tile(np.arange(12), (3, 1)))
+
+
 @pytest.mark.parametrize(
     ("given", "entries"), [((0, 1, 2), 3), ((0, *range(11)), 12), (tuple(range(1, 13)), 12), (tuple(range(13)), 13)]
 )
