@@ -8,6 +8,9 @@ fixed shuffle from the start, train one (`--network.mixer shuffle`) and name its
 A network with dynamic layers is evaluated with hard factors, with soft ones, with hard ones repaired by assignment
 where they are no permutations, and frozen: one permutation for all images, the nearest to the mean over training
 images. If it loses nothing by that, its dynamic layers are static in effect.
+
+--classes tells the accuracy of each class and which are taken for which, --wrong 20 the pictures that are wrong with
+the highest probability, --figures FOLDER draws both: of the hardened network, where there is one.
 """
 
 from __future__ import annotations
@@ -17,23 +20,44 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from experiments.cli import keep_programs, main, parse, quiet_libraries
 from shuffle_jax.console import Console
-from shuffle_jax.deploy.harden import Diagnosis
+from shuffle_jax.data.inventory import DataChanged
+from shuffle_jax.data.names import told_apart
+from shuffle_jax.deploy.harden import Hardened
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
+from shuffle_jax.run import Run
 from shuffle_jax.train.advice import after
+from shuffle_jax.train.config import read_config
 from shuffle_jax.train.experiment import Experiment, restore
 from shuffle_jax.train.trained import forms, hardened_experiment
 from shuffle_jax.typing import PyTree
 
 FROZEN = "frozen to the mean permutation"
+
+DRAWN = 24
+"""Pictures that are wrong on the sheet of them, unless another number is asked for."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Where the pictures of the run are now; what is not given stays as the run has it."""
+
+    root: Path | None = None
+    """The folder that holds train and val, of a run on a folder of images."""
+
+    data_dir: Path | None = None
+    """The folder that holds the prepared sets, of a run on a set of tensorflow-datasets."""
+
+    broken: Literal["stop", "skip"] | None = None
+    """What to do about files that are no readable image, of a run on a folder of images."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +76,27 @@ class Arguments:
     layers: bool = False
     """Also print one line per learned permutation or dynamic layer."""
 
+    classes: bool = False
+    """Also print the accuracy of each class, and which are taken for which."""
+
+    wrong: int = 0
+    """Also print so many of the pictures that are wrong, those first where the network is surest."""
+
+    figures: Path | None = None
+    """Also draw the confusion matrix and the pictures that are wrong (--wrong, by default 24) to this folder."""
+
+    data: Moved = field(default_factory=Moved)
+    """Where the pictures are now, if they have been moved."""
+
+    allow_changed: bool = False
+    """Go on though the pictures are not those that the run was trained and measured on: some of those that count as
+    test may have been trained on."""
+
     devices: int | None = None
     """How many local devices to use; all by default."""
 
     json: Path | None = None
-    """Also write the numbers to this file."""
+    """Also write the numbers to this file, with --classes, --wrong or --figures those of classes and pictures too."""
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -64,12 +104,15 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.evaluate", description=__doc__)
     quiet_libraries()
     keep_programs()
-    experiment, variables, step = restore(options.run, options.checkpoint, options.devices)
+    if options.wrong < 0:
+        raise ValueError(f"--wrong must be at least 0, got {options.wrong}")
+    experiment, variables, step = _restore(options, options.run)
     dynamic = experiment.probe is not None
     probed = experiment.probe.numbers(variables) if experiment.probe is not None else {}
-    rows, diagnoses = results(experiment, variables, dynamic)
+    rows, hard = results(experiment, variables, dynamic)
+    diagnoses = hard.diagnoses
     if options.twin is not None:
-        twin, twin_variables, _ = restore(options.twin, options.checkpoint, options.devices)
+        twin, twin_variables, _ = _restore(options, options.twin)
         if twin.config.data != experiment.config.data:
             raise ValueError(
                 f"{options.twin} was trained on other data than {options.run}: name a twin on the same data"
@@ -101,17 +144,66 @@ def run(arguments: Sequence[str] | None = None) -> None:
             for layer, d in diagnoses.items()
         ]
         console.table("learned permutations", columns, cells)
+    details = {}
+    if options.classes or options.wrong or options.figures:
+        details = _details(options, experiment, variables if dynamic else hard.variables, console)
     if options.json is not None:
         layers = {layer: {k: v.item() for k, v in d._asdict().items()} for layer, d in diagnoses.items()}
-        found = {"step": step, "networks": rows, "permutations": layers} | ({"dynamic": probed} if dynamic else {})
+        found = (
+            {"step": step, "networks": rows, "permutations": layers}
+            | ({"dynamic": probed} if dynamic else {})
+            | details
+        )
         text = json.dumps(found, indent=2)
         replace_file(options.json, f"{text}\n".encode())
 
 
+def _restore(options: Arguments, run: Path) -> tuple[Experiment, dict[str, PyTree], int]:
+    """A run on its pictures, where they are now."""
+    own = read_config(Run(run)).data
+    given = {name: value for name, value in vars(options.data).items() if value is not None}
+    for name in given:
+        if not hasattr(own, name):
+            option = f"--data.{name.replace('_', '-')}"
+            raise ValueError(f"{option} is not for {run}, whose data is {type(own).__name__}: leave it out")
+    data = dataclasses.replace(own, **given)
+    try:
+        return restore(run, options.checkpoint, options.devices, data, options.allow_changed)
+    except DataChanged as error:
+        raise ValueError(f"{error.what}: put them back, or go on with --allow-changed") from error
+
+
+def _details(
+    options: Arguments, experiment: Experiment, variables: dict[str, PyTree], console: Console
+) -> dict[str, Any]:
+    """Prints and draws what was asked for of single classes and pictures; the same as plain values."""
+    from experiments.evaluation.predictions import class_rows, confusion_table, predictions, to_json, wrong_rows
+
+    found = predictions(experiment, variables, told_apart(experiment.dataset.classes))
+    most = options.wrong or (DRAWN if options.figures else 0)
+    wrong = wrong_rows(found, experiment.dataset, most)
+    if options.classes:
+        console.table("classes", ["class", "images", "top-1", "most often taken for"], class_rows(found))
+        console.table(*confusion_table(found))
+    if most and not wrong:
+        console.message("no test image is wrong")
+    elif options.wrong:
+        console.table("wrong, the surest first", ["picture", "class", "said to be", "probability"], wrong)
+    if options.figures is not None:
+        from experiments.cli.output import save_figure
+        from experiments.evaluation.figures import confusion_figure, wrong_figure
+
+        options.figures.mkdir(parents=True, exist_ok=True)
+        save_figure(confusion_figure(found), options.figures / "confusion.png")
+        save_figure(wrong_figure(found, experiment.dataset, most), options.figures / "wrong.png")
+        console.message(f"confusion.png and wrong.png in {options.figures}")
+    return to_json(found, wrong)
+
+
 def results(
     experiment: Experiment, variables: dict[str, PyTree], dynamic: bool
-) -> tuple[dict[str, dict[str, float]], dict[str, Diagnosis]]:
-    """Accuracies by network, and the diagnosis of each learned permutation.
+) -> tuple[dict[str, dict[str, float]], Hardened]:
+    """Accuracies by network, and the hardened network with the diagnosis of each learned permutation.
 
     Args:
         experiment: the parts of the run.
@@ -132,7 +224,7 @@ def results(
         fixed = build(dataclasses.replace(network, mixer="shuffle"), len(experiment.dataset.classes))
         kept = variables if dynamic else hard.variables
         rows["fixed shuffle, same weights"] = dataclasses.replace(experiment, network=fixed).evaluate(kept)
-    return rows, hard.diagnoses
+    return rows, hard
 
 
 def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], images: int) -> str:

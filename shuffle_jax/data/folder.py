@@ -99,7 +99,7 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
     """
     root = Path(config.root)
     if not root.is_dir():
-        raise ValueError(f"no folder {root}; set root to the folder that holds 'train'")
+        raise ValueError(f"no folder {root}; set data.root to the folder that holds 'train'")
     train_root = root / "train"
     if not train_root.is_dir():
         raise ValueError(f"no folder {train_root}; put the training images in {train_root}/<class>/")

@@ -216,7 +216,7 @@ def _features(info: Any, config: TfdsConfig) -> tuple[tuple[str, Any], tuple[str
         raise ValueError(f"the images of {config.name} are {kind}: only those of 8 or 16 bits can be learnt")
     number = features[label].num_classes
     if not number:
-        raise ValueError(f"the label {label} of {config.name} has no classes: choose another one by label")
+        raise ValueError(f"the label {label} of {config.name} has no classes: choose another one by data.label")
     return (image, features[image]), (label, tuple(features[label].int2str(k) for k in range(number)))
 
 
@@ -225,7 +225,7 @@ def _side(shape: Sequence[int | None], name: str) -> int:
     height, width, _ = shape
     if height is None or height != width:
         sizes = "of many sizes" if height is None or width is None else f"{height}x{width}"
-        raise ValueError(f"the images of {name} are {sizes}: set image_size, the side of the squares to make of them")
+        raise ValueError(f"the images of {name} are {sizes}: set data.image_size, the side of the squares to make of them")
     return height
 
 

@@ -271,7 +271,7 @@ def damaged(root: Path) -> FolderConfig:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (no_root, "no folder {root}/nowhere; set root to the folder that holds 'train'"),
+        (no_root, "no folder {root}/nowhere; set data.root to the folder that holds 'train'"),
         (no_train, "no folder {root}/train; put the training images in {root}/train/<class>/"),
         (
             no_classes,

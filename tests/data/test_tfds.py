@@ -185,7 +185,7 @@ def test_tensorflow_is_not_imported_where_it_is_installed_and_nothing_else_is_sa
             TfdsConfig("embedded_digits:2.0.0"),
             "{dir}/embedded_digits has the versions 1.0.0, not 2.0.0; use one of them",
         ),
-        (TfdsConfig(PICTURES), "the images of mixed_pictures/small are of many sizes: set image_size, the side of"),
+        (TfdsConfig(PICTURES), "the images of mixed_pictures/small are of many sizes: set data.image_size, the side of"),
         (TfdsConfig(PICTURES, image="photo"), "mixed_pictures/small has no Image 'photo' among coarse (ClassLabel), "),
         (TfdsConfig(PICTURES, label="picture"), "mixed_pictures/small has no ClassLabel 'picture' among coarse"),
         (
