@@ -146,16 +146,24 @@ class Console:
             self._progress.stop()
 
     def _start_progress(self, total_steps: int, resumed_at: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich import progress as bars
+        from rich.table import Column
 
-        # On a narrow terminal the bar gives way, not "epoch 3", "135/1350", 49 letters of numbers, "1:02:03".
-        others = (6 + self._epoch_width) + (2 * self._step_width + 1) + 49 + 7 + 4
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=min(max(self._console.width - others, 3), 40)),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
+        # "epoch 3", "135/1350", 39 letters of numbers, "1:02:03". On a narrow terminal the bar gives way, then the
+        # time, then the last of the numbers.
+        epoch_width, steps_width = 6 + self._epoch_width, 2 * self._step_width + 1
+        room = self._console.width - (epoch_width + 1 + steps_width + 1 + 39)
+        columns: list[bars.ProgressColumn] = [
+            bars.TextColumn("epoch {task.fields[epoch]}", table_column=Column(no_wrap=True, min_width=epoch_width)),
+            bars.MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=steps_width)),
+            bars.TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
+        ]
+        if room >= 8 + 4:
+            columns.insert(1, bars.BarColumn(bar_width=min(room - 8 - 1, 40)))
+        if room >= 8:
+            columns.append(bars.TimeRemainingColumn(compact=True))
+        self._progress = bars.Progress(
+            *columns,
             console=self._console,
             speed_estimate_period=600.0,  # Seconds; logging events may be minutes apart.
         )
