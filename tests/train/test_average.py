@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, to_json, with_network
 from shuffle_jax.train.experiment import prepare, restore
 from shuffle_jax.train.optimizer import moving_average
-from shuffle_jax.train.trained import load_trained
+from shuffle_jax.train.trained import forms, hardened, hardened_experiment, load_trained
 
 DECAYS = (0.9, 0.99, 0.999, 0.9999)
 
@@ -45,6 +46,24 @@ def test_averaging_never_ends_two_points_below_the_network_itself():
         averaged = experiment.evaluate(experiment.settled(state.replace(average=average)).variables())["top1"]
         assert averaged >= itself - 0.02, (decay, averaged, itself)
 
+    # Re-estimated statistics are as good as those of the training, and a form of their own where nothing is hardened.
+    asked = dataclasses.replace(experiment, config=dataclasses.replace(config, recalibrate=16))
+    variables = {"params": state.params, **state.collections}
+    found = dict(forms(asked, variables, hardened_experiment(asked, variables)))
+    assert list(found) == ["relaxed", "recalibrated"]
+    assert itself == found["relaxed"]["top1"] != found["recalibrated"]["top1"] >= itself - 0.02
+
+
+def test_statistics_are_re_estimated_where_nothing_is_hardened_too(monkeypatch):
+    def record(network, variables, images):
+        return {**variables, "batch_stats": list(images)}
+
+    monkeypatch.setattr("shuffle_jax.train.trained.recalibrate", record)
+    variables = {"params": {"kernel": np.ones(2)}, "batch_stats": {"mean": np.ones(2), "var": np.ones(2)}}
+    for batches, expected in ((0, variables["batch_stats"]), (3, [0, 1, 2])):
+        config = dataclasses.replace(digits(), recalibrate=batches)
+        assert hardened(config, nn.Dense(2), variables, (8, 8, 1), range).variables["batch_stats"] == expected
+
 
 @pytest.mark.slow
 def test_an_average_that_an_earlier_version_left_without_statistics_gets_them_where_the_images_can_be_read(
@@ -68,6 +87,8 @@ def test_an_average_that_an_earlier_version_left_without_statistics_gets_them_wh
         _, variables, _ = restore(tmp_path / name, devices=1)
         for found in (variables["batch_stats"], load_trained(tmp_path / name).variables["batch_stats"]):
             jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), own)
+    _, on_two, _ = restore(tmp_path / "earlier", devices=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), on_two["batch_stats"], own)
     assert capsys.readouterr().err == ""
 
     def unreadable(*_):

@@ -24,7 +24,7 @@ SCRIPT = Path(__file__).with_name("one_of_several.py")
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "digits --network.family outside_networks:Small --network.mixer identity --data.test-fraction 0.9 "
-    "--batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 1"
+    "--batch-size 44 --optimizer.warmup-epochs 0.5 --log-every 1 --average-decay 0.9"
 )
 PATIENCE = 240.0
 """Seconds within which processes must do what is expected of them, on a busy machine."""
