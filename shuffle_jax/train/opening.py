@@ -75,9 +75,9 @@ class Compiling:
         )
         return f"{took}; {kept}"
 
-    def _listen(self, event: str, seconds: float, **_: str | int) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == SAVED:
-            self._saved += max(seconds, 0.0)
+            self._saved += max(duration_secs, 0.0)
 
 
 def _several(number: int, what: str) -> str:
