@@ -65,15 +65,13 @@ class Compiling:
         """How long it took and what was saved, in one line; to be called once."""
         jax.monitoring.unregister_event_duration_listener(self._listen)
         took = f"compiled in {time.perf_counter() - self._started:.0f} s"
-        folder = jax.config.values["jax_compilation_cache_dir"]
+        values = jax.config.values
+        folder = values["jax_compilation_cache_dir"] if values["jax_enable_compilation_cache"] else None
+        if folder is None:
+            return took
         if self._saved >= 1:
             return f"{took}, {self._saved:.0f} s less than without the programs kept in {_short(folder)}"
-        kept = (
-            f"programs are kept in {_short(folder)} for later runs"
-            if folder
-            else "JAX_COMPILATION_CACHE_DIR is not set"
-        )
-        return f"{took}; {kept}"
+        return f"{took}; programs are kept in {_short(folder)} for later runs"
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == SAVED:
