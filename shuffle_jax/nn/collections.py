@@ -42,14 +42,14 @@ COLLECTIONS = ("params", "batch_stats", PERMUTATIONS, PROGRESS, PENALTIES, DIAGN
 def sow_last(module: nn.Module, collection: str, name: str, value: Array | float) -> None:
     """Sows a value: the last one if the module is called again, and not all of them; none at initialisation."""
     if not module.is_initializing():
-        module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(()))
+        module.sow(collection, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros((), jnp.float32))
 
 
 def training_progress(module: nn.Module) -> Float[Array, ""]:
     """How much of the training is done, from 0 to 1; 1 where nobody says, as in a network that is finished."""
     if module.is_initializing() or module.has_variable(PROGRESS, "share"):
-        return module.variable(PROGRESS, "share", jnp.ones, ()).value
-    return jnp.ones(())
+        return module.variable(PROGRESS, "share", jnp.ones, (), jnp.float32).value
+    return jnp.ones((), jnp.float32)
 
 
 def relaxed_permutations(params: PyTree) -> dict[str, Float[Array, "c c"]]:

@@ -71,7 +71,7 @@ class Conv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
         y = ops.convolution(x, kernel, self.stride, groups=self.groups)
         return _add_bias(self, y) if self.use_bias else y
 
@@ -101,7 +101,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
         return ops.depthwise(x, kernel, self.stride)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
@@ -136,7 +136,7 @@ class PointwiseConv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
         y = ops.pointwise(x, kernel, self.groups)
         return _add_bias(self, y) if self.use_bias else y
 
@@ -168,5 +168,5 @@ def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tu
 
 
 def _add_bias(layer: Conv | PointwiseConv, y: Images) -> Images:
-    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,))
+    bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
     return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)

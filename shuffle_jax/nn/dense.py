@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.typing import Array, Float
@@ -24,10 +25,10 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n c"], train: bool = False) -> Float[Array, "n features"]:
         """Maps ``(n, c)`` to ``(n, features)``; ``train`` changes nothing."""
-        y = x @ self.param("kernel", self.kernel_init, (x.shape[-1], self.features)).astype(x.dtype)
+        y = x @ self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32).astype(x.dtype)
         if not self.use_bias:
             return y
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         return y + bias.astype(y.dtype).reshape(1, -1)
 
     def multiply_adds(self, x: Float[Array, "n c"], y: Float[Array, "n features"]) -> int:

@@ -182,12 +182,12 @@ class DynamicConv(nn.Module):
             "q": (1, 1, channels // blocks, latent),
             "p": (1, 1, latent // blocks, self.features),
         }
-        kernel, q, p = (self.param(name, self.kernel_init, shape) for name, shape in shapes.items())
+        kernel, q, p = (self.param(name, self.kernel_init, shape, jnp.float32) for name, shape in shapes.items())
         elements = bias = None
         if self.elements:
-            elements = self.param("r", nn.initializers.lecun_normal(), (*view.size, self.elements))
+            elements = self.param("r", nn.initializers.lecun_normal(), (*view.size, self.elements), jnp.float32)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+            bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)
         norm1, norm2 = BatchNorm(unbiased=True, name="norm1"), BatchNorm(unbiased=True, name="norm2")
 
         if not train and not self.is_initializing() and self._synthesises(view, channels):

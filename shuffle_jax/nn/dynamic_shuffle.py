@@ -145,7 +145,7 @@ class StaticDynamicShuffle(nn.Module):
         sizes = min(shapes[0]), min(shapes[1])
         dynamic = self._rounded(self.generator(sizes=sizes, copies=1, name="generator")(x, train), train)
         names, init = ("static_outer", "static_inner"), nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
-        static = [self.param(name, init, shape) for name, shape in zip(names, shapes, strict=True)]
+        static = [self.param(name, init, shape, jnp.float32) for name, shape in zip(names, shapes, strict=True)]
         outer, inner = (fixed[None, None] + _padded(own, fixed) for fixed, own in zip(static, dynamic, strict=True))
         return kronecker.mix(x, outer, inner, blocks)
 

@@ -79,8 +79,8 @@ class KernelAttention(nn.Module):
         else:
             y = kernel_attention.mix_features(x, kernels, weights, self.stride, view.pads, self.groups)
         if self.use_bias:
-            biases = self.param("biases", nn.initializers.zeros_init(), (self.count, self.features)).astype(dtype)
-            y = y + kernel_attention.aggregate(weights, biases)[:, None, None]
+            biases = self.param("biases", nn.initializers.zeros_init(), (self.count, self.features), jnp.float32)
+            y = y + kernel_attention.aggregate(weights, biases.astype(dtype))[:, None, None]
         return y[:, 0] if sequence else y
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
@@ -94,7 +94,7 @@ class KernelAttention(nn.Module):
         raise NotImplementedError("KernelAttention is what layers share: use CondConv or DYConv")
 
     def _start(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "k kh kw i o"]:
-        return jax.vmap(lambda one: self.kernel_init(one, shape[1:]))(jax.random.split(key, shape[0]))
+        return jax.vmap(lambda one: self.kernel_init(one, shape[1:], jnp.float32))(jax.random.split(key, shape[0]))
 
     def _aggregates(self, view: Window, channels: int) -> bool:
         if self.form in ("features", "kernels"):

@@ -8,6 +8,7 @@ import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.normalization import Affine, normalize, normalize_by_batch
+from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images, PyTree
 
 MOMENTUM = 0.9
@@ -20,8 +21,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation over (n, h, w), :func:`shuffle_jax.ops.normalization.normalize_by_batch`.
 
     Parameters ``scale`` and ``bias``, and the running ``mean`` and ``var`` in "batch_stats", are named as in
-    ``flax.linen.BatchNorm`` and kept in float32; statistics are global over a sharded batch. The running variance
-    averages the biased variances of the batches.
+    ``flax.linen.BatchNorm`` and kept in float32; statistics are global over a sharded batch, and within
+    ``jax.shard_map`` those of the device's own images. The running variance averages the biased variances of the
+    batches.
 
     Where there are neither statistics nor a scale, as after :func:`shuffle_jax.deploy.fold.fold`, evaluation adds the
     bias; without a bias it returns the input.
@@ -54,21 +56,24 @@ class BatchNorm(nn.Module):
             return x + self.get_variable("params", "bias").astype(x.dtype).reshape(1, 1, 1, -1)
         scale, bias, mean, var = self._variables(x.shape[-1])
         x = x.astype(self.dtype or x.dtype)
+        wide = at_least_float32(x).dtype  # float64 images are computed in float64
+        scale, bias, old_mean, old_var = (a.astype(wide) for a in (scale, bias, mean.value, var.value))
         if not train:
-            return normalize(x, mean.value, var.value, scale, bias, EPSILON)
-        y, batch_mean, batch_var = normalize_by_batch(x, scale, bias, mean.value, EPSILON)
+            return normalize(x, old_mean, old_var, scale, bias, EPSILON)
+        y, batch_mean, batch_var = normalize_by_batch(x, scale, bias, old_mean, EPSILON)
         if not self.is_initializing():
             values = x.size // x.shape[-1]
             weight = values / max(values - 1, 1) if self.unbiased else 1.0
-            mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * batch_mean
-            var.value = MOMENTUM * var.value + (1 - MOMENTUM) * (weight * batch_var)
+            mean.value = (MOMENTUM * old_mean + (1 - MOMENTUM) * batch_mean).astype(mean.value.dtype)
+            var.value = (MOMENTUM * old_var + (1 - MOMENTUM) * (weight * batch_var)).astype(var.value.dtype)
         return y
 
     def affine(self, channels: int) -> Affine:
         """What it does to an image of so many channels with the running statistics, or without them if it is folded."""
         if self._is_folded():
             has_bias = self.has_variable("params", "bias")
-            return Affine(jnp.ones(channels), self.get_variable("params", "bias") if has_bias else jnp.zeros(channels))
+            one, zero = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
+            return Affine(one, self.get_variable("params", "bias") if has_bias else zero)
         scale, bias, mean, var = self._variables(channels)
         factor = scale * lax.rsqrt(var.value + EPSILON)
         return Affine(factor, bias - mean.value * factor)
@@ -88,10 +93,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def _variables(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
-        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
-        var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         return scale, bias, mean, var
 
 

@@ -105,7 +105,8 @@ class ShiftedPointwise(nn.Module):
             x = shift.address_shift(shift.rotate(x, rotation), self.offsets, self.boundary)
             return layer(x, train=train)
         check_groups(x.shape[-1], self.groups)
-        kernel = self.param("kernel", layer.kernel_init, (1, 1, x.shape[-1] // self.groups, self.features))
+        shape = (1, 1, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", layer.kernel_init, shape, jnp.float32)
         dtype = self.dtype or x.dtype
         return shifted_pointwise(
             x.astype(dtype), kernel.astype(dtype), self.groups, rotation, self.offsets, self.boundary, self.form

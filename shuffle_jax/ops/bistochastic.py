@@ -164,7 +164,7 @@ def random_bistochastic(
     if candidates is not None and candidates < 1:
         raise ValueError(f"candidates is {candidates}: give 1 or more, or None for all")
     entry_key, support_key = jax.random.split(key)
-    matrix = jax.random.uniform(entry_key, (channels, channels))
+    matrix = jax.random.uniform(entry_key, (channels, channels), jnp.float32)
     if candidates is not None:
         keys = jax.random.split(support_key, candidates)
         drawn = jax.vmap(lambda k: to_matrix(random(k, channels)))(keys)

@@ -244,8 +244,8 @@ def _straight_backward(
     x, *indices, outer, inner = saved
     # Hard with a straight-through gradient themselves, which a second derivative sees.
     hard = [rounding.straight_through(f, i).astype(x.dtype) for f, i in zip((outer, inner), indices, strict=True)]
-    dx, *gradients = _straight_gradients(gradient, x, *hard, *indices)
-    return dx, *(g.astype(f.dtype) for g, f in zip(gradients, (outer, inner), strict=True))
+    dx, outer_gradient, inner_gradient = _straight_gradients(gradient, x, *hard, *indices)
+    return dx, outer_gradient.astype(outer.dtype), inner_gradient.astype(inner.dtype)
 
 
 straight_through.defvjp(_straight_forward, _straight_backward)
