@@ -41,7 +41,8 @@ def shortened(page: str, everyday: Collection[str] | None, command: str) -> str:
 
     Args:
         page: with all options, as tyro prints it.
-        everyday: the options to keep; None for those without a dot, which are not about a part of the whole.
+        everyday: the options to keep; None for those without a dot, which are not about a part of the whole, and those
+            that say where the data is.
         command: what shows all of them.
     """
     lines = page.rstrip("\n").splitlines()
@@ -55,7 +56,7 @@ def shortened(page: str, everyday: Collection[str] | None, command: str) -> str:
         own: list[str] = []
         for start, after in zip(entries, [*entries[1:], end], strict=True):
             names = _OPTION.findall(plain(block[start]))
-            if any(name in everyday if everyday is not None else "." not in name for name in names):
+            if any(name in everyday if everyday is not None else _is_everyday(name) for name in names):
                 own += block[start:after]
             else:
                 left_out += 1
@@ -102,6 +103,10 @@ def overview(presets: Mapping[str, str], prog: str, description: str, width: int
             text = textwrap.wrap(network, max(width - column, 20), break_on_hyphens=False)
             lines += [f"    {name:<{column - 4}}{text[0]}", *(" " * column + more for more in text[1:])]
     return "\n".join(lines) + "\n"
+
+
+def _is_everyday(name: str) -> bool:
+    return "." not in name or name in ("--data.root", "--data.data-dir")
 
 
 def _blocks(lines: list[str]) -> Iterator[list[str]]:

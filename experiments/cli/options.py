@@ -42,7 +42,7 @@ def parse(
         prog: the command as one types it, for ``--help``.
         description: what it does, for ``--help``.
         default: gives the options that are not among the words.
-        everyday: the options that ``--help`` shows; None for those without a dot. ``--help-all`` shows all.
+        everyday: the options that ``--help`` shows, by default those without a dot; ``--help-all`` shows all.
 
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
@@ -66,7 +66,7 @@ def parse_preset(
         arguments: the words of the command line; those of this process by default.
         prog: the command as one types it, for ``--help``.
         description: what it does, for ``--help``.
-        everyday: the options that ``--help`` shows; None for those without a dot. ``--help-all`` shows all.
+        everyday: the options that ``--help`` shows, by default those without a dot; ``--help-all`` shows all.
 
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
