@@ -83,7 +83,8 @@ def make_train_step(
             mutable=[*collections, PENALTIES],
             rngs={"dropout": key},
         )
-        penalty = weight * sum(map(jnp.sum, jax.tree.leaves(updated.get(PENALTIES, {}))), start=jnp.zeros(()))
+        penalties = map(jnp.sum, jax.tree.leaves(updated.get(PENALTIES, {})))
+        penalty = weight * sum(penalties, start=jnp.zeros((), jnp.float32))
         smooth = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         accuracy = jnp.mean(logits.argmax(-1) == targets.argmax(-1), dtype=jnp.float32)
@@ -92,7 +93,7 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=0, out_shardings=replicated(mesh))
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Values]:
-        targets = jax.nn.one_hot(batch.labels, classes)
+        targets = jax.nn.one_hot(batch.labels, classes, dtype=jnp.float32)
         epoch = jnp.asarray(state.step, jnp.float32) / steps_per_epoch
         stream = jax.random.fold_in(state.key, AUGMENTATION) if config.separate_streams else state.key
         key = jax.random.fold_in(stream, state.step)
