@@ -53,10 +53,10 @@ class DistributedConfig:
     """Seconds without a sign of life after which a process counts as lost and the others end."""
 
     def __post_init__(self) -> None:
-        given = {"coordinator": self.coordinator, "processes": self.processes, "index": self.index}
+        given = {f"distributed.{name}": getattr(self, name) for name in ("coordinator", "processes", "index")}
         missing = [name for name, value in given.items() if value is None]
         if missing and len(missing) < len(given):
-            raise ValueError(f"coordinator, processes and index go together: {' and '.join(missing)} is missing")
+            raise ValueError(f"{', '.join(given)} go together: {' and '.join(missing)} is missing")
         if self.coordinator is not None and not self.coordinator.rpartition(":")[2].isdigit():
             raise ValueError(f"coordinator must be HOST:PORT, such as node0:9876, got {self.coordinator!r}")
         if self.processes is not None and self.processes < 1:

@@ -20,8 +20,8 @@ SLURM = {"SLURM_STEP_NODELIST": "node[01-02]", "SLURM_NTASKS": "2"}
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"coordinator": "a:1"}, "go together: processes and index is missing"),
-        ({"processes": 2, "index": 0}, "go together: coordinator is missing"),
+        ({"coordinator": "a:1"}, "go together: distributed.processes and distributed.index is missing"),
+        ({"processes": 2, "index": 0}, "go together: distributed.coordinator is missing"),
         (
             {"coordinator": "a", "processes": 2, "index": 0},
             "coordinator must be HOST:PORT, such as node0:",

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from experiments.cli.allocator import keep_freed_memory
+from experiments.cli.typed import as_typed
 from shuffle_jax.signals import AGAIN, heard
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -74,7 +75,7 @@ def _code(run: Callable[[], None]) -> int:
     except OSError as error:
         return _report(_about_file(error), WRONG_INPUT)
     except ValueError as error:
-        return _report(str(error), WRONG_INPUT)
+        return _report(as_typed(str(error), sys.argv[1:]), WRONG_INPUT)
     except ArithmeticError as error:
         return _report(str(error), FAILED)
     except KeyboardInterrupt:

@@ -36,8 +36,8 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
     peak, warmup = config.learning_rate, min(wanted, most)
     if warmup >= steps:
         raise ValueError(
-            f"warmup_epochs must be less than the training: a warm-up of {warmup} of {steps} steps leaves nothing; "
-            "lower warmup_epochs or train longer"
+            f"optimizer.warmup_epochs must be less than the training: a warm-up of {wanted} steps leaves nothing of "
+            f"{steps}; lower it, or train for more epochs"
         )
     match config.schedule:
         case "cosine":

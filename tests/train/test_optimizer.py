@@ -48,7 +48,7 @@ def test_schedules_fall_as_their_names_say():
 
 def test_no_warmup_starts_at_the_peak_and_a_long_one_is_refused():
     assert float(learning_rate(OptimizerConfig(learning_rate=0.3, warmup_epochs=0), 10, 5)(0)) == pytest.approx(0.3)
-    with pytest.raises(ValueError, match=r"a warm-up of 10 of 10 steps leaves nothing"):
+    with pytest.raises(ValueError, match=r"a warm-up of 10 steps leaves nothing of 10"):
         learning_rate(OptimizerConfig(warmup_epochs=2, warmup_share=1.0), 10, 5)
 
 
