@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from shuffle_jax.nn import (
     AddressShift,
@@ -29,6 +30,7 @@ from shuffle_jax.nn import (
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
+from shuffle_jax.nn.collections import collections_of
 
 X = np.random.default_rng(0).standard_normal((2, 3, 2, 8)).astype(np.float32)
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
@@ -81,3 +83,19 @@ def test_parameters_are_counted_in_float32_and_the_output_has_the_type_of_the_co
         half = layer.clone(dtype=jnp.dtype("bfloat16"))
         y, _ = jax.eval_shape(half.init_with_output, jax.random.key(0), jnp.zeros(X.shape))
         assert y.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_is_one_of_flax_nnx_by_its_bridge(name):
+    layer, parameters = LAYERS[name]
+
+    def evaluated_and_trained():
+        model = nnx.bridge.ToNNX(layer, rngs=nnx.Rngs(0)).lazy_init(jnp.asarray(X))
+        before = collections_of(model, "test")
+        y = model(jnp.asarray(X))
+        return before, y, model(jnp.asarray(X), train=True, mutable=[*before, "penalties"]), nnx.state(model, nnx.Param)
+
+    before, y, trained, params = jax.eval_shape(evaluated_and_trained)
+    assert before == jax.eval_shape(layer.init, jax.random.key(0), X)
+    assert y == trained == jax.eval_shape(layer.apply, before, X)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
