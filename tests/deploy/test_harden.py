@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
+from flax.traverse_util import flatten_dict
+from scipy.optimize import linear_sum_assignment
 
+from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.freeze import dynamic_layers
 from shuffle_jax.deploy.harden import diagnose_all, harden
 from shuffle_jax.models import NetworkConfig, build
-from shuffle_jax.nn.collections import relaxed_permutations
+from shuffle_jax.nn import AutoShuffle, PointwiseConv
+from shuffle_jax.nn.collections import RELAXED, relaxed_permutations
 from shuffle_jax.ops import permutation
 from shuffle_jax.ops.penalty import normalized_l1_minus_l2
 from shuffle_jax.ops.relaxation import clamp_normalize
@@ -103,3 +111,68 @@ def test_a_network_without_relaxed_permutations_is_returned_as_it_is():
     hard = harden(variables)
     assert hard.permutations == {} and hard.diagnoses == {}
     assert jax.tree.structure(hard.variables) == jax.tree.structure(dict(variables))
+
+
+MIXED = np.random.default_rng(3).standard_normal((2, 1, 1, 6)).astype(np.float32)
+
+
+def bridged(network, variables):
+    model = nnx.bridge.ToNNX(network, rngs=nnx.Rngs(0)).lazy_init(MIXED)
+    for path, leaf in flatten_dict(variables["params"]).items():
+        target = model
+        for key in path:
+            target = target[key] if isinstance(target, dict) else getattr(target, key)
+        target.set_value(leaf)
+    return model
+
+
+HOLDERS = {  # Of the variables of a linen module, and of the parameters alone.
+    "init": (lambda network, variables: variables, lambda variables: variables["params"]),
+    "frozen": (lambda network, variables: FrozenDict(variables), lambda variables: variables["params"]),
+    "nnx": (bridged, lambda model: nnx.state(model, nnx.Param)),
+    "nnx state": (lambda network, variables: nnx.state(bridged(network, variables)), nnx.to_pure_dict),
+}
+
+
+@pytest.mark.parametrize("holder", HOLDERS)
+@pytest.mark.parametrize("inside", [False, True], ids=["a mixer by itself", "inside"])
+@pytest.mark.fast_cases(4)
+def test_variables_are_hardened_whatever_holds_them(holder, inside, draw):
+    network = nn.Sequential([AutoShuffle(), PointwiseConv(3)]) if inside else AutoShuffle()
+    variables = draw(network, MIXED.shape[1:])
+    everything, parameters = HOLDERS[holder]
+    held = everything(network, variables)
+    layer = "layers_0" if inside else ""
+    ((name, matrix),) = relaxed_permutations(variables).items()
+    index = linear_sum_assignment(-matrix)[1]
+    hard = harden(held)
+    assert name == layer and [*hard.permutations] == [*hard.diagnoses] == [*diagnose_all(held)] == [layer]
+    np.testing.assert_array_equal(hard.permutations[layer], index)
+    np.testing.assert_array_equal(relaxed_permutations(parameters(held))[layer], matrix)
+    exact = {"params": jax.tree.map(lambda leaf: np.eye(6)[index] if leaf is matrix else leaf, variables["params"])}
+    exact = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), exact)
+    np.testing.assert_allclose(network.apply(hard.variables, MIXED), network.apply(exact, MIXED), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_stacked_matrices_are_hardened_one_by_one():
+    matrices = np.random.default_rng(0).random((2, 3, 5, 5)).astype(np.float32)
+    hard = harden({"params": {"layers": {"mixer": {RELAXED: matrices}}}})
+    stacked = hard.variables["permutations"]["layers"]["mixer"]["index"]
+    assert stacked.shape == (2, 3, 5) and stacked.dtype == np.int32
+    for place in np.ndindex(2, 3):
+        name = f"layers/mixer[{place[0]},{place[1]}]"
+        np.testing.assert_array_equal(stacked[place], linear_sum_assignment(-matrices[place])[1])
+        np.testing.assert_array_equal(hard.permutations[name], stacked[place])
+        np.testing.assert_allclose(hard.diagnoses[name].penalty, normalized_l1_minus_l2(matrices[place]), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ask", [harden, *(lambda v, f=f: f(NETWORK, v, IMAGES.shape[1:]) for f in (dynamic_layers, fold))]
+)
+@pytest.mark.parametrize(
+    ("given", "told"), [({"stem": {"kernel": IMAGES}}, "a dictionary of stem"), ([IMAGES], "list"), (None, "NoneType")]
+)
+def test_what_is_no_variables_by_collection_is_refused(ask, given, told):
+    with pytest.raises(ValueError, match=rf'takes all variables .* as init gives them, {{"params": ...}}; got {told}$'):
+        ask(given)

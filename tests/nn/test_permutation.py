@@ -101,10 +101,10 @@ def test_stacked_layers_have_a_permutation_each():
             return super().__call__(x), None
 
     axes = {"variable_axes": {PERMUTATIONS: 0}, "split_rngs": {"params": True}}
-    for stack in (nn.scan(Layer, length=3, **axes), nn.vmap(Layer, axis_size=3, in_axes=None, **axes)):
-        index = jax.jit(stack(seed=1).init)(jax.random.key(0), X)[PERMUTATIONS]["index"]
-        assert len({tuple(p.tolist()) for p in index}) == 3
-        np.testing.assert_array_equal(np.sort(index), np.tile(np.arange(12), (3, 1)))
+    stack = nn.vmap(Layer, axis_size=3, in_axes=None, **axes)  # of nn.scan in tests/train/test_stacked.py
+    index = jax.jit(stack(seed=1).init)(jax.random.key(0), X)[PERMUTATIONS]["index"]
+    assert len({tuple(p.tolist()) for p in index}) == 3
+    np.testing.assert_array_equal(np.sort(index), np.tile(np.arange(12), (3, 1)))
 
 
 @pytest.mark.parametrize(
