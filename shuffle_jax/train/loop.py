@@ -184,6 +184,7 @@ class _Loop:
                 state, values = train_step(state, batch)
             if step == first + 1:
                 self.metrics.console.message(self.compiling.done())
+                self.metrics.console.doing("")
                 self.interruption.answer = TRAINING
             self._checked(meter, step, values)
             if wait:
