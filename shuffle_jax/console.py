@@ -168,7 +168,9 @@ class Console:
             speed_estimate_period=600.0,  # Seconds; logging events may be minutes apart.
         )
         epoch = resumed_at // self._steps_per_epoch
-        self._task = self._progress.add_task("", total=total_steps, completed=resumed_at, epoch=epoch, numbers="compiling")
+        self._task = self._progress.add_task(
+            "", total=total_steps, completed=resumed_at, epoch=epoch, numbers="compiling"
+        )
         self._progress.start()
 
     def _numbers(self, record: Mapping[str, Any]) -> str:

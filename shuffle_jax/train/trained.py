@@ -249,4 +249,4 @@ def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, met
     took = f"{duration(outcome.seconds)} from the first step"
     if outcome.seconds > metrics.seconds_here + 1:
         took += f", {duration(metrics.seconds_here)} of them since it was resumed"
-    metrics.console.message(f"{took}; {figures} figures in {run.figures}")
+    metrics.console.message(f"{took}; {figures} figure{'' if figures == 1 else 's'} in {run.figures}")
