@@ -58,8 +58,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
     trained = load_trained(options.run, options.checkpoint)
     network = trained.config.network
-    for line in after(trained.config, trained.diagnoses):
-        print(line)
     exported, shape = Routed(trained.apply, trained.variables), trained.preprocessing.shape
     if options.fold:
         folded = fold(trained.network, trained.variables, shape)
@@ -82,6 +80,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     )
     size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])
     print(f"{out} ({size:.1f} MB) and {sidecar(out).name}: step {trained.step} of {options.run}, for {text}")
+    for line in after(trained.config, trained.diagnoses):
+        print(line)
     if platform_name() in about["platforms"]:
         images = np.random.default_rng(0).normal(size=(3, *trained.preprocessing.shape)).astype(np.float32)
         expected = np.asarray(trained.logits(jnp.asarray(images)))

@@ -30,11 +30,9 @@ def confusion_figure(found: Predictions) -> Figure:
     figure = blank(side + 1.5, side + 0.5)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_title("share of the images of a class, by what they are said to be", loc="left", fontsize=11)
-    axes.set_xlabel("said to be")
-    axes.set_ylabel("class")
+    figure.suptitle("share of each class (row), by what it is said to be (column)", fontsize=11)
     if len(names) <= NAMED:
-        size = 9 if len(names) <= NUMBERED else 6
+        size = 9 if len(names) <= NUMBERED else 5
         axes.set_xticks(range(len(names)), [_short(name) for name in names], rotation=90, fontsize=size)
         axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=size)
     if len(names) <= NUMBERED:

@@ -107,6 +107,26 @@ def test_json_holds_the_most_probable_classes_first(exported, pictures, capsys):
         assert name in ("bright", "dark") and 0.5 <= probability <= 1
 
 
+def test_folders_are_looked_through_as_for_training(tmp_path, capsys):
+    for name in (
+        "a.png",
+        "in/b.JPG",
+        "._a.png",
+        ".ipynb_checkpoints/a-checkpoint.png",
+        "__MACOSX/a.png",
+        "c.gif",
+        "d.tif",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert predict.find([tmp_path]) == [tmp_path / "a.png", tmp_path / "in/b.JPG"]
+    assert (
+        capsys.readouterr().err
+        == f"left out of {tmp_path}: pictures, 1 .gif, 1 .tif (name them to have them classified)\n"
+    )
+    assert predict.find([tmp_path / "d.tif", tmp_path / "._a.png"]) == [tmp_path / "d.tif", tmp_path / "._a.png"]
+
+
 def test_an_exported_file_is_used_without_the_code_of_the_network(exported, pictures):
     code = """
 import sys
