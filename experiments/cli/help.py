@@ -21,14 +21,18 @@ _RULE = re.compile(r" -{10,} ?$")
 class Page(io.StringIO):
     """What is printed into a page of help, with the colours and the frames that standard output would get."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._output = sys.stdout
+
     def isatty(self) -> bool:
         """Whether there are colours."""
-        return sys.__stdout__ is sys.stdout and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return self._output.isatty() and not os.environ.get("NO_COLOR")
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
         """Whether there are frames."""
-        return sys.__stdout__.encoding if sys.__stdout__ is not None else "utf-8"
+        return getattr(self._output, "encoding", None) or "utf-8"
 
 
 def option_names(page: str) -> dict[str, None]:
