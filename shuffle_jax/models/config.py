@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
@@ -23,6 +24,8 @@ RENAMED = {
 
 BEFORE = {"auto": {"unit_rows": False}}
 """By group, options that earlier versions did not have and whose default is not what they did."""
+
+_AUTO = re.compile(r"(?P<name>shuffle_jax\.nn(\.auto_shuffle)?:AutoShuffle)(\((?P<options>.*)\))?")  # given as a class
 
 GROUPS = groups()
 """The options of the parts by group, each a frozen dataclass."""
@@ -140,6 +143,8 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         if name in fields:
             new_place, new_name = after.split(".")
             found.setdefault(new_place, {})[new_name] = fields.pop(name)
+    if "unit_rows" not in found.get("auto", {}) and (own := _AUTO.fullmatch(str(found.get("mixer")))):
+        found["mixer"] = f"{own['name']}({', '.join(filter(None, [own['options'], 'unit_rows=False']))})"
     for group, options in GROUPS.items():
         default = dataclasses.asdict(options()) | BEFORE.get(group, {})
         found[group] = {**default, **found.get(group, {}), "type": options.__name__}

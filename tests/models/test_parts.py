@@ -129,9 +129,13 @@ def test_configurations_of_the_first_version_are_upgraded():
     found = upgraded(OLD)
     del found["type"]
     config = NetworkConfig(**{n: GROUPS[n](**v) if n in GROUPS else v for n, v in without_types(found).items()})
-    auto = {"start": "shuffle", "candidates": 4, "noise": 0.25}
+    auto = {"start": "shuffle", "candidates": 4, "noise": 0.25, "unit_rows": False}
     assert config == NetworkConfig("shufflenet_v1", 0.5, groups=8, auto=auto, random={"seed": 7})
     assert upgraded(upgraded(OLD)) == upgraded(OLD)
+    by_class = {"mixer": "shuffle_jax.nn.auto_shuffle:AutoShuffle(candidates=4)"}  # no option of a group reaches it
+    assert upgraded(by_class)["mixer"] == "shuffle_jax.nn.auto_shuffle:AutoShuffle(candidates=4, unit_rows=False)"
+    assert upgraded(upgraded(by_class)) == upgraded(by_class)
+    assert upgraded(by_class | {"auto": {"unit_rows": True}})["mixer"] == by_class["mixer"]
 
 
 def without_types(found):
