@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from shuffle_jax.constraint import parameter_name
 from shuffle_jax.nn.collections import RELAXED, STATIC
 from shuffle_jax.typing import Array, PyTree
 
@@ -190,7 +191,7 @@ def _layer(
     if inside:  # Modules that are no layers of their own, such as norms that were absorbed, belong to this one.
         apart = {layer.path.removeprefix(f"{path}/" if path else "").split("/")[0] for layer in inside}
         params = {name: leaf for name, leaf in params.items() if not (isinstance(leaf, Mapping) and name in apart)}
-    leaves = [(keys[-1].key, leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
+    leaves = [(parameter_name(keys), leaf) for keys, leaf in jax.tree.leaves_with_path(params)]
     total = sum(leaf.size for _, leaf in leaves)
     relaxed = sum(leaf.size for name, leaf in leaves if name in (RELAXED, STATIC))
     shape = jax.tree.leaves(y)[0].shape[1:]

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from shuffle_jax.data.augment import normalize
 from shuffle_jax.data.dataset import Examples, spread
-from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS
+from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, one_by_one
 from shuffle_jax.ops.rounding import argmax
 from shuffle_jax.typing import Array, Images, PyTree
 
@@ -42,7 +42,8 @@ class Probe:
         """Regulariser, invalid and distinct permutations and entropy by layer; see shuffle_jax.nn.factors."""
         found: dict[str, dict[str, float]] = {}
         for (*module, name), value in flatten_dict(jax.device_get(self._look(variables)[0])).items():
-            found.setdefault(_layer(module), {})[name] = float(value)
+            for layer, own in one_by_one({tuple(module[:-1]): value}, 0).items():
+                found.setdefault(layer, {})[name] = float(own)
         return found
 
     def permutations(self, variables: dict[str, PyTree]) -> dict[str, np.ndarray]:
@@ -54,9 +55,9 @@ class Probe:
         """
         arrays = {"labels": self._sample[1]}
         for (*module, name), (chosen, mean) in flatten_dict(jax.device_get(self._look(variables)[1])).items():
-            layer = _layer(module)
-            arrays[f"{layer}/{name}"] = np.broadcast_to(chosen, (len(self._sample[1]), *chosen.shape[1:]))
-            arrays[f"{layer}/{name}_mean"] = mean
+            for layer, own in one_by_one({tuple(module[:-1]): chosen}, 3).items():
+                arrays[f"{layer}/{name}"] = np.broadcast_to(own, (len(self._sample[1]), *own.shape[1:]))
+            arrays |= {f"{layer}/{name}_mean": own for layer, own in one_by_one({tuple(module[:-1]): mean}, 3).items()}
         return arrays
 
     @cached_property
@@ -73,11 +74,7 @@ class Probe:
         def look(variables: dict[str, PyTree], images: Images) -> tuple[PyTree, PyTree]:
             apply = partial(self.network.apply, train=False, mutable=[DIAGNOSTICS, FACTORS])
             _, sown = apply(variables, normalize(images, self.mean, self.std))
-            small = jax.tree.map(lambda factor: (argmax(factor).astype(jnp.int16), factor.mean(0)), sown[FACTORS])
+            small = jax.tree.map(lambda factor: (argmax(factor).astype(jnp.int16), factor.mean(-4)), sown[FACTORS])
             return sown[DIAGNOSTICS], small
 
         return look
-
-
-def _layer(generator: Sequence[str]) -> str:
-    return "/".join(generator[:-1])

@@ -5,8 +5,8 @@ What a frozen network loses says how much its dynamic layers do for each image: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.nn.collections import FACTORS, PERMUTATIONS, collections_of, one_by_one
+from shuffle_jax.nn.factors import FactorGenerator, Factors
 from shuffle_jax.ops.rounding import assignment
 from shuffle_jax.typing import Images, PyTree
 
@@ -46,14 +47,14 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
         New variables and the permutations. A network without dynamic layers is returned as it is.
 
     Raises:
-        ValueError: there are no images.
+        ValueError: there are no images, these are no variables by collection, or stacked layers keep their factors in.
     """
     variables = collections_of(variables, "freeze")
 
     @jax.jit
     def mean_factors(variables: dict[str, PyTree], images: Images) -> PyTree:
-        _, sown = network.apply(variables, images, train=False, mutable=[FACTORS])
-        return jax.tree.map(lambda factor: factor.mean(-4), sown.get(FACTORS, {}))  # over images, not stacked layers
+        factors = _factors(network, variables, images)
+        return jax.tree.map(lambda factor: factor.mean(-4), factors)  # over images, not stacked layers
 
     total: PyTree = None
     count = 0
@@ -98,11 +99,34 @@ def dynamic_layers(
     def sown(variables: dict[str, PyTree]) -> PyTree:
         images = jnp.zeros((1, *image_shape))
         variables = {name: tree for name, tree in variables.items() if name != FACTORS}
-        return network.apply(variables, images, train=False, mutable=[FACTORS])[1].get(FACTORS, {})
+        return _factors(network, variables, images)
 
     found = flatten_dict(jax.eval_shape(sown, variables))
     layers = [one_by_one({path[:-2]: np.empty(leaf.shape[:-4])}, 0) for path, leaf in found.items()]
     return tuple(dict.fromkeys(name for names in layers for name in names))
+
+
+def _factors(network: nn.Module, variables: dict[str, PyTree], images: Images) -> PyTree:
+    """What the dynamic layers of a network sow into "factors"."""
+    made: list[tuple[str, ...]] = []
+
+    def note(call: Callable[..., Any], arguments: tuple, keywords: dict[str, Any], context: Any) -> Any:
+        result = call(*arguments, **keywords)
+        if isinstance(context.module, FactorGenerator) and isinstance(result, Factors) and not result.frozen:
+            made.append(context.module.path)
+        return result
+
+    with nn.intercept_methods(note):
+        _, sown = network.apply(variables, images, train=False, mutable=[FACTORS])
+    found = sown.get(FACTORS, {})
+    sowing = {path[:-1] for path in flatten_dict(found)}
+    for path in made:
+        if path not in sowing:
+            raise ValueError(
+                f"the factors of {'/'.join(path)} do not come out of the transformation that it is in: give nn.scan or "
+                f'nn.vmap an axis for "{FACTORS}" among its variable_axes'
+            )
+    return found
 
 
 _assignment = jax.jit(assignment)  # compiled once for each shape

@@ -63,7 +63,7 @@ class Call(NamedTuple):
     """
 
     module: Any
-    shapes: dict[Path, tuple[int, ...]]
+    shapes: dict[Path, PyTree]
     times: int
     inputs: tuple[int, ...]
 
@@ -72,9 +72,9 @@ class Call(NamedTuple):
         return self.times == 1 and self.shapes == shapes(variables)
 
 
-def shapes(variables: dict[str, PyTree]) -> dict[Path, tuple[int, ...]]:
+def shapes(variables: dict[str, PyTree]) -> dict[Path, PyTree]:
     """The shape of every variable, by collection and path."""
-    return {path: jnp.shape(leaf) for path, leaf in flatten_dict(variables).items()}
+    return {path: jax.tree.map(jnp.shape, leaf) for path, leaf in flatten_dict(variables).items()}
 
 
 def traced(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,3 +41,16 @@ def test_a_frozen_network_has_none(draw):
     frozen = freeze(network, draw(network, shape), [np.zeros((1, *shape), np.float32)])
     assert tuple(frozen.factors) == ("layers_0",)
     assert dynamic_layers(network, frozen.variables, shape) == ()
+
+
+class Stack(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        return nn.vmap(DynamicShuffle, axis_size=2, in_axes=None, **axes)(name="layers")(x)
+
+
+def test_factors_that_stay_inside_of_a_transformation_are_missed():
+    variables = jax.eval_shape(Stack().init, jax.random.key(0), jnp.zeros((1, 1, 1, 8)))
+    with pytest.raises(ValueError, match=r'the factors of layers/generator do not come out .* an axis for "factors"'):
+        dynamic_layers(Stack(), variables, (1, 1, 8))
