@@ -14,10 +14,8 @@ import os
 import platform
 import re
 import signal
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ from experiments.comparison.table import Results, block, remarks, table
 from shuffle_jax.files import replace_file
 from shuffle_jax.records import read_records
 from shuffle_jax.run import Run
+from shuffle_jax.signals import heard
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,15 @@ def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
     out.mkdir(parents=True, exist_ok=True)
     note_device(out)
     failures = {}
-    with _late_signals() as signals:
+    # A run does not heed a signal that comes after its last step, and the next must not start then.
+    signals: list[int] = []
+    with heard(signals.append):
         for number, one in enumerate(missing, start=1):
             resume = Run(one.path).exists()
             print(f"[{number}/{len(missing)}] {one.label}, seed {one.seed}, in {one.path}", flush=True)
             try:
                 train(one.config, one.path, resume=resume, afresh=resume, devices=one.devices)
-                late = _received(signals)
+                late = next((number for number in signals if number in (signal.SIGINT, signal.SIGTERM)), None)
                 if late is not None and number < len(missing):
                     raise Stopped(f"stopped after {one.path}", late, "")
             except NonFiniteLoss as error:
@@ -260,27 +261,6 @@ def inserted(document: Path | None, name: str, content: str) -> str:
         raise ValueError(f"{document} has not one pair of lines {begin} and {end}: put them where the results belong")
     before, rest = text.split(begin)
     return f"{before}{begin}\n{content}{end}{rest.split(end)[1]}"
-
-
-@contextmanager
-def _late_signals() -> Iterator[socket.socket]:
-    """Signals as bytes: a run does not heed one that comes after its last step, and the next must not start then."""
-    reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield reader
-        finally:
-            signal.set_wakeup_fd(before)
-
-
-def _received(signals: socket.socket) -> int | None:
-    try:
-        return next((number for number in signals.recv(4096) if number in (signal.SIGINT, signal.SIGTERM)), None)
-    except BlockingIOError:
-        return None
 
 
 if __name__ == "__main__":
