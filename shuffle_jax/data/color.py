@@ -85,9 +85,9 @@ def jitter(key: Key, images: Num[Array, "n h w c"], strength: float) -> Images:
     """
     channels, n = _channels(images), images.shape[0]
     order_key, factor_key = jax.random.split(key)
-    orders = jnp.array(list(permutations(range(3))))[jax.random.randint(order_key, (n,), 0, 6)]
-    change = strength * jax.random.uniform(factor_key, (3, n, 1, 1, 1), minval=-1, maxval=1)  # f - 1
-    shares = jnp.array([1.0]) if channels == 1 else jnp.array(SHARES, jnp.float32) / 2**16
+    orders = jnp.array(list(permutations(range(3))), jnp.int32)[jax.random.randint(order_key, (n,), 0, 6, jnp.int32)]
+    change = strength * jax.random.uniform(factor_key, (3, n, 1, 1, 1), jnp.float32, -1, 1)  # f - 1
+    shares = jnp.ones(1, jnp.float32) if channels == 1 else jnp.array(SHARES, jnp.float32) / 2**16
     levels = images.astype(jnp.float32)
     for turn in range(3):
         which = orders[:, turn].reshape(-1, 1, 1, 1)

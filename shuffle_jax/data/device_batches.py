@@ -79,6 +79,6 @@ def _gather(
     size: int,
 ) -> Batch:
     """Batch ``index`` of ``order``; positions past its end repeat the last example with weight 0."""
-    positions = index * size + jnp.arange(size)
+    positions = index * size + jnp.arange(size, dtype=jnp.int32)
     rows = jnp.take(order, positions, mode="clip")
     return Batch(images[rows], labels[rows], (positions < order.shape[0]).astype(jnp.float32))

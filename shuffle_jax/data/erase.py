@@ -35,8 +35,8 @@ def cutout(key: Key, images: Num[Array, "n h w c"], size: int) -> Num[Array, "n 
     """
     n, h, w, _ = images.shape
     row_key, column_key = jax.random.split(key)
-    rows = jax.random.randint(row_key, (n, 1), 0, h) - size // 2
-    columns = jax.random.randint(column_key, (n, 1), 0, w) - size // 2
+    rows = jax.random.randint(row_key, (n, 1), 0, h, jnp.int32) - size // 2
+    columns = jax.random.randint(column_key, (n, 1), 0, w, jnp.int32) - size // 2
     return _blank(images, within(rows, size, h), within(columns, size, w))
 
 
@@ -60,7 +60,7 @@ def erase(key: Key, images: Num[Array, "n h w c"], probability: float) -> Num[Ar
     Source: Z. Zhong, L. Zheng, G. Kang, S. Li, Y. Yang, "Random Erasing Data Augmentation", AAAI 2020.
     """
     n, h, w, _ = images.shape
-    struck, area, tilt, top, left = jax.random.uniform(key, (5, n, 1))
+    struck, area, tilt, top, left = jax.random.uniform(key, (5, n, 1), jnp.float32)
     area = AREAS[0] + (AREAS[1] - AREAS[0]) * area
     ratio = jnp.exp(math.log(RATIO) * (2 * tilt - 1))
     rows, columns = _whole(jnp.sqrt(area / ratio), h), _whole(jnp.sqrt(area * ratio), w)
@@ -70,7 +70,7 @@ def erase(key: Key, images: Num[Array, "n h w c"], probability: float) -> Num[Ar
 
 def within(first: Int[Array, "n 1"], size: Int[Array, "n 1"] | int, length: int) -> Bool[Array, "n length"]:
     """Which of ``length`` places lie in a stretch of ``size`` from ``first`` on, which may begin and end outside."""
-    distance = jnp.arange(length)[None, :] - first
+    distance = jnp.arange(length, dtype=jnp.int32)[None, :] - first
     return (distance >= 0) & (distance < size)
 
 

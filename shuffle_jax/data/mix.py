@@ -111,8 +111,8 @@ def _rectangle(key: Key, alpha: float, h: int, w: int) -> tuple[Bool[Array, "1 h
     area_key, row_key, column_key = jax.random.split(key, 3)
     side = jnp.sqrt(1 - jax.random.beta(area_key, alpha, alpha, dtype=jnp.float32))
     rows, columns = (jnp.floor(side * length).astype(jnp.int32) for length in (h, w))
-    inside_rows = within(jax.random.randint(row_key, (1, 1), 0, h) - rows // 2, rows, h)
-    inside_columns = within(jax.random.randint(column_key, (1, 1), 0, w) - columns // 2, columns, w)
+    inside_rows = within(jax.random.randint(row_key, (1, 1), 0, h, jnp.int32) - rows // 2, rows, h)
+    inside_columns = within(jax.random.randint(column_key, (1, 1), 0, w, jnp.int32) - columns // 2, columns, w)
     inside = inside_rows[:, :, None, None] & inside_columns[:, None, :, None]
     return inside, 1 - inside.sum(dtype=jnp.float32) / (h * w)
 

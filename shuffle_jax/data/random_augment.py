@@ -62,7 +62,7 @@ def random_augment(key: Key, images: UInt8[Array, "n h w c"], operations: int, m
     n = images.shape[0]
     for one in jax.random.split(key, operations):
         operation_key, sign_key = jax.random.split(one)
-        chosen = jax.random.randint(operation_key, (n,), 0, len(OPERATIONS))
+        chosen = jax.random.randint(operation_key, (n,), 0, len(OPERATIONS), jnp.int32)
         images = operate(images, chosen, jax.random.bernoulli(sign_key, 0.5, (n,)), magnitude)
     return images
 
@@ -135,7 +135,7 @@ def _operate(
     shades = grey(image)
     pixels = shades.size
     mean = (2 * jnp.sum(shades, dtype=jnp.int32) + pixels) // (2 * pixels)
-    levels = jnp.arange(256)
+    levels = jnp.arange(256, dtype=jnp.int32)
     rows = jnp.where(chosen == index("contrast"), blend(mean, levels, factor)[None], rows)
     # The tables are written out before, and the image after: fused with what reads them, they would be reckoned anew
     # for every pixel.
@@ -172,7 +172,7 @@ def _place(name: str, strength: float, h: int, w: int) -> list[int]:
 
 def _move(image: UInt8[Array, "h w c"], place: Int[Array, "6"]) -> UInt8[Array, "h w c"]:
     h, w, c = image.shape
-    r, s = jnp.arange(h)[:, None], jnp.arange(w)[None, :]
+    r, s = jnp.arange(h, dtype=jnp.int32)[:, None], jnp.arange(w, dtype=jnp.int32)[None, :]
     u = (place[0] * s + place[1] * r + place[2]) >> 16
     v = (place[3] * s + place[4] * r + place[5]) >> 16
     inside = (u >= 0) & (u < w) & (v >= 0) & (v < h)
@@ -207,7 +207,7 @@ def _unit(strength: float) -> int:
 
 def _autocontrast(image: UInt8[Array, "h w c"]) -> UInt8[Array, "c 256"]:
     low, high = (f(image, axis=(0, 1)).astype(jnp.int32)[:, None] for f in (jnp.min, jnp.max))
-    level = jnp.arange(256)[None]
+    level = jnp.arange(256, dtype=jnp.int32)[None]
     stretched = jnp.clip(255 * (level - low) // jnp.maximum(high - low, 1), 0, 255)
     return jnp.where(high > low, stretched, level).astype(jnp.uint8)
 
@@ -220,15 +220,17 @@ def _histogram(image: UInt8[Array, "h w c"]) -> Int[Array, "c 256"]:
 
 def _entries(image: UInt8[Array, "h w c"]) -> Int[Array, "h w c"]:
     """Where the level of every pixel stands in one row of all channels' tables."""
-    return image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1]).reshape(1, 1, -1)
+    return image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1], dtype=jnp.int32).reshape(1, 1, -1)
 
 
 def _equalize(histogram: Int[Array, "c 256"]) -> UInt8[Array, "c 256"]:
-    level = jnp.arange(256)[None]
+    level = jnp.arange(256, dtype=jnp.int32)[None]
     highest = jnp.max(jnp.where(histogram > 0, level, 0), axis=1, keepdims=True)
-    last = jnp.sum(jnp.where(level == highest, histogram, 0), axis=1, keepdims=True)
-    step = (histogram.sum(axis=1, keepdims=True) - last) // 255  # 0 where there are few pixels, or few others
-    below = jnp.cumsum(histogram, axis=1) - histogram
+    last = jnp.sum(jnp.where(level == highest, histogram, 0), axis=1, keepdims=True, dtype=jnp.int32)
+    step = (
+        histogram.sum(axis=1, keepdims=True, dtype=jnp.int32) - last
+    ) // 255  # 0 where there are few pixels, or few others
+    below = jnp.cumsum(histogram, axis=1, dtype=jnp.int32) - histogram
     even = jnp.clip((step // 2 + below) // jnp.maximum(step, 1), 0, 255)
     return jnp.where(step > 0, even, level).astype(jnp.uint8)
 

@@ -45,7 +45,7 @@ def random_resized_crop(key: Key, images: Num[Array, "n h w c"], smallest: float
     """
     if not 0 < smallest <= 1:
         raise ValueError(f"smallest must be above 0 and at most 1, got {smallest}")
-    area, tilt, top, left = jax.random.uniform(key, (4, images.shape[0]))
+    area, tilt, top, left = jax.random.uniform(key, (4, images.shape[0]), jnp.float32)
     area = smallest + (1 - smallest) * area
     ratio = jnp.exp(jnp.minimum(math.log(RATIO), -jnp.log(area)) * (2 * tilt - 1))
     size = jnp.stack([jnp.sqrt(area / ratio), jnp.sqrt(area * ratio)], axis=1)
