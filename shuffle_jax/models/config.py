@@ -143,8 +143,8 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         if name in fields:
             new_place, new_name = after.split(".")
             found.setdefault(new_place, {})[new_name] = fields.pop(name)
-    if "unit_rows" not in found.get("auto", {}) and (own := _AUTO.fullmatch(str(found.get("mixer")))):
-        found["mixer"] = f"{own['name']}({', '.join(filter(None, [own['options'], 'unit_rows=False']))})"
+    if "unit_rows" not in found.get("auto", {}) and (by := _AUTO.fullmatch(str(found.get("mixer")))):
+        found["mixer"] = f"{by['name']}({', '.join(filter(None, [by['options'], 'unit_rows=False']))})"
     for group, options in GROUPS.items():
         default = dataclasses.asdict(options()) | BEFORE.get(group, {})
         found[group] = {**default, **found.get(group, {}), "type": options.__name__}
