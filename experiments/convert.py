@@ -116,7 +116,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     )
     print(f"classify pictures:   python -m experiments.predict {options.out} PICTURES")
     print(f"write one file:      python -m experiments.export {options.out}")
-    needs = "" if options.root else "   (convert again with --root)"
+    again = " --data.root ROOT" if options.classes else "   (convert again with --root)"
+    needs = "" if options.root else again
     print(f"measure on pictures: python -m experiments.evaluate {options.out}{needs}")
 
 

@@ -159,10 +159,10 @@ class Run:
         if data and data.by_name:
             replace_file(self.path / PICTURES, data.packed())
 
-    def check_data(self, now: Inventory) -> None:
-        """Raises DataChanged unless the pictures are those of the run, as far as it says; earlier versions did not."""
-        names = self.path / PICTURES
-        check_unchanged(now, self._read("data", dict, {}), names.read_bytes() if names.exists() else None, self.path)
+    def check_data(self, now: Inventory, changed: bool = False) -> None:
+        """Raises DataChanged, or warns, unless the pictures are those of the run, as far as it says; see inventory."""
+        names, kept = self.path / PICTURES, self._read("data", dict, {})
+        check_unchanged(now, kept, names.read_bytes() if names.exists() else None, self.path, changed)
 
     def change(self, config: Mapping[str, Any]) -> None:
         """Gives the run another configuration, of the same network, trained longer or on pictures that were moved."""

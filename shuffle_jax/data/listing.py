@@ -44,16 +44,20 @@ class LeftOut:
         """Counts the files whose suffix is that of a picture."""
         self.suffixes.update(s for name in names if (s := os.path.splitext(name)[1].lower()) in (*SUFFIXES, *_OTHERS))
 
+    def reasons(self, remedy: str = "name what to read with --data.suffixes") -> str:
+        """How many of what, and what to do about them; empty if there is nothing."""
+        parts = [f"{number} {suffix}" for suffix, number in sorted(self.suffixes.items())]
+        found = [f"{', '.join(parts)} ({remedy})"] if parts else []
+        if self.nested:
+            found.append(f"{self.nested} in folders inside of a class (move them up)")
+        if self.loose:
+            found.append(f"{self.loose} in no folder of a class (move them into one)")
+        return "; ".join(found)
+
     def say(self, where: Path, remedy: str = "name what to read with --data.suffixes") -> None:
         """One line on standard error, if anything was left out."""
-        parts = [f"{number} {suffix}" for suffix, number in sorted(self.suffixes.items())]
-        reasons = [f"{', '.join(parts)} ({remedy})"] if parts else []
-        if self.nested:
-            reasons.append(f"{self.nested} in folders inside of a class (move them up)")
-        if self.loose:
-            reasons.append(f"{self.loose} in no folder of a class (move them into one)")
-        if reasons:
-            print(f"left out of {where}: pictures, {'; '.join(reasons)}", file=sys.stderr)
+        if reasons := self.reasons(remedy):
+            print(f"left out of {where}: pictures, {reasons}", file=sys.stderr)
 
 
 class Files:
@@ -154,13 +158,16 @@ def list_split(
         # A link to nowhere is a broken image, and no reason to look away.
         files = [file.name for file in candidates if file.is_file() or not os.path.exists(file)]
         files.sort(key=order)
-        others = [file for file in entries if not file.name.lower().endswith(suffixes)]
-        left_out.note(file.name for file in others)
+        here = LeftOut()
+        here.note(file.name for file in entries if not file.name.lower().endswith(suffixes))
         for inner in (file for file in entries if file.is_dir(follow_symlinks=False)):
-            left_out.nested += sum(1 for _ in pictures_in(Path(inner), suffixes))
+            here.nested += sum(1 for _ in pictures_in(Path(inner), suffixes))
         if not files:
             words = " or ".join(", ".join(suffixes).rsplit(", ", 1))
-            raise ValueError(f"no {words} image in {folder / actual}; add images, or remove the folder")
+            but = f", but {reasons}" if (reasons := here.reasons()) else ""
+            raise ValueError(f"no {words} image in {folder / actual}{but}; add images, or remove the folder")
+        left_out.suffixes += here.suffixes
+        left_out.nested += here.nested
         names += [f"{actual}/{file}" for file in files]
         found += [labels[name]] * len(files)
     left_out.loose += sum(

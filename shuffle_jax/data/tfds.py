@@ -225,7 +225,9 @@ def _side(shape: Sequence[int | None], name: str) -> int:
     height, width, _ = shape
     if height is None or height != width:
         sizes = "of many sizes" if height is None or width is None else f"{height}x{width}"
-        raise ValueError(f"the images of {name} are {sizes}: set data.image_size, the side of the squares to make of them")
+        raise ValueError(
+            f"the images of {name} are {sizes}: set data.image_size, the side of the squares to make of them"
+        )
     return height
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,7 @@ from jax.sharding import Mesh
 
 from shuffle_jax.analysis.probe import Probe
 from shuffle_jax.data import Batches, DataConfig, Dataset, Preprocessing, load
-from shuffle_jax.data.inventory import DataChanged, Inventory, inventory
+from shuffle_jax.data.inventory import Inventory, inventory
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import dynamic_layers
 from shuffle_jax.deploy.recalibrate import Recalibration
@@ -192,12 +191,7 @@ def prepare(
     pictures = inventory(dataset)
     same("the data", (dataset.name, dataset.classes, pictures.to_json(), dataset.image_shape))
     if run is not None:
-        try:
-            run.check_data(pictures)
-        except DataChanged as error:
-            if not changed:
-                raise
-            print(f"warning: {error.what}", file=sys.stderr)
+        run.check_data(pictures, changed)
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of {config.accumulate * mesh.size}, for {config.accumulate} parts on each "

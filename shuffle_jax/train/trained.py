@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from shuffle_jax.analysis.run_figures import save_run_figures
 from shuffle_jax.console import duration
 from shuffle_jax.data import Preprocessing, load
+from shuffle_jax.data.inventory import inventory
 from shuffle_jax.deploy.freeze import dynamic_layers, freeze
 from shuffle_jax.deploy.harden import Diagnosis, Hardened, harden
 from shuffle_jax.deploy.recalibrate import recalibrate
@@ -97,6 +98,7 @@ def load_trained(path: Path, checkpoint: str = "last") -> Trained:
 
     def images(batches: int) -> Iterator[Images]:
         dataset = load(config.data, classes)
+        run.check_data(inventory(dataset), changed=True)
         return training_images(config, dataset, preprocessing, batches, augmented=config.augmented_statistics)
 
     variables = state.variables()

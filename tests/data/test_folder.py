@@ -244,6 +244,13 @@ def empty_class(root: Path) -> FolderConfig:
     return FolderConfig(root)
 
 
+def nested_class(root: Path) -> FolderConfig:
+    tree(root, "train", ant=2, bee=0)
+    save(plain("L", 9), root / "train" / "bee" / "images" / "0.png")
+    save(plain("L", 9), root / "train" / "bee" / "1.webp")
+    return FolderConfig(root)
+
+
 def empty_test_class(root: Path) -> FolderConfig:
     tree(root, "train", ant=2, bee=2)
     tree(root, "val", ant=2, bee=0)
@@ -282,6 +289,11 @@ def damaged(root: Path) -> FolderConfig:
             "no class folders in {root}/test; put the images of each class in {root}/test/<class>/",
         ),
         (empty_class, "no .jpg, .jpeg or .png image in {root}/train/bee; add images, or remove the folder"),
+        (
+            nested_class,
+            "no .jpg, .jpeg or .png image in {root}/train/bee, but 1 .webp (name what to read with --data.suffixes); "
+            "1 in folders inside of a class (move them up); add images",
+        ),
         (
             empty_test_class,
             "no .jpg, .jpeg or .png image in {root}/val/bee; add images, or remove the folder",

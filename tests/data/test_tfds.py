@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.data import DigitsConfig, TfdsConfig, load, load_digits, read_image
+from shuffle_jax.data.inventory import inventory
 from shuffle_jax.data.prepared import default_data_dir, find_prepared
 
 DIGITS = "embedded_digits"
@@ -98,6 +99,16 @@ def test_without_a_test_split_a_part_of_each_class_is_held_out(copy):
     again, other = load(config), load(dataclasses.replace(config, seed=4))
     np.testing.assert_array_equal(again.in_memory().test.images, data.test.images)
     assert not np.array_equal(other.in_memory().test.images, data.test.images)
+
+
+def test_a_run_knows_the_set_its_version_and_its_parts_but_not_where_it_lies(prepared, copy):
+    config = TfdsConfig(DIGITS, prepared)
+    whole = inventory(load(config))
+    assert b"embedded_digits/1.0.0" in whole.text and str(prepared).encode() not in whole.text
+    assert inventory(load(TfdsConfig(DIGITS, copy)).in_memory()).digest == whole.digest
+    others = [{"train_split": "train[:50%]"}, *({"train_split": "train+test", "seed": seed} for seed in (0, 1))]
+    found = [inventory(load(dataclasses.replace(config, **other))).digest for other in others]
+    assert len({whole.digest, *found}) == 4
 
 
 def test_feature_and_split_may_be_named(prepared):
@@ -185,7 +196,10 @@ def test_tensorflow_is_not_imported_where_it_is_installed_and_nothing_else_is_sa
             TfdsConfig("embedded_digits:2.0.0"),
             "{dir}/embedded_digits has the versions 1.0.0, not 2.0.0; use one of them",
         ),
-        (TfdsConfig(PICTURES), "the images of mixed_pictures/small are of many sizes: set data.image_size, the side of"),
+        (
+            TfdsConfig(PICTURES),
+            "the images of mixed_pictures/small are of many sizes: set data.image_size, the side of",
+        ),
         (TfdsConfig(PICTURES, image="photo"), "mixed_pictures/small has no Image 'photo' among coarse (ClassLabel), "),
         (TfdsConfig(PICTURES, label="picture"), "mixed_pictures/small has no ClassLabel 'picture' among coarse"),
         (
