@@ -20,7 +20,12 @@ import matplotlib
 before = dict(matplotlib.rcParams)
 hits = {"a": {2: np.ones((1, 1), bool)}}
 train = [{"kind": "train", "step": i, "epoch": i, "loss": 1.0, "accuracy": 0.5} for i in (1, 2)]
+run = {"seed": 1, "relaxed": {"top1": 0.5}, "hardened": {"top1": 0.5}, "certified": 1, "permutations": 1}
+run["curves"] = {"train_loss": [[1, 1.0], [2, 0.5]], "top1": [[1, 0.5], [2, 0.75]]}
+results = {"title": "two", "variants": [{"label": label, "runs": [run]} for label in ("a", "b")]}
 for drawn in (
+    figure.figure(results),
+    curves.curves(results),
     learning_curves([*train, {"kind": "test", "step": 2, "epoch": 2, "loss": 0.5, "top1": 0.75}]),
     permutations({"a": np.arange(4)}),
     reach_figure({"a": {"b": [Reach("stage1_0", 4, 4, 1.0)]}}),
