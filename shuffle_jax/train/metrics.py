@@ -92,7 +92,8 @@ class MetricWriter:
         resumed_at: int = 0,
         console: RichConsole | None = None,
     ) -> None:
-        self._before, self._started = _spent(run.metrics) if resumed_at else 0.0, time.perf_counter()
+        self.resumed = resumed_at > 0
+        self._before, self._started = _spent(run.metrics) if self.resumed else 0.0, time.perf_counter()
         # Records of the checkpoint's own step were written before it; a new run writes step 0 itself.
         first_step = resumed_at + 1 if resumed_at else 0
         truncate_after(run.metrics, first_step - 1)
@@ -151,7 +152,7 @@ class NoMetrics(MetricWriter):
         import rich.console
 
         self.console = Console(1, 1, console=rich.console.Console(file=io.StringIO()))
-        self._before, self._started = 0.0, time.perf_counter()
+        self.resumed, self._before, self._started = False, 0.0, time.perf_counter()
 
     def write(self, record: Record) -> None:
         """Forgets the record."""

@@ -249,6 +249,7 @@ def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, met
     title = f"{len(experiment.dataset.test)} test images of {experiment.dataset.name}, {experiment.steps} steps"
     metrics.console.table(title, ["network", "top-1", "top-5", "loss", "certified"], rows)
     took = f"{duration(outcome.seconds)} from the first step"
-    if outcome.seconds > metrics.seconds_here + 1:
-        took += f", {duration(metrics.seconds_here)} of them since it was resumed"
+    if metrics.resumed:  # where records of an earlier version do not say what was before, this process alone
+        here, known = duration(metrics.seconds_here), outcome.seconds > metrics.seconds_here + 1
+        took = f"{took}, {here} of them since it was resumed" if known else f"{here} since it was resumed"
     metrics.console.message(f"{took}; {figures} figure{'' if figures == 1 else 's'} in {run.figures}")
