@@ -150,7 +150,7 @@ def barrier(name: str) -> None:
             raise lost(error) from error
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an exception of a computation means that another process is gone."""
     return isinstance(error, ProcessLost) or re.search(LOST, str(error)) is not None
 

@@ -7,7 +7,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from shuffle_jax import files
+from shuffle_jax.distributed import is_lost
 from shuffle_jax.run import Run
 
 
@@ -54,16 +57,19 @@ def begun(run: Run) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            # Numbers that went wrong are an outcome, too.
-            if not (
-                keep
-                or isinstance(error, ArithmeticError)
-                or run.steps()
-                or run.profile.exists()
-                or run.recorded("train", "test")
-            ):
+            if not (keep or _is_worth_keeping(run, error)):
                 _remove(run.path, made)
             raise
+
+
+def _is_worth_keeping(run: Run, error: BaseException) -> bool:
+    """Whether a new run that ended by an error has come to something."""
+    # Numbers that went wrong are an outcome, too, and where another process was lost one looks at what there is.
+    if isinstance(error, ArithmeticError) or (jax.process_count() > 1 and is_lost(error)):
+        return True
+    with contextlib.suppress(ValueError):  # records that were cut short
+        return bool(run.steps()) or run.profile.exists() or run.recorded("train", "test")
+    return True
 
 
 def _remove(folder: Path, made: list[Path]) -> None:

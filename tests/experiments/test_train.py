@@ -7,12 +7,14 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,6 +24,7 @@ from shuffle_jax.data import Preprocessing
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.run import Run
 from shuffle_jax.train.config import TrainConfig, to_json
+from shuffle_jax.train.start import read_start
 
 QUICK = ["--epochs", "2", "--data.test-fraction", "0.9", "--batch-size", "44", "--optimizer.warmup-epochs", "0.5"]
 SHALLOW = [
@@ -218,3 +221,29 @@ def test_fine_tuning_takes_network_and_size_of_images_from_the_run(tmp_path):
         ValueError, match=r"^--start-from must name the folder of a run, got .*experiments.convert makes"
     ):
         train.parse([*words[:-1], str(tmp_path / "b")])
+
+
+@pytest.mark.slow
+def test_a_run_made_longer_equals_one_that_was_as_long_from_the_start(tmp_path, monkeypatch, capsys):
+    """Where the learning rate had been the same so far. One that lost what it had before a checkpoint starts afresh."""
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK[2:-2], "--optimizer.warmup-epochs", "0", "--optimizer.schedule", "step", "--devices", "1"]
+    words += ["--network.family", "tests.experiments.outside:TwoLayers", "--network.mixer", "identity"]
+    words += ["--optimizer.step-boundaries", "0.9", "--evaluate-every", "1"]
+    for run, epochs in (("whole", 3), ("grown", 2)):
+        train.run(["digits", *words, "--epochs", str(epochs), "--run", run])
+    with pytest.raises(ValueError, match=r"cannot go on to --epochs 3: .* would have been another from step 8 on"):
+        train.run(["--resume", "grown", "--devices", "1", "--epochs", "3"])
+    assert json.loads(Path("grown/config.json").read_text())["config"]["epochs"] == 2
+    shutil.rmtree("grown/checkpoints/8")  # before the rate fell
+    train.run(["--resume", "grown", "--devices", "1", "--epochs", "3"])
+    whole, grown = (read_start(Path(run)) for run in ("whole", "grown"))
+    assert whole.step == grown.step == 12
+    jax.tree.map(np.testing.assert_array_equal, grown.variables, whole.variables)
+    assert Path("grown/config.json").read_text() == Path("whole/config.json").read_text()
+
+    shutil.rmtree("grown/checkpoints")
+    Path("grown/metrics.jsonl").write_text("")
+    capsys.readouterr()
+    train.run(["--resume", "grown", "--devices", "1", "--afresh"])  # killed before its first checkpoint
+    jax.tree.map(np.testing.assert_array_equal, read_start(Path("grown")).variables, whole.variables)

@@ -196,6 +196,8 @@ def test_names_are_counted_up_and_the_newest_found(tmp_path):
         Run(tmp_path / name).start(to_json(digits()), ["a"], GREY)
     assert next_free(first) == tmp_path / "digits-3"
     assert newest(first) == tmp_path / "digits-2"
+    (Run(first).checkpoints / "8").mkdir(parents=True)
+    assert newest(first) == first  # the other one cannot be resumed
 
 
 def test_snapshots_after_the_resumed_step_are_forgotten(tmp_path):
