@@ -203,6 +203,7 @@ def _in_groups(residual: Float[Array, "n e c b o"], groups: int) -> Float[Array,
     parts = residual.reshape(n, copies, inputs, groups, per, features)
     if per > 1:
         parts = jnp.einsum("necgpo,pr->nercgpo", parts, jnp.eye(per, dtype=residual.dtype))
+    parts = parts.reshape(n, copies, per * inputs, *parts.shape[-3:])  # in two steps, see mesh.py
     return parts.reshape(n, copies, per * inputs, blocks * features)
 
 
