@@ -47,8 +47,10 @@ class Inventory:
     @cached_property
     def text(self) -> bytes:
         """All keys, one a line, sorted: equal for equal data on every machine."""
-        lines = [f"{split}/{key}" for split in ("train", "test") for key in getattr(self, split)]
-        return "".join(f"{line}\n" for line in sorted(lines)).encode("utf-8", "surrogateescape")
+        parts = []
+        for split, keys in (("test", self.test), ("train", self.train)):
+            parts += [f"{split}/", f"\n{split}/".join(sorted(keys)), "\n"] if keys else []
+        return "".join(parts).encode("utf-8", "surrogateescape")
 
     @cached_property
     def digest(self) -> str:

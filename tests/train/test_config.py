@@ -99,6 +99,9 @@ def test_a_field_that_a_version_did_not_have_takes_its_default_and_says_what_it_
         **BEFORE["TrainConfig"],
     )
     assert from_json(TrainConfig, value) == expected
+    folder = FolderConfig(Path("some/images"))
+    before = {name: item for name, item in to_json(folder).items() if name not in ("choose", "suffixes")}
+    assert from_json(FolderConfig, before) == dataclasses.replace(folder, choose="order")
 
 
 def test_a_network_from_outside_is_kept_by_its_import_path_or_refused(networks):
