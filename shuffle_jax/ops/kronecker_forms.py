@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding
 
 from shuffle_jax.ops import mixing, rounding
 from shuffle_jax.ops.mesh import whole_result
@@ -117,7 +117,7 @@ def _rows(x: Tables, factor: Float[Array, "m k j b"]) -> Float[Array, "m r b"]:
     return x.reshape(-1, x.shape[-1])[None] if images == 1 else x.reshape(images, -1, x.shape[-1])
 
 
-def _over(images: Array, like: Float[Array, "m k i a"]) -> PartitionSpec | None:
+def _over(images: Array, like: Float[Array, "m k i a"]) -> NamedSharding | None:
     """``out_sharding`` of a sum over the images that share a factor."""
     return whole_result(images) if like.shape[0] == 1 else None
 

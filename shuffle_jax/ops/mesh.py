@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import jax
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from shuffle_jax.typing import Array, PyTree
 
@@ -45,7 +45,7 @@ def whole(array: Array) -> Array:
     >>> whole(jnp.ones(2)).tolist()
     [1.0, 1.0]
     """
-    return jax.sharding.reshard(array, PartitionSpec()) if _split(array) else array
+    return jax.sharding.reshard(array, NamedSharding(_mesh(array), PartitionSpec())) if _split(array) else array
 
 
 def each_device(function: Callable[..., T], split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = ()) -> T:
@@ -62,23 +62,31 @@ def each_device(function: Callable[..., T], split: tuple[PyTree, ...], whole: tu
     >>> each_device(lambda x, y: lax.map(jnp.sum, x) + y, (jnp.ones((2, 3)),), (jnp.ones(1),)).tolist()
     [4.0, 4.0]
     """
-    axis = _split(jax.tree.leaves(split)[0])
+    first = jax.tree.leaves(split)[0]
+    axis = _split(first)
     if not axis:
         return function(*split, *whole)
-    own, everything = PartitionSpec(*axis), PartitionSpec()
-    arguments = *jax.sharding.reshard(split, own), *jax.sharding.reshard(whole, everything)
+    mesh, own, everything = _mesh(first), PartitionSpec(*axis), PartitionSpec()
+    arguments = (
+        *jax.sharding.reshard(split, NamedSharding(mesh, own)),
+        *jax.sharding.reshard(whole, NamedSharding(mesh, everything)),
+    )
     in_specs = (own,) * len(split) + (everything,) * len(whole)
-    return jax.shard_map(function, in_specs=in_specs, out_specs=own)(*arguments)
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=own)(*arguments)
 
 
-def whole_result(split: Array) -> PartitionSpec | None:
+def whole_result(split: Array) -> NamedSharding | None:
     """``out_sharding`` of a product that sums over the leading axis of an array: all of it on every device.
 
     >>> import jax.numpy as jnp
     >>> whole_result(jnp.ones(2)) is None
     True
     """
-    return PartitionSpec() if _split(split) else None
+    return NamedSharding(_mesh(split), PartitionSpec()) if _split(split) else None
+
+
+def _mesh(array: Array) -> AbstractMesh:
+    return jax.typeof(array).sharding.mesh
 
 
 def _split(array: Array) -> tuple[str | tuple[str, ...] | None, ...]:
