@@ -177,7 +177,7 @@ def _details(
     options: Arguments, experiment: Experiment, variables: dict[str, PyTree], console: Console
 ) -> dict[str, Any]:
     """Prints and draws what was asked for of single classes and pictures; the same as plain values."""
-    from experiments.evaluation.predictions import class_rows, confusion_table, predictions, to_json, wrong_rows
+    from experiments.evaluation.predictions import class_rows, confusion_table, plain, predictions, wrong_rows
 
     found = predictions(experiment, variables, told_apart(experiment.dataset.classes))
     most = options.wrong or (DRAWN if options.figures else 0)
@@ -197,7 +197,7 @@ def _details(
         save_figure(confusion_figure(found), options.figures / "confusion.png")
         save_figure(wrong_figure(found, experiment.dataset, most), options.figures / "wrong.png")
         console.message(f"confusion.png and wrong.png in {options.figures}")
-    return to_json(found, wrong)
+    return plain(found, wrong)
 
 
 def results(

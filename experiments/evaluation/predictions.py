@@ -117,7 +117,7 @@ def wrong_rows(found: Predictions, dataset: Dataset, most: int) -> list[list[obj
     ]
 
 
-def to_json(found: Predictions, wrong: list[list[object]]) -> dict[str, Any]:
+def plain(found: Predictions, wrong: list[list[object]]) -> dict[str, Any]:
     """The same as plain values."""
     return {
         "classes": {str(name): {"images": images, "top1": top1} for name, images, top1, _ in class_rows(found)},

@@ -13,8 +13,10 @@ from PIL import Image
 
 from experiments import evaluate, train
 from experiments.evaluation.figures import confusion_figure, wrong_figure
-from experiments.evaluation.predictions import Predictions, class_rows, confusion_table, to_json, wrong_rows
-from shuffle_jax.data import Dataset, Split
+from experiments.evaluation.predictions import Predictions, class_rows, confusion_table, plain, wrong_rows
+from shuffle_jax.data import Dataset, Preprocessing, Split
+from shuffle_jax.run import Run
+from shuffle_jax.train.config import TrainConfig, to_json
 
 
 def found(classes=("ant", "bee", "bee (2)", "cow")):
@@ -39,8 +41,8 @@ def test_confusions_and_the_surest_mistakes_are_counted():
     assert found().wrong(9).tolist() == [2, 4, 1] and found().wrong(1).tolist() == [2]  # equal ones in their order
     rows = wrong_rows(found(), dataset(), 2)
     assert [row[:3] for row in rows] == [["test image 2", "ant", "bee"], ["test image 4", "bee", "bee (2)"]]
-    plain = json.loads(json.dumps(to_json(found(), rows)))
-    assert plain["classes"]["bee (2)"] == {"images": 1, "top1": 1.0} and len(plain["wrong"]) == 2
+    kept = json.loads(json.dumps(plain(found(), rows)))
+    assert kept["classes"]["bee (2)"] == {"images": 1, "top1": 1.0} and len(kept["wrong"]) == 2
     _, headings, table = confusion_table(found())
     assert headings == ["class", "ant", "bee", "bee (2)", "cow"] and table[0] == ["ant", 1, 2, 0, 0]
     title, _, pairs = confusion_table(found((*found().classes, *"abcdefghij")))
@@ -112,5 +114,11 @@ def test_pictures_that_moved_are_found_and_others_than_the_runs_are_refused(trai
 def test_data_options_are_those_of_the_run(tmp_path):
     with pytest.raises(ValueError, match="there is no run in"):
         evaluate.run([str(tmp_path), "--data.root", "x"])
+    run = Run(tmp_path / "digits")
+    run.start(to_json(TrainConfig()), list("0123456789"), Preprocessing(8, 1, (0.5,), (0.5,)))
+    with pytest.raises(
+        ValueError, match=r"^--data.root is not for .*digits, whose data is DigitsConfig: leave it out$"
+    ):
+        evaluate.run([str(run.path), "--data.root", "x"])
     with pytest.raises(ValueError, match="--wrong must be at least 0, got -1"):
         evaluate.run([str(tmp_path), "--wrong", "-1"])
