@@ -39,6 +39,11 @@ def save(image: Image.Image, path: Path, **options) -> Path:
         (plain("L", 77), "grey.jpg", (77, 77, 77)),
         (plain("RGB", GREEN), "colour.jpeg", GREEN),
         (plain("RGB", RED).convert("CMYK"), "cmyk.jpg", RED),
+        (plain("RGB", RED).convert("CMYK"), "cmyk.tif", RED),
+        (plain("RGBA", (*GREEN, 7)), "alpha.tif", GREEN),
+        (plain("RGB", BLUE).quantize(4), "palette.gif", BLUE),
+        (plain("RGB", GREEN), "colour.webp", GREEN),
+        (Image.fromarray(np.full((5, 8), 0x80FF, np.uint16)), "grey16.tif", (128, 128, 128)),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
