@@ -77,14 +77,18 @@ def one_by_one(leaves: Mapping[tuple[str, ...], Any], axes: int) -> dict[str, An
     """Leaves by the name of their layer: of stacked layers each with the place in the stack, ``"layers/mixer[0]"``.
 
     Args:
-        leaves: by the path of the layer; all axes before the last few are those of stacks.
+        leaves: by the path of the layer, or their shapes; all axes before the last few are those of stacks.
         axes: of a leaf of one layer.
     """
     found = {}
     for path, leaf in leaves.items():
         name, stack = "/".join(path), leaf.shape[: leaf.ndim - axes]
         for place in np.ndindex(stack):
-            found[f"{name}[{','.join(map(str, place))}]" if stack else name] = leaf[place] if stack else leaf
+            one = f"{name}[{','.join(map(str, place))}]" if stack else name
+            if isinstance(leaf, jax.ShapeDtypeStruct):
+                found[one] = jax.ShapeDtypeStruct(leaf.shape[len(stack) :], leaf.dtype)
+            else:
+                found[one] = leaf[place] if stack else leaf
     return found
 
 

@@ -49,7 +49,7 @@ class FixedPermutation(nn.Module):
         permutation: the index vector, ``y[..., i] = x[..., p[i]]``; drawn at random if None.
         seed: of the random permutation, which also depends on the place of the module in its network. Layers stacked by
             ``nn.scan`` or ``nn.vmap`` share their place, and draw from the random stream "params" too: each has its own
-            with ``split_rngs={"params": True}``.
+            with ``split_rngs={"params": True}``. One for all of them is one that is given.
     """
 
     permutation: Sequence[int] | None = None

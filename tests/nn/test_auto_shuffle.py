@@ -125,3 +125,5 @@ def test_relaxed_permutations_are_found_by_the_path_of_their_layer():
     assert sorted(found) == ["", "unit/mixer"]
     assert found["unit/mixer"] is M
     assert relaxed_permutations({"stem": {"kernel": kernel}}) == {}
+    stacked = relaxed_permutations({"layers": {RELAXED: jax.ShapeDtypeStruct((2, C, C), M.dtype)}})
+    assert {name: leaf.shape for name, leaf in stacked.items()} == {"layers[0]": (C, C), "layers[1]": (C, C)}
