@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from shuffle_jax.nn import (
     AddressShift,
@@ -99,3 +100,51 @@ def test_every_layer_is_one_of_flax_nnx_by_its_bridge(name):
     assert before == jax.eval_shape(layer.init, jax.random.key(0), X)
     assert y == trained == jax.eval_shape(layer.apply, before, X)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+def trained(layer, variables, x):
+    """What a layer gives in training and evaluation, and the gradient by its parameters and images."""
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    def loss(params, x, train):
+        y, updated = layer.apply({**rest, "params": params}, x, train=train, mutable=["batch_stats", "penalties"])
+        return y.sum() + sum(jax.tree.leaves(updated.get("penalties", {})), jnp.zeros((), y.dtype)), (y, updated)
+
+    by_both = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    return [by_both(variables.get("params", {}), x, train) for train in (False, True)]
+
+
+@pytest.mark.parametrize("name", reversed(LAYERS))
+@pytest.mark.fast_cases(4)
+def test_types_are_the_same_where_float64_is_the_default(name):
+    layer, _ = LAYERS[name]
+
+    def program(x):
+        variables = layer.init(jax.random.key(0), x)
+        return variables, trained(layer, variables, x)
+
+    with jax.enable_x64(True):
+        made = jax.eval_shape(program, jax.ShapeDtypeStruct(X.shape, jnp.float32))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(made)} <= {"float32", "int32"}
+
+
+@pytest.mark.parametrize("name", reversed(LAYERS))
+@pytest.mark.fast_cases(4)
+def test_values_and_gradients_are_traced_on_explicit_axes_and_in_shard_map(name):
+    layer, _ = LAYERS[name]
+    auto, explicit = (jax.make_mesh((2,), ("batch",), axis_types=(a,)) for a in (AxisType.Auto, AxisType.Explicit))
+    whole, batch = PartitionSpec(), PartitionSpec("batch")
+    x = jax.ShapeDtypeStruct(X.shape, jnp.float32)
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+
+    def lying(leaf, part):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(explicit, part))
+
+    with jax.set_mesh(explicit):
+        given = jax.tree.map(partial(lying, part=whole), variables), lying(x, batch)
+        jax.eval_shape(partial(trained, layer), *given)
+
+    def local(variables, x):
+        return jax.tree.map(lambda leaf: leaf.sum()[None], trained(layer, variables, x))
+
+    jax.eval_shape(jax.shard_map(local, mesh=auto, in_specs=(whole, batch), out_specs=batch), variables, x)
