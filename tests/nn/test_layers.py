@@ -115,7 +115,7 @@ def trained(layer, variables, x):
 
 
 @pytest.mark.parametrize("name", reversed(LAYERS))
-@pytest.mark.fast_cases(4)
+@pytest.mark.fast_cases(3)
 def test_types_are_the_same_where_float64_is_the_default(name):
     layer, _ = LAYERS[name]
 
@@ -129,7 +129,7 @@ def test_types_are_the_same_where_float64_is_the_default(name):
 
 
 @pytest.mark.parametrize("name", reversed(LAYERS))
-@pytest.mark.fast_cases(4)
+@pytest.mark.fast_cases(3)
 def test_values_and_gradients_are_traced_on_explicit_axes_and_in_shard_map(name):
     layer, _ = LAYERS[name]
     auto, explicit = (jax.make_mesh((2,), ("batch",), axis_types=(a,)) for a in (AxisType.Auto, AxisType.Explicit))

@@ -1,4 +1,4 @@
-"""Batch normalisation as an operation: NumPy in float64, gradients by autodiff of the definition, shards, digits."""
+"""Batch normalisation as an operation: NumPy in float64, shards, digits; its gradients are in test_derivatives.py."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ def test_equals_the_definition_in_float64_at_any_size(shape, seed):
     expected = defined(*(np.asarray(a, np.float64) for a in (x, scale, bias)))
     for found, true in zip(by_batch(x, scale, bias, about), expected, strict=True):
         np.testing.assert_allclose(found, true, rtol=1e-3, atol=1e-3)
-
-
-def test_gradients_are_those_of_the_definition():
-    x, (scale, bias, about), weights = drawn(3, 4, 5, 6), drawn(3, 6, seed=1), drawn(3, 4, 5, 6, seed=2)
-
-    @jax.jit
-    def both(*arrays):
-        forms = (lambda *a: normalize_by_batch(*a, about)[0], lambda *a: defined(*a)[0])
-        return [jax.grad(lambda *a, form=form: (form(*a) * weights).sum(), (0, 1, 2))(*arrays) for form in forms]
-
-    for a, b in zip(*both(x, scale, bias), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5)
 
 
 def test_no_gradient_flows_through_the_moments_or_the_guess():

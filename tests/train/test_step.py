@@ -17,7 +17,7 @@ from shuffle_jax.nn.collections import PENALTIES, relaxed_permutations
 from shuffle_jax.ops.penalty import l1_minus_l2
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig, data_seed
-from shuffle_jax.train.optimizer import make_optimizer, moving_average
+from shuffle_jax.train.optimizer import learning_rate, make_optimizer, moving_average
 from shuffle_jax.train.state import init_state
 from shuffle_jax.train.step import evaluate, make_eval_step, make_train_step, split_batch
 
@@ -316,3 +316,31 @@ def test_logits_that_are_not_numbers_count_as_wrong(one_device, network):
     step = make_eval_step(Broken(), one_device, mean_std=MEAN_STD)
     sums = step({}, Batch(np.zeros((2, 8, 8, 1), np.uint8), np.zeros(2, np.int32), np.ones(2, np.float32)))
     assert float(sums["top1"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AugmentConfig(
+            crop_padding=1, flip=True, cutout=2, mixup=0.2, mixup_epochs=1.0, random_operations=2, erasing=0.5
+        ),
+        AugmentConfig(resized_crop=0.1, jitter=0.4, cutmix=1.0),
+    ],
+)
+def test_a_step_has_the_same_types_where_float64_is_the_default(one_device, network, augment):
+    batch = make_batch(one_device)
+    config = TrainConfig(epochs=2, batch_size=SIZE, augment=augment, average_decay=0.9, label_smoothing=0.1)
+
+    def types():
+        step = make_train_step(network, config, one_device, steps_per_epoch=3, classes=CLASSES, mean_std=MEAN_STD)
+        chain = make_optimizer(config.optimizer, learning_rate(config.optimizer, 6, 3))
+        images = jnp.zeros((1, 8, 8, 1), jnp.float32)
+        state = jax.eval_shape(lambda: init_state(jax.random.key(0), network, images, chain, average=True))
+        evaluation = make_eval_step(network, one_device, MEAN_STD)
+        made = state, jax.eval_shape(step, state, batch), jax.eval_shape(evaluation, state.variables(), batch)
+        return jax.tree.map(lambda leaf: leaf.dtype, made)
+
+    narrow = types()
+    with jax.enable_x64(True):
+        assert types() == narrow
