@@ -97,7 +97,7 @@ def test_an_option_of_another_kind_says_what_it_goes_with():
 )
 def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
     with pytest.raises(SystemExit) as end:
-        train.parse([*words.split(), "--help"])
+        train.parse([*words.split(), "--help-all"])
     text = capsys.readouterr().out
     assert end.value.code == 0 and shown in text and hidden not in text.partition("─ data options")[2]
 
