@@ -114,7 +114,7 @@ def trained(layer, variables, x):
     return [by_both(variables.get("params", {}), x, train) for train in (False, True)]
 
 
-@pytest.mark.parametrize("name", reversed(LAYERS))
+@pytest.mark.parametrize("name", [*reversed(LAYERS)])
 @pytest.mark.fast_cases(3)
 def test_types_are_the_same_where_float64_is_the_default(name):
     layer, _ = LAYERS[name]
@@ -128,7 +128,7 @@ def test_types_are_the_same_where_float64_is_the_default(name):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(made)} <= {"float32", "int32"}
 
 
-@pytest.mark.parametrize("name", reversed(LAYERS))
+@pytest.mark.parametrize("name", [*reversed(LAYERS)])
 @pytest.mark.fast_cases(3)
 def test_values_and_gradients_are_traced_on_explicit_axes_and_in_shard_map(name):
     layer, _ = LAYERS[name]
