@@ -120,7 +120,7 @@ def content(path):
         ("train folder --data.name ../mine", "name must be such as cifar10, cifar10:3.0.2 or "),
         ("train digits --data.name x --data.root=y", "--data.name a set of tensorflow-datasets: give one of them"),
         ("train cifar10-auto --data.root", "Missing value for argument '--data.root'"),
-        ("train imagenet-resnet --data.root nowhere", "no folder nowhere; set --data.root to the folder that holds 'train'"),
+        ("train imagenet-resnet --data.root nowhere", "no folder nowhere; set --data.root to the folder that holds "),
         ("train folder --data.root x --data.holdout 2", "holdout must be between 0 and 1"),
         (
             "train folder --data.root x --augment.resized-crop 0.3",
@@ -225,7 +225,8 @@ def changed(path, **fields):
 
 
 def not_resumed(path):
-    return ["train", "digits", *QUICK, "--run", path], f"{path} exists and is not empty: name another --run, or continue it with: "
+    message = f"{path} exists and is not empty: name another --run, or continue it with: "
+    return ["train", "digits", *QUICK, "--run", path], message
 
 
 def resumed_as_another(path):
@@ -472,7 +473,11 @@ def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch, capsys)
 @pytest.mark.slow
 def test_ctrl_c_while_compiling_is_answered_and_a_second_one_ends_the_process(tmp_path):
     """Before that it said what is trained on what; programs are kept where the user has such things."""
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     del environment["JAX_COMPILATION_CACHE_DIR"]
     command = [sys.executable, "-m", "experiments.train", "digits"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -164,9 +164,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_names_the_step_and_keeps_the_ch
 def test_a_run_is_not_overwritten_and_not_resumed_as_another(whole):
     path, _ = whole
     before = (path / "metrics.jsonl").read_bytes()
-    with pytest.raises(ValueError, match="name another --run, or continue it with: python -m experiments.train --resume "):
+    with pytest.raises(ValueError, match=r"another --run, or continue it with: python -m experiments\.train --resume "):
         train(CONFIG, path)
-    with pytest.raises(ValueError, match="--epochs 9: in a training of so many epochs the (learning rate|progress)"):
+    with pytest.raises(ValueError, match=r"--epochs 9: in a training of so many epochs the (learning rate|progress)"):
         train(dataclasses.replace(CONFIG, epochs=9), path, resume=True)
     assert (path / "metrics.jsonl").read_bytes() == before
 
