@@ -154,7 +154,6 @@ def networks(work: Workload) -> dict[str, tuple[nn.Module, dict[str, PyTree]]]:
     for label, (mixer, pointwise) in kinds.items():
         network = shufflenet(work, mixer, pointwise)
         variables = dict(jax.jit(network.init)(jax.random.key(0), images))
-        variables.pop("penalties", None)
         found[label] = network, variables
         if label == RELAXED:
             found[HARDENED] = network, harden(variables).variables

@@ -342,7 +342,6 @@ def problems(error):
 def asked_for(network):
     """The shape there of every array of torchvision's that a network is converted from."""
     shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
     paths = flatten_dict(shapes, sep="/")
     return {row.name: _shape_there(row, paths) for row in rows(modules("torchvision", network, (), ()), shapes)}
 
