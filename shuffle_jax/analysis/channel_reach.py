@@ -245,7 +245,7 @@ def _trace(network: nn.Module, variables: PyTree, image_shape: tuple[int, ...]) 
         return outputs[-1]
 
     def complete(variables: PyTree) -> Leaves:
-        images = jnp.zeros((1, *image_shape))
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         return flatten_dict(network.apply(variables, images, mutable=True, rngs={"params": jax.random.key(0)})[1])
 
     with nn.intercept_methods(visit):

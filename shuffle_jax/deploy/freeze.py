@@ -97,7 +97,7 @@ def dynamic_layers(
     variables = collections_of(variables, "dynamic_layers")
 
     def sown(variables: dict[str, PyTree]) -> PyTree:
-        images = jnp.zeros((1, *image_shape))
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         variables = {name: tree for name, tree in variables.items() if name != FACTORS}
         return _factors(network, variables, images)
 

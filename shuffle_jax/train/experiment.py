@@ -257,7 +257,7 @@ def build_network(config: NetworkConfig, image_shape: tuple[int, int, int], clas
     """
     network = build(config, classes)
     if ":" in config.family:
-        images = jnp.zeros((1, *image_shape))
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         try:
             logits, _ = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images, train=False))
         except TypeError as error:
@@ -276,7 +276,7 @@ def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int
 
 
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
-    key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape))
+    key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape), jnp.float32)
     return init_state(key, network, images, _optimizer(config), config.average_decay > 0, config.separate_streams)
 
 

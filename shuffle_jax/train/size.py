@@ -51,7 +51,7 @@ def _sees_pixels(network: nn.Module, image_shape: tuple[int, int, int]) -> bool:
     """Whether the output of any layer outside of the stem has more than one pixel; a network without images has."""
 
     def traced() -> object:
-        images = jnp.zeros((1, *image_shape))
+        images = jnp.zeros((1, *image_shape), jnp.float32)
         return network.init_with_output(jax.random.key(0), images, train=False, capture_intermediates=True)[1]
 
     outputs = flatten_dict(dict(jax.eval_shape(traced))["intermediates"], sep="/")  # type: ignore[call-overload]

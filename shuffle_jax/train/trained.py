@@ -25,7 +25,7 @@ from shuffle_jax.distributed import is_lead
 from shuffle_jax.files import naming
 from shuffle_jax.models import build
 from shuffle_jax.models.options import chosen_options
-from shuffle_jax.nn.collections import STATIC
+from shuffle_jax.nn.collections import STATIC, one_by_one
 from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.advice import after
@@ -138,10 +138,11 @@ def hardened(
         images: gives the first batches of normalised training images, as many as it is asked for.
     """
     hard = harden(variables)
-    static = [path for path in flatten_dict(hard.variables["params"]) if STATIC in path]
-    dynamic = dynamic_layers(network, hard.variables, image_shape) if static else ()
-    if dynamic and set(dynamic) == {"/".join(path[: path.index(STATIC) - 1]) for path in static}:
-        hard = hard._replace(variables=freeze(network, hard.variables, [jnp.zeros((1, *image_shape))]).variables)
+    params = flatten_dict(hard.variables.get("params", {}))
+    static = one_by_one({path[: path.index(STATIC) - 1]: leaf for path, leaf in params.items() if STATIC in path}, 1)
+    if static and set(static) == set(dynamic_layers(network, hard.variables, image_shape)):
+        blank = jnp.zeros((1, *image_shape), jnp.float32)
+        hard = hard._replace(variables=freeze(network, hard.variables, [blank]).variables)
     if config.recalibrate:
         hard = hard._replace(
             variables=recalibrate(

@@ -63,7 +63,9 @@ def convert_network(network: nn.Module, arrays: Arrays, source: Source = "torchv
     Raises:
         ValueError: the source has no such network, or an array is missing, extra or misshapen; the first are named.
     """
-    shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    shapes = jax.eval_shape(
+        partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
+    )
     shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
     arrays = plain(arrays)
     dynamic = {path.removesuffix("/q") for path in flatten_dict(shapes["params"], sep="/") if path.endswith("/q")}
@@ -87,7 +89,7 @@ def dynamic_conv(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
     channels, latent, hidden = block.size("channels"), block.size("latent"), block.size("hidden")
     pool = max(1, math.isqrt(block.size("seen") // channels))
     layer = DynamicConv(block.size("features"), block.window, pool=pool, latent=latent, hidden=hidden)
-    return block.convert(layer, jnp.zeros((1, 1, 1, channels)))
+    return block.convert(layer, jnp.zeros((1, 1, 1, channels), jnp.float32))
 
 
 def dynamic_dense(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
@@ -105,7 +107,7 @@ def dynamic_dense(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
     """
     block = _Block(arrays, prefix, CLASSIFIER)
     layer = DynamicDense(block.size("features"), block.size("latent"), block.size("hidden"))
-    return block.convert(layer, jnp.zeros((1, block.size("channels"))), "layer")
+    return block.convert(layer, jnp.zeros((1, block.size("channels")), jnp.float32), "layer")
 
 
 def rows(table: Modules, shapes: PyTree) -> Iterator[Row]:
