@@ -64,6 +64,7 @@ EVERYDAY = (
     "--optimizer.learning-rate",
     "--optimizer.warmup-epochs",
     "--optimizer.weight-decay",
+    "--optimizer.body-rate",
     "--optimizer.freeze",
     "--penalty.weight",
 )
