@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from shuffle_jax.data import DigitsConfig, FolderConfig, load
+from shuffle_jax.data import FolderConfig, load
 from shuffle_jax.data.inventory import DataChanged, check_unchanged, inventory
 
 
@@ -60,8 +60,3 @@ def test_what_changed_is_counted_and_named(tmp_path):
     )
     with pytest.raises(DataChanged, match=r"runs/a: 3 and 2 of training and test then, 7 and 1 others now: put them"):
         check_unchanged(of(tmp_path), before.to_json(), None, Path("runs/a"))
-
-
-def test_of_data_without_files_a_digest_stands_for_all():
-    digits = [inventory(load(DigitsConfig(seed=seed))) for seed in (0, 0, 1)]
-    assert digits[0].digest == digits[1].digest != digits[2].digest and not digits[0].by_name

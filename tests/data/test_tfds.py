@@ -109,6 +109,8 @@ def test_a_run_knows_the_set_its_version_and_its_parts_but_not_where_it_lies(pre
     others = [{"train_split": "train[:50%]"}, *({"train_split": "train+test", "seed": seed} for seed in (0, 1))]
     found = [inventory(load(dataclasses.replace(config, **other))).digest for other in others]
     assert len({whole.digest, *found}) == 4
+    digits = [inventory(load(DigitsConfig(seed=seed))) for seed in (0, 0, 1)]  # a digest of the arrays stands for all
+    assert digits[0].digest == digits[1].digest != digits[2].digest and not digits[0].by_name
 
 
 def test_feature_and_split_may_be_named(prepared):
