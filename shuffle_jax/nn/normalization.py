@@ -49,7 +49,7 @@ class BatchNorm(nn.Module):
         """
         if self._is_folded():
             if train:
-                raise ValueError(f"the batch norm {self._path} is folded and cannot train: train first, then fold")
+                raise ValueError(f"{self._called} is folded and cannot train: train first, then fold")
             x = x.astype(self.dtype or x.dtype)
             if not self.has_variable("params", "bias"):
                 return x
@@ -83,13 +83,13 @@ class BatchNorm(nn.Module):
             return False
         if self.has_variable("params", "scale"):
             raise ValueError(
-                f'the batch norm {self._path} has a scale but no statistics: pass the collection "batch_stats" too'
+                f'{self._called} has a scale but no statistics: pass the collection "batch_stats" too'
             )
         return True
 
     @property
-    def _path(self) -> str:
-        return "/".join(self.path)
+    def _called(self) -> str:
+        return f"the batch norm {'/'.join(self.path)}".rstrip()
 
     @nn.compact
     def _variables(self, channels: int) -> tuple[Array, Array, nn.Variable, nn.Variable]:
