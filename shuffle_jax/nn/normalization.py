@@ -82,9 +82,7 @@ class BatchNorm(nn.Module):
         if self.is_initializing() or self.has_variable("batch_stats", "mean"):
             return False
         if self.has_variable("params", "scale"):
-            raise ValueError(
-                f'{self._called} has a scale but no statistics: pass the collection "batch_stats" too'
-            )
+            raise ValueError(f'{self._called} has a scale but no statistics: pass the collection "batch_stats" too')
         return True
 
     @property
