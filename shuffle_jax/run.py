@@ -87,16 +87,21 @@ class Run:
         """The steps of its checkpoints, whole or not, ascending."""
         return steps_in(self.checkpoints)
 
-    def recorded(self, *kinds: str) -> bool:
-        """Whether there are records of one of these kinds."""
-        return self.metrics.exists() and any(record.get("kind") in kinds for record in read_records(self.metrics))
+    def recorded(self, *kinds: str) -> int:
+        """How many records of one of these kinds there are."""
+        records = read_records(self.metrics) if self.metrics.exists() else []
+        return sum(record.get("kind") in kinds for record in records)
 
     def is_barely_begun(self) -> bool:
         """Whether a run was started here and ended before its first checkpoint, so that nothing of worth is left.
 
-        Evaluations were recorded together with a checkpoint: where there are some, it was taken away.
+        An evaluation is recorded before the state is saved, which waits until the one before is on the disk: of more
+        than two there was a checkpoint, which was taken away.
         """
-        return self.exists() and not self.steps() and not self.recorded("test", "result")
+        if not self.exists() or self.steps() or self.recorded("result"):
+            return False
+        evaluations = self.recorded("test")
+        return evaluations == 0 or (evaluations <= 2 and self.checkpoints.exists())
 
     def check_free(self, afresh: bool = False) -> None:
         """Raises a ValueError if there is anything in the folder, so that nothing is overwritten.

@@ -68,7 +68,7 @@ def _is_worth_keeping(run: Run, error: BaseException) -> bool:
     if isinstance(error, ArithmeticError) or (jax.process_count() > 1 and is_lost(error)):
         return True
     with contextlib.suppress(ValueError):  # records that were cut short
-        return bool(run.steps()) or run.profile.exists() or run.recorded("train", "test")
+        return bool(run.steps()) or run.profile.exists() or run.recorded("train", "test") > 0
     return True
 
 

@@ -122,16 +122,21 @@ def test_a_run_without_checkpoints_says_what_can_be_done(tmp_path):
     run = Run(tmp_path / "my run")
     run.start(to_json(digits()), ["a"], GREY)
     command = f"python -m experiments.train --resume '{run.path}' --afresh"
-    for record, why in (
-        ({"kind": "train"}, "was stopped before its first"),
-        ({"kind": "test"}, "has no checkpoints any"),
-    ):
-        run.metrics.write_text(json.dumps(record | {"step": 9}) + "\n")
-        before = {p: p.read_bytes() for p in run.path.iterdir()}
+    early, lost = "was stopped before its first", "has no checkpoints any"
+    killed = [(1, "test", early), (2, "test", early), (3, "test", lost), (1, "result", lost)]  # as it saved, if it did
+    for saving, count, kind, why in [
+        (False, 9, "train", early),
+        (False, 1, "test", lost),
+        *((True, *k) for k in killed),
+    ]:
+        run.metrics.write_text((json.dumps({"kind": kind, "step": 9}) + "\n") * count)
+        if saving:
+            (run.checkpoints / "9.orbax-checkpoint-tmp").mkdir(parents=True, exist_ok=True)
+        before = {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()}
         with pytest.raises(ValueError, match=why) as error, begin.again(run):
             pass
         assert str(error.value).endswith(f"with: {command}") and "\n" not in str(error.value)
-        assert {p: p.read_bytes() for p in run.path.iterdir()} == before
+        assert {p: p.read_bytes() for p in run.path.iterdir() if p.is_file()} == before
         if run.is_barely_begun():
             run.check_free(afresh=True)
     with pytest.raises(ValueError, match="name another --run, or continue it with: "):
