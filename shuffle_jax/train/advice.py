@@ -11,7 +11,7 @@ from shuffle_jax.train.optimizer import penalty_weight
 LOSS = 0.01
 """Top-1 accuracy that hardening may cost without a word."""
 
-FEWEST = 60
+FEWEST = 40
 """Steps below which no weight that was tried brings every relaxed matrix to a permutation, see docs/results."""
 
 NAMED = 3
@@ -89,4 +89,4 @@ def _remedy(config: TrainConfig, loose: bool) -> str:
             "--recalibrate 20"
         )
     heavier = 3 * penalty.weight if penalty.weight else 0.1
-    return f"train longer (--epochs), or raise the penalty's weight, --penalty.weight {heavier:.3g}"
+    return f"train longer (--epochs), or if that was long raise the penalty's weight, --penalty.weight {heavier:.3g}"

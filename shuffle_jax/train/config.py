@@ -92,8 +92,8 @@ class PenaltyConfig:
 
     How far the penalty moves a relaxed permutation goes with rate x weight x steps. A weight that suits a long training
     leaves the matrices of a short one near their start, and rounding them then costs everything that was learned. So a
-    training of fewer than ``for_steps`` steps has the weight ``weight * (for_steps / steps)^2``: once for steps to move
-    in, and once more to arrive sooner, as the few that follow are what is left for the other parameters.
+    training of fewer than ``for_steps`` steps has the weight ``weight * (for_steps / steps)^2``, at most a hundredfold:
+    once for steps to move in, and once more to arrive sooner, as the few that follow are left for the other parameters.
     """
 
     weight: float = 1e-2

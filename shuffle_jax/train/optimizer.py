@@ -17,6 +17,9 @@ from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 from shuffle_jax.train.frozen import body, frozen
 from shuffle_jax.typing import Array, Int, Matrix, PyTree
 
+HEAVIEST = 100.0
+"""What the weight of the penalties is multiplied by at most: matrices that move too fast do not settle."""
+
 
 def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> optax.Schedule:
     """The learning rate at each optimiser step.
@@ -55,7 +58,7 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
 def penalty_weight(config: PenaltyConfig, steps: int) -> optax.Schedule:
     """The weight of the penalties at each step of a training of ``steps`` steps."""
     first, last = round(config.start * steps), round(config.end * steps)
-    weight = config.weight * max(1.0, config.for_steps / steps) ** 2
+    weight = config.weight * min(max(1.0, config.for_steps / steps) ** 2, HEAVIEST)
     return _in_float(optax.linear_schedule(0.0, weight, max(last - first, 1), transition_begin=first))
 
 

@@ -56,7 +56,7 @@ def test_a_short_training_has_a_short_warmup_and_a_weight_that_brings_permutatio
     rate = learning_rate(OptimizerConfig(learning_rate=0.4, warmup_epochs=2), 20, 10)
     np.testing.assert_allclose([rate(0), rate(4), rate(5)], [0, 0.32, 0.4], rtol=1e-6)
     config = PenaltyConfig(weight=0.1, end=0.5, for_steps=1000)
-    for steps, top in ((100, 10.0), (500, 0.4), (1000, 0.1), (4000, 0.1)):
+    for steps, top in ((20, 10.0), (100, 10.0), (500, 0.4), (1000, 0.1), (4000, 0.1)):
         weight = penalty_weight(config, steps)
         found = [weight(steps // 4), weight(steps // 2), weight(steps)]
         np.testing.assert_allclose(found, [top / 2, top, top], rtol=1e-6)
