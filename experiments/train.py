@@ -1,8 +1,8 @@
 """Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`, or goes on: `--resume RUN`.
 
 A preset is a complete configuration; every field of it can be overridden by name. With --data.root ROOT any of them
-reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the options of the one named
-before it. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers,
+reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the everyday options of the one
+named before it, --help-all every one. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers,
 checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes on from there as if nothing had
 happened, with everything from the run. It may be given another number of devices, another way of the images to them,
 the new place of pictures that were moved (--data.root), and more --epochs, if its schedules had been the same so far.
