@@ -1,11 +1,12 @@
 """Trains a network: `python -m experiments.train PRESET [--FIELD VALUE ...]`, or goes on: `--resume RUN`.
 
 A preset is a complete configuration; every field of it can be overridden by name. With --data.root ROOT any of them
-reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the everyday options of the one
-named before it, --help-all every one. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if that exists): configuration, numbers,
-checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes on from there as if nothing had
-happened, with everything from the run. It may be given another number of devices, another way of the images to them,
-the new place of pictures that were moved (--data.root), and more --epochs, if its schedules had been the same so far.
+reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the everyday options of the
+one named before it, --help-all every one. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if
+that exists): configuration, numbers, checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes
+on from there as if nothing had happened, with everything from the run. It may be given another number of devices,
+another way of the images to them, the new place of pictures that were moved (--data.root), and more --epochs, if its
+schedules had been the same so far.
 
 --start-from RUN fine-tunes: the network, the size of its images and its weights are those of another run, also of one
 that experiments.convert wrote; --optimizer.body-rate 0.1 trains all but the classifier slowly, --optimizer.freeze not.
