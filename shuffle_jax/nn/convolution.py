@@ -7,7 +7,7 @@ ignored, so that layers which need it (dynamic ones) can stand in the same place
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -36,6 +36,11 @@ def variance_scaling(
         return row(key, (1, math.prod(shape)), dtype).reshape(shape)
 
     return init
+
+
+def in_float32(init: nn.initializers.Initializer) -> Callable[[Key, Sequence[int]], Array]:
+    """What an initialiser gives by its default type, in float32: that is another under ``jax_enable_x64``."""
+    return lambda key, shape: jnp.asarray(init(key, shape), jnp.float32)
 
 
 kernel_init = variance_scaling(2.0, "fan_in", "truncated_normal")
@@ -71,7 +76,7 @@ class Conv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         y = ops.convolution(x, kernel, self.stride, groups=self.groups)
         return _add_bias(self, y) if self.use_bias else y
 
@@ -101,7 +106,7 @@ class DepthwiseConv(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
         shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         return ops.depthwise(x, kernel, self.stride)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
@@ -136,7 +141,7 @@ class PointwiseConv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", self.kernel_init, shape, jnp.float32), self.dtype)
+        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         y = ops.pointwise(x, kernel, self.groups)
         return _add_bias(self, y) if self.use_bias else y
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.nn.convolution import in_float32
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.typing import Array, Float
 
@@ -25,7 +26,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n c"], train: bool = False) -> Float[Array, "n features"]:
         """Maps ``(n, c)`` to ``(n, features)``; ``train`` changes nothing."""
-        y = x @ self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32).astype(x.dtype)
+        y = x @ self.param("kernel", in_float32(self.kernel_init), (x.shape[-1], self.features)).astype(x.dtype)
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,), jnp.float32)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from shuffle_jax.nn.convolution import fan_out_init
+from shuffle_jax.nn.convolution import fan_out_init, in_float32
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import BatchNorm, absorbed
 from shuffle_jax.nn.window import Window, window
@@ -182,7 +182,7 @@ class DynamicConv(nn.Module):
             "q": (1, 1, channels // blocks, latent),
             "p": (1, 1, latent // blocks, self.features),
         }
-        kernel, q, p = (self.param(name, self.kernel_init, shape, jnp.float32) for name, shape in shapes.items())
+        kernel, q, p = (self.param(name, in_float32(self.kernel_init), shape) for name, shape in shapes.items())
         elements = bias = None
         if self.elements:
             elements = self.param("r", nn.initializers.lecun_normal(), (*view.size, self.elements), jnp.float32)

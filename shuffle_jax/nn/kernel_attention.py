@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.nn.collections import training_progress
-from shuffle_jax.nn.convolution import fan_out_init
+from shuffle_jax.nn.convolution import fan_out_init, in_float32
 from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import scale_outputs
@@ -94,7 +94,7 @@ class KernelAttention(nn.Module):
         raise NotImplementedError("KernelAttention is what layers share: use CondConv or DYConv")
 
     def _start(self, key: Key, shape: tuple[int, ...]) -> Float[Array, "k kh kw i o"]:
-        return jax.vmap(lambda one: self.kernel_init(one, shape[1:], jnp.float32))(jax.random.split(key, shape[0]))
+        return jax.vmap(lambda one: in_float32(self.kernel_init)(one, shape[1:]))(jax.random.split(key, shape[0]))
 
     def _aggregates(self, view: Window, channels: int) -> bool:
         if self.form in ("features", "kernels"):

@@ -10,7 +10,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from shuffle_jax.nn.convolution import PointwiseConv
+from shuffle_jax.nn.convolution import PointwiseConv, in_float32
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import shift
 from shuffle_jax.ops.permutation import check_groups, half_group
@@ -106,7 +106,7 @@ class ShiftedPointwise(nn.Module):
             return layer(x, train=train)
         check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", layer.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", in_float32(layer.kernel_init), shape)
         dtype = self.dtype or x.dtype
         return shifted_pointwise(
             x.astype(dtype), kernel.astype(dtype), self.groups, rotation, self.offsets, self.boundary, self.form
