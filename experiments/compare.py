@@ -31,7 +31,7 @@ from experiments.comparison.runs import run_result
 from experiments.comparison.table import Results, block, remarks, table
 from shuffle_jax.files import replace_file
 from shuffle_jax.records import read_records
-from shuffle_jax.run import Run
+from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import heard
 
 
@@ -82,6 +82,7 @@ def check(planned: Sequence[Planned]) -> None:
     Raises:
         ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
     """
+    from shuffle_jax.runs import check_resumable
     from shuffle_jax.train.begin import check_config
     from shuffle_jax.train.experiment import prepare
 
@@ -90,6 +91,8 @@ def check(planned: Sequence[Planned]) -> None:
         folder = Run(one.path)
         if folder.exists():
             check_config(folder, one.config)  # to the epoch: no run of a comparison is another one made longer
+            if not (finished(one.path) or folder.is_barely_begun()):
+                check_resumable(folder, resume_command(one.path))
         else:
             folder.check_free()
         if one.label not in built and not finished(one.path):
