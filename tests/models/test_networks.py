@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.errors import InvalidRngError
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from shuffle_jax.analysis.channel_reach import channel_reach
 from shuffle_jax.analysis.count import count_layers
@@ -392,3 +393,35 @@ def test_what_networks_tell_of_themselves():
         kernel = own[DynamicDense]["kernel_init"](jax.random.key(0), (300, 40))
         assert np.abs(kernel).max() <= 300**-0.5
         assert float(kernel.var()) == pytest.approx(1 / 900, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gradient_is_traced_where_float64_is_the_default_on_explicit_axes_and_in_shard_map(name, short):
+    network, whole, batch = NETWORKS[name], PartitionSpec(), PartitionSpec("batch")
+    auto, explicit = (jax.make_mesh((2,), ("batch",), axis_types=(a,)) for a in (AxisType.Auto, AxisType.Explicit))
+    x = jax.ShapeDtypeStruct((2, *SHAPE), jnp.float32)
+
+    def gradient(variables, x):
+        def loss(params, x):
+            rngs, mutable = {"dropout": jax.random.key(0)}, ["batch_stats", "penalties"]
+            y, updated = network.apply({**variables, "params": params}, x, train=True, rngs=rngs, mutable=mutable)
+            return y.sum(), updated
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+
+    with jax.enable_x64(True):
+        variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        types = {str(leaf.dtype) for leaf in jax.tree.leaves((variables, jax.eval_shape(gradient, variables, x)))}
+    assert types <= {"float32", "int32"}
+
+    def lying(leaf, part):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(explicit, part))
+
+    with jax.set_mesh(explicit):
+        jax.eval_shape(gradient, jax.tree.map(partial(lying, part=whole), variables), lying(x, batch))
+
+    def local(variables, x):
+        return jax.tree.map(lambda leaf: leaf.sum()[None], gradient(variables, x))
+
+    jax.eval_shape(jax.shard_map(local, mesh=auto, in_specs=(whole, batch), out_specs=batch), variables, x)

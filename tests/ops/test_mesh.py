@@ -1,4 +1,4 @@
-"""Ops of a batch that is split over devices: on a mesh with Explicit axes, and within jax.shard_map by its defaults."""
+"""Ops of a batch that is split over devices, on Explicit axes and within jax.shard_map, and of 64-bit default types."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def value_and_gradient(op, *arguments):
     def loss(*given):
         y = op(*[given[real.index(i)] if i in real else a for i, a in enumerate(arguments)])
         parts = [a for a in jax.tree.leaves(y) if jnp.issubdtype(a.dtype, jnp.floating)]
-        return sum((jnp.sin(a).sum() for a in parts), jnp.zeros(())), y
+        return sum((jnp.sin(a).sum() for a in parts), jnp.zeros((), jnp.float32)), y
 
     if not real:
         return op(*arguments), ()
@@ -217,6 +217,15 @@ def test_values_and_gradients_are_traced_on_explicit_axes_and_in_shard_map(name)
         return jax.tree.map(lambda leaf: leaf.sum()[None], program(*arguments))
 
     jax.eval_shape(jax.shard_map(local, mesh=AUTO, in_specs=parts, out_specs=BATCH), *arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_types_are_the_same_where_float64_is_the_default(name):
+    op, batch, whole = CASES[name]
+    with jax.enable_x64(True):
+        made = jax.eval_shape(partial(value_and_gradient, op), *batch, *whole)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(made)} <= {"float32", "int32", "bool"}
 
 
 @pytest.mark.slow
