@@ -88,5 +88,9 @@ def _remedy(config: TrainConfig, loose: bool) -> str:
             f"let the penalty rise sooner, --penalty.end {penalty.end / 2:g}, or re-estimate the batch statistics, "
             "--recalibrate 20"
         )
+    if config.optimizer.constraint == "one_pass":
+        return (
+            "one pass of normalisation can get stuck: take --optimizer.constraint balance, or train longer (--epochs)"
+        )
     heavier = 3 * penalty.weight if penalty.weight else 0.1
     return f"train longer (--epochs), or if that was long raise the penalty's weight, --penalty.weight {heavier:.3g}"

@@ -11,7 +11,9 @@ from shuffle_jax.deploy.harden import diagnose
 from shuffle_jax.train.advice import FEWEST, after, before
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 
-CONFIG = TrainConfig(optimizer=OptimizerConfig(warmup_epochs=2), penalty=PenaltyConfig(weight=0.1, for_steps=1100))
+CONFIG = TrainConfig(
+    optimizer=OptimizerConfig(warmup_epochs=2, constraint="balance"), penalty=PenaltyConfig(weight=0.1, for_steps=1100)
+)
 
 
 def test_a_short_training_is_told_what_it_changes():
@@ -51,3 +53,4 @@ def test_what_hardening_cost_is_one_line_with_the_layers_and_what_to_change(diag
     assert all("\n" not in line and "--" in line for line in found)
     heavier = after(dataclasses.replace(CONFIG, penalty=PenaltyConfig(weight=0.0)), LOOSE)
     assert heavier[0].endswith("--penalty.weight 0.1")
+    assert after(TrainConfig(), LOOSE)[0].endswith("take --optimizer.constraint balance, or train longer (--epochs)")
