@@ -226,7 +226,7 @@ def test_the_other_process_ends_in_time_when_one_is_lost_and_the_run_goes_on(vic
 @pytest.mark.parametrize(
     ("words", "own", "others"),
     [
-        (["--devices", "7"], "devices must be from 1 to 1, the devices of this machine, got 7", "another process"),
+        (["--devices", "7"], "--devices must be from 1 to 1, the devices of this machine, got 7", "another process"),
         (["--seed", "1"], *["the command of process 1 differs from that of process 0: start all processes with"] * 2),
     ],
 )
