@@ -78,10 +78,18 @@ def parse_preset(
         print(overview({name: text for name, (text, _) in presets.items()}, prog, about, width), end="")
         sys.exit(0)
     if not words:
-        raise ValueError(f"no preset is named: choose one of {', '.join(presets)} (see {prog} --help)")
-    if not words[0].startswith("-") and words[0] not in presets:
+        few = ", ".join(list(presets)[:3])
         raise ValueError(
-            f"there is no preset {words[0]!r}; near: {nearest(words[0], presets)} (all of them: {', '.join(presets)})"
+            f"no preset is named: choose one of the {len(presets)} that {prog} --help lists, such as {few}"
+        )
+    if words[0].startswith("-"):
+        named = next((word for word in words if word in presets), "PRESET")
+        raise ValueError(
+            f"the preset must come first, got {words[0]}: {prog} {named} {words[0]} ... (see {prog} --help)"
+        )
+    if words[0] not in presets:
+        raise ValueError(
+            f"there is no preset {words[0]!r}; near: {nearest(words[0], presets)} (all of them: {prog} --help)"
         )
     kind = tyro.extras.subcommand_type_from_defaults(
         {name: value for name, (_, value) in presets.items()}, {name: text for name, (text, _) in presets.items()}

@@ -92,15 +92,11 @@ def content(path):
         ("train digitz", "there is no preset 'digitz'; near: digits, "),
         (
             "train",
-            "no preset is named: choose one of digits, digits-dynamic, digits-mobilenet, digits-resnet, "
-            "digits-addressnet, digits-shift-resnet, folder, folder-dynamic, folder-mobilenet, folder-resnet, "
-            "folder-addressnet, folder-shift-resnet, cifar10-auto, cifar10-auto-v1, cifar10-dynamic, "
-            "cifar10-static-dynamic, cifar10-mobilenet, cifar10-resnet, cifar10-addressnet, cifar10-shift-resnet, "
-            "cifar100-auto, cifar100-auto-v1, cifar100-dynamic, cifar100-static-dynamic, cifar100-mobilenet, "
-            "cifar100-resnet, cifar100-addressnet, cifar100-shift-resnet, tiny-imagenet-auto, tiny-imagenet-auto-v1, "
-            "tiny-imagenet-dynamic, tiny-imagenet-static-dynamic, tiny-imagenet-mobilenet, tiny-imagenet-resnet, "
-            "tiny-imagenet-addressnet, tiny-imagenet-shift-resnet, imagenet-auto, imagenet-auto-v1, imagenet-dynamic, "
-            "imagenet-static-dynamic, imagenet-mobilenet, imagenet-resnet, imagenet-addressnet",
+            "no preset is named: choose one of the 43 that python -m experiments.train --help lists, such as digits, ",
+        ),
+        (
+            "train --lr 3 digits",
+            "the preset must come first, got --lr: python -m experiments.train digits --lr ... (see ",
         ),
         ("train digits --network.widht 1", "there is no option --network.widht; near: --network.width, "),
         ("train digits --widht=1", "there is no option --widht; near: --network.width, "),
