@@ -9,8 +9,8 @@ For permutations A and B so is M, ``S_G`` alone for identities: with two groups 
 
 Factors are one pair for all images ``(p', p)``, one for each image ``(n, p', p)``, or one for each image and group
 ``(n, G, p', p)``; a leading axis of length 1 stands for all. Two contractions cost ``p q q' + p p' q'`` multiply-adds
-for each position and group, where the matrix itself would cost ``p q p' q'``. Gradients can be differentiated again; there
-are no forward-mode derivatives.
+for each position and group, where the matrix itself would cost ``p q p' q'``. Gradients can be differentiated again;
+there are no forward-mode derivatives.
 
 Source: Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023, whose abstract alone is known to us; the forms are this
 project's.

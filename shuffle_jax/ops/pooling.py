@@ -47,8 +47,8 @@ def largest(x: Images) -> Float[Array, "n oh ow c"]:
     The gradient goes to that value, of equal ones to the first in row-major order.
 
     On CPU the forward pass notes which of the nine it was, and the gradient is put together from what was noted: XLA's
-    native form scatters there, and takes five to ten times as long. Elsewhere the native form is used. On CPU there is no
-    forward-mode derivative.
+    native form scatters there, and takes five to ten times as long. Elsewhere the native form is used. On CPU there
+    is no forward-mode derivative.
 
     Args:
         x: ``(n, h, w, c)``, finite.
