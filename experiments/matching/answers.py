@@ -33,15 +33,17 @@ def show_pairs(instance: Instance, found: Solution, names: tuple[str, str], as_c
 
 def told(instance: Instance, found: Solution, names: tuple[str, str]) -> str:
     """How good a match is, in a sentence."""
-    from shuffle_jax.problems.matching import MOST_TRIED
+    from shuffle_jax.problems.matching import MOST_TRIED, bound
 
     exact, first, second, both = edges_that_meet(instance, found.permutation)
     if exact:
         return f"exact: each of the {first:,} edges of {names[0]} is one of {names[1]}, and the other way round"
-    least = "the least there is" if instance.size <= MOST_TRIED else f"the least found in {found.seconds:.1f} s"
+    proved = instance.size <= MOST_TRIED or found.value <= bound(instance)
+    least = "the least there is" if proved else f"the least found in {found.seconds:.1f} s"
+    weights = ", not all of the same weight" if both == first == second else ""
     return (
         f"not exact: of the {first:,} edges of {names[0]} and the {second:,} of {names[1]} {both:,} lie over each "
-        f"other; |A - P B P^T|^2 = {found.value:g} is {least}"
+        f"other{weights}; |A - P B P^T|^2 = {found.value:g} is {least}"
     )
 
 

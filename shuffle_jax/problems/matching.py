@@ -5,6 +5,7 @@ What is here is NumPy's and scipy's: nothing is compiled for graphs that match e
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,9 +26,11 @@ WIDTH = 0.2
 MOST_STEPS = 50
 """Of the linear assignments that follow the spectral start; they stand still before."""
 
-
 MOST_TRIED = 7
 """Nodes of which all 5,040 permutations are tried, in the time of none."""
+
+MOST_SEARCHED = 1_000
+"""Nodes up to which the solver searches: of twice as many its first steps alone take minutes."""
 
 MOST_ENTRIES = 250_000
 """Of the tables of all searches of one core: with more, a round takes longer than a second or two."""
@@ -42,11 +45,13 @@ def match(
 ) -> Solution:
     """A permutation that matches two graphs: :func:`isomorphism`, else :func:`aligned`, improved by the solver.
 
-    Of at most :data:`MOST_TRIED` nodes all permutations are tried, and the one returned is the best there is.
+    Of at most :data:`MOST_TRIED` nodes all permutations are tried, and the one returned is the best there is. Without
+    the solver go those of which :func:`bound` shows that none is better, as of a graph and a part of it, and graphs of
+    more than :data:`MOST_SEARCHED` nodes.
 
     Args:
         instance: a matching.
-        seconds: how long to search, after the solver is compiled; less where an exact match is found.
+        seconds: how long to search, after the solver is compiled; less where no match is better.
         seed: of the solver.
         config: of the solver; of large graphs it makes fewer searches side by side.
         near: told of a near match and for how many seconds the solver will search from there, before it is compiled.
@@ -74,12 +79,23 @@ def match(
         found = aligned(instance.a, instance.b)
     value, took = instance.value(found), time.perf_counter() - begun
     solution = Solution(found, value, (Improvement(took, value),), took, 0.0, 0, 0)
-    if value == 0 or instance.size <= MOST_TRIED:
+    least = bound(instance)
+    if instance.size <= MOST_TRIED or instance.size > MOST_SEARCHED or value <= least:
         return solution
     left = max(seconds - took, seconds / 2)
     near(solution, left)
     config = replace(config, searches=max(1, min(config.searches, MOST_ENTRIES // instance.size**2)))
-    return solve(instance, left, seed, config, enough=0.0, initial=found)
+    return solve(instance, left, seed, config, enough=least, initial=found)
+
+
+def bound(instance: Instance) -> float:
+    """What no permutation is below: ``sum_k (a_k - b_k)^2`` of all entries of A and of B, each in ascending order.
+
+    >>> bound(Instance("one edge and none", np.array([[0, 1], [1, 0]]), np.zeros((2, 2)), "matching"))
+    2.0
+    """
+    a, b = (np.sort(matrix, axis=None) for matrix in (instance.a, instance.b))
+    return math.fsum(np.square(a - b).tolist())
 
 
 def _best_of_all(instance: Instance) -> Int[np.ndarray, " n"]:

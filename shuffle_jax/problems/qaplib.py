@@ -76,10 +76,12 @@ def _stated(lines: list[list[float]], n: int, path: Path) -> tuple[list[float], 
         entries = rest
     if len(entries) == wanted:
         return [], entries
-    what = "is cut short" if len(entries) < wanted else "holds too much"
+    what, remedy = "is cut short", ""
+    if len(entries) > wanted:
+        what, remedy = "holds too much", ", or let n, and a best value if there is one, have a line of their own"
     raise ValueError(
-        f"{path} {what}: behind n = {n} stand {len(entries):,} numbers and two matrices have {wanted:,}: get it again, "
-        "or put a best value on the line of n"
+        f"{path} {what}: behind n = {n} stand {len(entries):,} numbers and two matrices have {wanted:,}: get it "
+        f"again{remedy}"
     )
 
 

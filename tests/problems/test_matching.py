@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from shuffle_jax.problems import matching
 from shuffle_jax.problems.generators import erdos_renyi, gaussian, moebius_ladder, relabelled
 from shuffle_jax.problems.instance import Instance
-from shuffle_jax.problems.matching import aligned, isomorphism, match
+from shuffle_jax.problems.matching import aligned, bound, isomorphism, match
 from shuffle_jax.problems.solver import Solution, SolverConfig
 
 MATRICES = st.lists(st.integers(0, 2), min_size=16, max_size=16)
@@ -102,9 +103,17 @@ def test_the_solver_goes_on_from_there_for_the_time_that_is_left(monkeypatch):
     config = SolverConfig(searches=1)
     match(instance, 2.0, 3, config, lambda *near: told.append(near))
     ((seconds, *others),) = calls
-    assert 1 <= seconds < 2 and others == [3, config, 0.0, value]
+    assert 1 <= seconds < 2 and others == [3, config, bound(instance), value]
     ((near, left),) = told
     assert (near.value, left) == (value, seconds) and near.steps == 0
+
+    monkeypatch.setattr(matching, "solve", None)
+    monkeypatch.setattr(matching, "MOST_SEARCHED", 59)
+    assert match(instance).value == value  # too large a graph
+    part = replace(instance, b=np.where(instance.a * np.add.outer(range(60), range(60)) % 7, instance.a, 0))
+    monkeypatch.setattr(matching, "MOST_SEARCHED", 60)
+    missing = (part.a != part.b).sum()
+    assert match(part).value == bound(part) == missing > 0  # nothing is better than all edges of the part
 
 
 @settings(max_examples=10, deadline=None)
