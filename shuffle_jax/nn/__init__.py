@@ -2,8 +2,8 @@
 
 from shuffle_jax.nn.auto_shuffle import AutoShuffle
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
-from shuffle_jax.nn.dense import Dense, DynamicDense
-from shuffle_jax.nn.dynamic_conv import DynamicConv
+from shuffle_jax.nn.dense import Dense
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
 from shuffle_jax.nn.dynamic_shuffle import DynamicShuffle, StaticDynamicShuffle
 from shuffle_jax.nn.factors import FactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv

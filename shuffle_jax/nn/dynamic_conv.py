@@ -276,3 +276,40 @@ class DynamicConv(nn.Module):
                 f"to a multiple of {self._blocks}, at most {channels}"
             )
         return chosen
+
+
+class DynamicDense(nn.Module):
+    """A dense layer by the same decomposition, for the pooled features that a classifier sees.
+
+    :class:`DynamicConv` at one position, with a bias: ``y = lambda (W0 x + b) + P (N2(Phi q) + q)``.
+
+    Attributes:
+        features: number of logits.
+        latent: L, the number of latent channels; all of the input's where there are fewer.
+        hidden: s, the width of the head.
+        kernel_init: of W0, P and Q.
+        head_init: of the head.
+
+    Source: as :class:`DynamicConv`.
+    """
+
+    features: int
+    latent: int = 32
+    hidden: int = 32
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+    head_init: nn.initializers.Initializer = nn.initializers.normal(0.01)
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n c"], train: bool = False) -> Float[Array, "n o"]:
+        """Maps ``(n, c)`` to ``(n, features)``."""
+        layer = DynamicConv(
+            self.features,
+            pool=1,
+            latent=min(self.latent, x.shape[-1]),
+            hidden=self.hidden,
+            use_bias=True,
+            kernel_init=self.kernel_init,
+            head_init=self.head_init,
+            name="layer",
+        )
+        return layer(x[:, None], train)[:, 0]

@@ -15,8 +15,7 @@ import pytest
 
 from shuffle_jax.analysis.count import count, count_layers, inside
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
-from shuffle_jax.nn.dense import DynamicDense
-from shuffle_jax.nn.dynamic_conv import DynamicConv, Sizes, default_sizes
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense, Sizes, default_sizes
 from shuffle_jax.sharding import batch_sharding, data_mesh, replicated
 
 FIGURES = np.load(Path(__file__).parents[1] / "fixtures" / "dcd_blocks.npz")

@@ -18,8 +18,7 @@ from shuffle_jax.models.convert.arrays import Arrays, in_float32
 from shuffle_jax.models.convert.names import plain
 from shuffle_jax.models.convert.tables import CLASSIFIER, MOBILENET, RESNET, Factors, Modules, Source, modules, parts
 from shuffle_jax.naming import MOST, some
-from shuffle_jax.nn.dense import DynamicDense
-from shuffle_jax.nn.dynamic_conv import DynamicConv
+from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
 from shuffle_jax.typing import PyTree
 
 CONVOLUTION = (2, 3, 1, 0)
@@ -101,7 +100,7 @@ def dynamic_dense(arrays: Arrays, prefix: str = "") -> dict[str, PyTree]:
         prefix: the name of their module, such as "classifier.0"; empty for arrays of the module alone.
 
     Returns:
-        What :class:`shuffle_jax.nn.dense.DynamicDense` of these sizes takes.
+        What :class:`shuffle_jax.nn.dynamic_conv.DynamicDense` of these sizes takes.
 
     Raises:
         ValueError: an array is missing, extra or misshapen; the first are named.
