@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from shuffle_jax.nn.coefficients import Coefficients
 from shuffle_jax.nn.convolution import fan_out_init, in_float32
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import BatchNorm, absorbed
@@ -67,37 +68,6 @@ def default_sizes(channels: int, features: int, squeeze: int = 16) -> Sizes:
         ratio *= 2
     latent = max(4, latent)
     return Sizes(pool, latent, max(4, max(seen, latent**2) // squeeze))
-
-
-class Coefficients(nn.Module):
-    """The head: ``h = A v``, ``h = h * gate(B h)``; ``Phi = F h``, ``lambda = gate(G h)``, without biases, in float32.
-
-    ``gate`` is :func:`shuffle_jax.ops.dynamic_conv.hard_gate`.
-
-    Attributes:
-        hidden: s, at least 1.
-        features: o.
-        shape: (E, B, l, l), the coefficients of one image.
-        kernel_init: of all four.
-    """
-
-    hidden: int
-    features: int
-    shape: tuple[int, int, int, int]
-    kernel_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, v: Float[Array, "n f"]) -> tuple[Float[Array, "n o"], dynamic_conv.Phi]:
-        """Maps what is seen of each image to lambda and Phi."""
-
-        def linear(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, use_bias=False, kernel_init=self.kernel_init, name=name)
-
-        h = linear(self.hidden, "squeeze")(v)
-        h = h * dynamic_conv.hard_gate(linear(self.hidden, "gate")(h))
-        phi = linear(math.prod(self.shape), "fusion")(h)
-        gate = dynamic_conv.hard_gate(linear(self.features, "scale")(h))
-        return gate, phi.reshape(-1, *self.shape)
 
 
 class DynamicConv(nn.Module):
