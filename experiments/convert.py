@@ -52,8 +52,8 @@ class Arguments:
 
     classes: Path | None = None
     """Text file with the names of the classes, one a line, in the order of the logits; of equal ones the second gets a
-    number. By default the names of the
-    folders in ROOT/train, in alphabetical order, or without --root class_0, class_1, ..."""
+    number. By default the names of the folders in ROOT/train, in alphabetical order, or without --root class_0,
+    class_1, ..."""
 
     root: Path | None = None
     """Folder of pictures for experiments.evaluate, with ROOT/train/CLASS and ROOT/val/CLASS; nothing else reads it."""
@@ -119,6 +119,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     again = " --data.root ROOT" if options.classes else "   (convert again with --root)"
     needs = "" if options.root else again
     print(f"measure on pictures: python -m experiments.evaluate {options.out}{needs}")
+    print(f"train on others:     python -m experiments.train folder --data.root FOLDER --start-from {options.out}")
 
 
 def as_arrays_say(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:

@@ -47,10 +47,11 @@ def wrong_figure(found: Predictions, dataset: Dataset, most: int) -> Figure:
     """The pictures that are wrong with the highest probability, what they are and what they are said to be."""
     positions = found.wrong(most)
     images, _ = dataset.test.take(positions)
-    rows = max(1, math.ceil(len(positions) / COLUMNS))
-    figure = blank(1.7 * COLUMNS, 2.1 * rows + 0.3)
+    columns = min(COLUMNS, max(len(positions), 2))
+    rows = max(1, math.ceil(len(positions) / columns))
+    figure = blank(1.7 * columns, 2.1 * rows + 0.3)
     figure.suptitle("wrong, the surest first", fontsize=11)
-    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels:
         axes.set_axis_off()
     for axes, image, position in zip(panels, images, positions, strict=False):

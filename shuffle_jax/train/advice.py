@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from shuffle_jax.deploy.harden import Diagnosis
@@ -32,23 +33,25 @@ def before(config: TrainConfig, steps: int, per_epoch: int, permutations: int) -
     """
     lines = []
     wanted, most = round(config.optimizer.warmup_epochs * per_epoch), round(config.optimizer.warmup_share * steps)
-    if wanted > most:
+    if wanted > most and config.optimizer.warmup_share < 1:  # one that is not shortened is refused
         lines.append(
-            f"the warm-up takes {most:,} steps, {config.optimizer.warmup_share:.0%} of the training, and not "
-            f"{wanted:,}: --optimizer.warmup-share sets the share"
+            f"the warm-up takes {most:,} step{'' if most == 1 else 's'}, {config.optimizer.warmup_share:.0%} of the "
+            f"training, and not {wanted:,}: --optimizer.warmup-share sets the share"
         )
     if not permutations:
         return lines
     if config.penalty.for_steps > steps:
+        within = f"in {steps:,} steps" if steps >= FEWEST else "sooner"
         lines.append(
             f"the penalty's weight is {float(penalty_weight(config.penalty, steps)(steps)):.3g} in place of "
-            f"{config.penalty.weight:g}, so that permutations are reached in {steps:,} steps: --penalty.for-steps 0 "
-            "leaves it as it is"
+            f"{config.penalty.weight:g}, so that permutations are reached {within}: --penalty.for-steps 0 leaves it as "
+            "it is"
         )
     if steps < FEWEST:
+        few = f"{steps} step{' is' if steps == 1 else 's are'} too few to learn permutations"
         lines.append(
-            f"{steps} steps are too few to learn permutations, hardening may lose what was learned: train {FEWEST} "
-            "steps or more (--epochs), or choose --network.mixer shuffle"
+            f"{few}, hardening may lose what was learned: train {FEWEST} steps or more, --epochs "
+            f"{math.ceil(FEWEST / per_epoch)}, or choose --network.mixer shuffle"
         )
     return lines
 

@@ -54,6 +54,7 @@ def test_figures_show_the_matrix_and_the_pictures():
     assert [text.get_text() for text in matrix.texts] == ["1", "2", "1", "1", "1"]
     sheet = wrong_figure(found(), dataset(), 2)
     shown = [axes for axes in sheet.axes if axes.images]
+    assert len(shown) == len(sheet.axes)  # two pictures fill a sheet
     assert [axes.get_title() for axes in shown] == ["ant\nsaid bee 0.80", "bee\nsaid bee (2) 0.80"]
     assert [axes.images[0].get_array()[0, 0] for axes in shown] == [2, 4]
 

@@ -22,8 +22,12 @@ def test_a_short_training_is_told_what_it_changes():
     assert warmup.startswith("the warm-up takes 28 steps, 25% of the training, and not 44: --optimizer.warmup-share")
     assert weight.startswith("the penalty's weight is 10 in place of 0.1") and "--penalty.for-steps 0" in weight
     assert before(CONFIG, 110, 22, permutations=0) == [warmup]
-    few = before(CONFIG, FEWEST - 1, 22, permutations=16)[-1]
-    assert few.startswith(f"{FEWEST - 1} steps are too few to learn permutations") and "(--epochs)" in few
+    typed = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, warmup_share=1.0))
+    assert before(typed, 22, 22, permutations=0) == []  # it is refused, not shortened
+    assert before(CONFIG, 3, 3, permutations=0)[0].startswith("the warm-up takes 1 step, 25%")
+    weight, few = before(CONFIG, FEWEST - 1, 3, permutations=16)[-2:]
+    assert "permutations are reached sooner:" in weight
+    assert few.startswith(f"{FEWEST - 1} steps are too few to learn permutations") and "more, --epochs 14, or" in few
     assert not any("too few" in line for line in before(CONFIG, FEWEST, 22, permutations=16))
 
 
