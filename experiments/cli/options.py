@@ -116,6 +116,9 @@ def _parse(
             kind, args=args, prog=prog, description=text, default=default, config=config, return_unknown_args=True
         )
 
+    def names() -> dict[str, None]:
+        return option_names(_page(lambda: read([*before_help, HELP[1]]))) | dict.fromkeys(everyday or ())
+
     command = " ".join([prog, *before_help])
     if any(word in HELP for word in words):
         page = _page(lambda: read([HELP[1] if word in HELP else word for word in words]))
@@ -128,15 +131,19 @@ def _parse(
     except SystemExit as end:
         if not end.code:  # A shell completion was asked for, and printed.
             raise
+        # An argument that may be left out takes an unknown option for its value.
+        known, typed = names(), [word.partition("=")[0] for word in words]
+        for word in typed:
+            if re.match("--[a-z]", word) and word.replace("_", "-") not in known:
+                raise ValueError(f"there is no option {word}; near: {nearest_option(word, known)}") from None
         raise ValueError(f"{_first_section(box.getvalue())} (see {command} --help)") from None
     if not unknown:
         return options
     wrong = next((word for word in unknown if word.startswith("-")), None)
     if wrong is None:
         raise ValueError(f"no option takes {' '.join(map(repr, unknown))}: put its option before a value")
-    names = option_names(_page(lambda: read([*before_help, HELP[1]]))) | dict.fromkeys(everyday or ())
     wrong = wrong.partition("=")[0]
-    raise ValueError(f"there is no option {wrong}; near: {nearest_option(wrong, names)}")
+    raise ValueError(f"there is no option {wrong}; near: {nearest_option(wrong, names())}")
 
 
 def _page(show: Callable[[], object]) -> str:

@@ -126,6 +126,7 @@ def content(path):
         ("evaluate", "Missing from python -m experiments.evaluate: PATH"),
         ("evaluate x --checkpiont best", "there is no option --checkpiont; near: --checkpoint, "),
         ("evaluate nowhere", "there is no run in nowhere"),
+        ("evaluate --wrogn 3", "there is no option --wrogn; near: --wrong, "),
         ("count --layerz x", "there is no option --layerz; near: --layers, "),
         ("train digits --network.width 0.7", "has no width 0.7: choose one of [0.5, 1.0, 1.5, 2.0]"),
         ("train digits --network.family shufflenet_v1 --network.groups 5", "5 groups"),
