@@ -75,7 +75,7 @@ class Conv(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         check_groups(x.shape[-1], self.groups)
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1] // self.groups, self.features)
+        shape = (*_window(self.kernel_size), x.shape[-1] // self.groups, self.features)
         x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         y = ops.convolution(x, kernel, self.stride, groups=self.groups)
         return _add_bias(self, y) if self.use_bias else y
@@ -105,7 +105,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
-        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
+        shape = (*_window(self.kernel_size), 1, x.shape[-1])
         x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         return ops.depthwise(x, kernel, self.stride)
 
@@ -165,6 +165,12 @@ class PointwiseConv(nn.Module):
         groups = len(constant) // len(kernel)
         parts = zip(np.split(constant, groups), np.split(kernel, groups, axis=-1), strict=True)
         return np.concatenate([part @ rows for part, rows in parts])
+
+
+def _window(kernel_size: int) -> tuple[int, int]:
+    if np.ndim(kernel_size):
+        raise ValueError(f"kernel_size is the side of a square window, such as 3: got {kernel_size}")
+    return kernel_size, kernel_size
 
 
 def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:

@@ -142,7 +142,10 @@ def test_train_changes_nothing(name):
     assert train == evaluate
 
 
-def test_groups_that_do_not_divide_are_named():
+def test_groups_and_windows_that_cannot_be_are_named():
+    for layer in (Conv(8, (3, 3)), DepthwiseConv((3, 3))):
+        with pytest.raises(ValueError, match=r"side of a square window, such as 3: got \(3, 3\)"):
+            shapes_of(layer, jnp.zeros((1, 4, 4, 6)))
     with pytest.raises(ValueError, match=r"6 channels cannot be split into 4 groups: choose one of \[1, 2, 3, 6\]"):
         shapes_of(PointwiseConv(8, groups=4), jnp.zeros((1, 2, 2, 6)))
     with pytest.raises(ValueError, match=r"6 channels cannot be split into 4 groups: choose one of \[1, 2, 3, 6\]"):
