@@ -15,6 +15,7 @@ picture is brought to the size of the network; torchvision brings it to 256 pixe
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -114,12 +115,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         f"{options.out}: {options.network} of {options.source}, {parameters:,} parameters, {classes} classes, "
         f"images of {size}x{size}"
     )
-    print(f"classify pictures:   python -m experiments.predict {options.out} PICTURES")
-    print(f"write one file:      python -m experiments.export {options.out}")
+    typed = shlex.quote(str(options.out))
+    print(f"classify pictures:   python -m experiments.predict {typed} PICTURES")
+    print(f"write one file:      python -m experiments.export {typed}")
     again = " --data.root ROOT" if options.classes else "   (convert again with --root)"
     needs = "" if options.root else again
-    print(f"measure on pictures: python -m experiments.evaluate {options.out}{needs}")
-    print(f"train on others:     python -m experiments.train folder --data.root FOLDER --start-from {options.out}")
+    print(f"measure on pictures: python -m experiments.evaluate {typed}{needs}")
+    print(f"train on others:     python -m experiments.train folder --data.root FOLDER --start-from {typed}")
 
 
 def as_arrays_say(config: NetworkConfig, arrays: Arrays) -> NetworkConfig:

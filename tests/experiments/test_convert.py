@@ -143,13 +143,13 @@ def test_names_of_classes(source, tmp_path, capsys):
     file = tmp_path / "names.txt"
     file.write_bytes("\ufeffzebra\r\n\r\n  the\u0301 \r\nzebra\r\n".encode())
     arguments = ["torchvision", NAME, str(source[2])]
-    convert.run([*arguments, str(tmp_path / "named"), "--classes", str(file)])
+    convert.run([*arguments, str(tmp_path / "by name"), "--classes", str(file)])
     convert.run(["torchvision", "shufflenet_v2_x0_5", *arguments[2:], str(tmp_path / "numbered")])
     printed = capsys.readouterr().out
     assert f"{NAME} of torchvision" in printed and "3 classes, images of 224x224" in printed
-    assert f"python -m experiments.predict {tmp_path / 'named'} PICTURES" in printed
+    assert f"python -m experiments.predict '{tmp_path / 'by name'}' PICTURES" in printed
     assert printed.count("(convert again with --root)") == printed.count("--data.root ROOT") == 1
-    classes = [json.loads((tmp_path / out / "config.json").read_text())["classes"] for out in ("named", "numbered")]
+    classes = [json.loads((tmp_path / out / "config.json").read_text())["classes"] for out in ("by name", "numbered")]
     assert classes == [["zebra", "th\u00e9", "zebra (2)"], ["class_0", "class_1", "class_2"]]
 
 
