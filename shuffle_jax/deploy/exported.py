@@ -18,7 +18,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,8 @@ class Exported:
         program: from normalised float32 images ``(n, h, w, c)`` to float32 logits ``(n, k)``, jitted.
     """
 
-    about: Mapping[str, Any]
-    program: Callable[[Images], Float[Array, "n k"]]
+    about: Mapping[str, Any] = field(repr=False)
+    program: Callable[[Images], Float[Array, "n k"]] = field(repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:

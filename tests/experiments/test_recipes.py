@@ -152,5 +152,5 @@ def test_a_run_of_before_the_recipes_reads_as_it_was_meant(tmp_path):
     assert read_config(run) == config and read_config(run).optimizer.nesterov
     check_config(run, config)
     other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, nesterov=False))
-    with pytest.raises(ValueError, match=r"\(optimizer.nesterov: True -> False\)"):
+    with pytest.raises(ValueError, match=r"\(--optimizer.nesterov: True -> False\)"):
         check_config(run, other)
