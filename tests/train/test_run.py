@@ -28,9 +28,8 @@ HOLD = """
 import os, pathlib, sys, time
 from shuffle_jax.files import held
 with held(pathlib.Path(sys.argv[1]) / "lock"):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)  # by now it has let go
     time.sleep(60)
 """
 
