@@ -189,6 +189,7 @@ def test_of_many_layers_some_are_shown_spread_over_the_depth() -> None:
     assert untidy(figure) == untidy(means) == []
 
 
+@pytest.mark.slow
 def test_two_hundred_classes_are_not_named_along_the_axes() -> None:
     labels = np.random.default_rng(0).integers(200, size=512).tolist()
     names = [f"class {k} with a name too long for any axis" for k in range(200)]

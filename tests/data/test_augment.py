@@ -224,6 +224,7 @@ def test_random_operations_round_what_a_resized_crop_leaves():
     np.testing.assert_array_equal(result, expected)
 
 
+@pytest.mark.slow
 def test_the_first_augmentations_give_the_numbers_that_they_first_gave():
     # Sums, weighed by place so that no exchange goes unseen: a run of an earlier version resumes as it was.
     images, targets, key = jnp.asarray(random_images(6, 5, 4, 2)), jnp.asarray(one_hot(6, 3)), jax.random.key(2024)

@@ -103,6 +103,7 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
 
 
 @pytest.mark.parametrize("name", ["convolutions", "dynamic", "shifts"])
+@pytest.mark.fast_cases(1)
 def test_the_comparisons_on_pictures_read_the_folder_that_they_name(name):
     comparison = read(COMPARISONS / f"{name}.toml")
     assert comparison.seeds == (1, 2, 3)

@@ -99,7 +99,7 @@ MIXERS = {  # A factory for a number of groups.
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_every_mixer_fits_every_network_with_half_precision_inside_only(name, recorder):
     network = NETWORKS[name].clone(dtype=jnp.dtype(jnp.bfloat16))
     for kind, make in MIXERS.items():
@@ -136,7 +136,7 @@ def test_every_network_is_one_of_flax_nnx_by_its_bridge(name):
 
 @pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_every_1x1_layer_and_head_fits_every_network(name):
     for make in (StaticDynamicShuffle, DynamicConv, CondConv, DYConv):
         others = {"conv": make} if name.startswith("resnet") and make is not StaticDynamicShuffle else {}

@@ -88,7 +88,7 @@ def oracle(layer, params, x):
 
 @pytest.mark.parametrize("make", LAYERS)
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.fast_cases(6)
+@pytest.mark.fast_cases(3)
 def test_both_forms_equal_the_equation_and_each_other_with_gradients(name, make):
     shape, options = CASES[name]
     layer, x = make(**options), images(shape)

@@ -35,7 +35,7 @@ def optimum(instance):
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_every_way_of_searching_finds_the_optimum_of_a_small_problem(config):
     instance = instance_of(0, 6)
     least = optimum(instance)

@@ -83,6 +83,7 @@ def test_one_step_moves_the_weights_to_the_same_place(network, monkeypatch):
     [(CONFIG, 8), (MOBILE, 8), (dataclasses.replace(CONFIG, stem="imagenet"), 17)],
     ids=["shufflenet", "mobilenet", "imagenet"],
 )
+@pytest.mark.fast_cases(1)
 def test_verify_accepts_the_twin_far_below_its_tolerance(config, size, monkeypatch):
     monkeypatch.setattr(torch_cases, "TOLERANCE", 1e-5)
     torch_cases.verify.__wrapped__(size, config)

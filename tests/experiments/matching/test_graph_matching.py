@@ -81,6 +81,7 @@ def test_relaxations_on_assignments_have_a_gap_which_exchanges_lower(qaplib, cap
     assert all(float(one["value"]) <= float(other["value"]) for one, other in zip(lower, found, strict=True))
 
 
+@pytest.mark.slow
 def test_without_files_relabelled_matrices_are_recovered(tmp_path, capsys):
     methods = ("tangent", "tangent+l1_minus_l2", "faq", "solver")
     out = tmp_path / "new" / "out"
