@@ -133,9 +133,10 @@ def _only_named(before: Callable[[Any], object], failure: Any) -> None:
     """Keeps what fails in a callback of a C++ library off standard error: those have no object to name.
 
     A save that meets a full disk would otherwise print a page for each array, beside the exception that it raises
-    where it is awaited.
+    where it is awaited. So would a second Ctrl-C that falls into the collection of garbage; it ends the command anyway.
     """
-    if failure.object is not None or TRACEBACK in sys.argv:
+    named = failure.object is not None and not issubclass(failure.exc_type, KeyboardInterrupt)
+    if named or TRACEBACK in sys.argv:
         before(failure)
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ from experiments import (
     two_layer_network,
 )
 from experiments.benchmark import __main__ as benchmark
+from experiments.cli import command as commands
 from experiments.cli import main
 from experiments.cli.help import option_names
 from experiments.cli.nearest import MEANING
@@ -407,8 +409,6 @@ CHILD = """
 import resource, sys
 from experiments import train
 from experiments.cli import main
-from experiments.cli.help import option_names
-from experiments.cli.nearest import MEANING
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, resource.RLIM_INFINITY))
 main(lambda: train.run(sys.argv[1:]))
 """
@@ -465,6 +465,13 @@ def test_ctrl_c_before_the_first_step_is_one_line(tmp_path, monkeypatch, capsys)
     code, errors = run(capsys, "train", "digits", *QUICK, "--run", tmp_path / "run")
     assert (code, errors) == (130, "interrupted\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupt_that_a_callback_swallows_prints_no_page():
+    said = []
+    for kind in (KeyboardInterrupt, RuntimeError):
+        commands._only_named(said.append, SimpleNamespace(object=print, exc_type=kind))
+    assert [failure.exc_type for failure in said] == [RuntimeError]
 
 
 @pytest.mark.slow
