@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from shuffle_jax.typing import Array, PyTree
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def varying_alike(*arrays: Array) -> tuple[Array, ...]:
@@ -48,7 +48,7 @@ def whole(array: Array) -> Array:
     return jax.sharding.reshard(array, NamedSharding(_mesh(array), PartitionSpec())) if _split(array) else array
 
 
-def each_device(function: Callable[..., T], split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = ()) -> T:
+def each_device(function: Callable[..., _T], split: tuple[PyTree, ...], whole: tuple[PyTree, ...] = ()) -> _T:
     """``function(*split, *whole)``, by which the entries along a leading axis do not see each other.
 
     If that axis is split over Explicit axes of a mesh, every device computes its own entries.
