@@ -94,7 +94,7 @@ def test_stacked_layers_train_harden_and_freeze_as_those_of_the_network_unrolled
     start["params"]["layers"]["norm"]["scale"] = jnp.asarray(rng.uniform(0.5, 1.5, (LAYERS, CHANNELS)), jnp.float32)
 
     optimizer = OptimizerConfig(
-        learning_rate=0.5, schedule="step", step_boundaries=(), warmup_epochs=0, weight_decay=0.1
+        learning_rate=0.1, schedule="step", step_boundaries=(), warmup_epochs=0, weight_decay=0.1
     )
     config = TrainConfig(
         optimizer=optimizer,
@@ -107,7 +107,7 @@ def test_stacked_layers_train_harden_and_freeze_as_those_of_the_network_unrolled
     batch = Batch(pixels, labels, np.ones(8, np.float32))
     trained, values = {}, {}
     for stacked in (True, False):
-        network, chain = Network(stacked), make_optimizer(optimizer, optax.constant_schedule(0.5))
+        network, chain = Network(stacked), make_optimizer(optimizer, optax.constant_schedule(0.1))
         state = first_state(jax.random.key(1), jax.tree.map(jnp.copy, start if stacked else unrolled(start)), chain)
         step = make_train_step(
             network,
