@@ -92,8 +92,8 @@ def permute(
 ) -> Num[Array, "n *space c"]:
     """Permutes channels by hard factors: one gather, with index :func:`index` for each image.
 
-    The gradient is a gather by the inverse, so that the factors must be permutations where one is taken. Without a
-    gradient any indices will do: repeated ones repeat channels.
+    Repeated indices repeat channels. The gradient is the transpose, ``dx[r[i]] += dy[i]``: a gather by the inverse if
+    all factors of the batch are permutations, else two products with their matrices.
 
     Args:
         x: ``(n, ..., c)`` with ``c = G p q``.
@@ -114,7 +114,7 @@ def permute(
     outer, inner = _lead(outer, 1), _lead(inner, 1)
     _check(x, outer[..., None, :], inner[..., None, :], groups)
     rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    return forms.permute(groups, *varying_alike(rows, outer, inner)).reshape(x.shape)
+    return forms.permute(groups, False, *varying_alike(rows, outer, inner)).reshape(x.shape)
 
 
 def mix(

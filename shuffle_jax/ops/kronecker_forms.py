@@ -16,10 +16,10 @@ from jax.sharding import NamedSharding
 
 from shuffle_jax.ops import mixing, rounding
 from shuffle_jax.ops.mesh import whole_result
-from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron
+from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron, to_matrix
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import together
-from shuffle_jax.typing import Array, Float, Int, Num
+from shuffle_jax.typing import Array, Bool, Float, Int, Num
 
 Tables = Float[Array, "n s g p q"]
 
@@ -46,27 +46,37 @@ def _gather(x: Num[Array, "n s c"], index: Int[Array, "m c"]) -> Num[Array, "n s
     return mixing.permute(x, index[0]) if index.shape[0] == 1 else jax.vmap(mixing.permute)(x, index)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def permute(
-    groups: int, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
+    groups: int, transposed: bool, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
 ) -> Num[Array, "n s c"]:
-    """The gather, and backward that of the inverse."""
-    return _gather(x, index(outer, inner, groups))
+    """The gather ``y[i] = x[r[i]]``, or its transpose ``y[r[i]] += x[i]``, by products if r has no inverse."""
+    if not transposed:
+        return _gather(x, index(outer, inner, groups))
+
+    def by_products() -> Array:
+        tables = x.reshape(*x.shape[:2], outer.shape[-1], inner.shape[-1], groups)
+        hard = [to_matrix(index, x.dtype) for index in (outer, inner)]
+        with jax.default_matmul_precision("highest"):  # zeros and ones round nothing then
+            return _mix_inner(_unmix_outer(tables, hard[0]), jnp.swapaxes(hard[1], -1, -2)).reshape(x.shape)
+
+    valid = _all_permutations(outer, inner)
+    return lax.cond(valid, lambda: _gather(x, _inverse_index(outer, inner, groups)), by_products)
 
 
-def _permute_forward(
-    groups: int, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
-) -> tuple[Num[Array, "n s c"], tuple[Array, Array]]:
-    return permute(groups, x, outer, inner), (outer, inner)
+def _permute_forward(groups: int, transposed: bool, x: Array, *indices: Array) -> tuple[Array, tuple[Array, ...]]:
+    return permute(groups, transposed, x, *indices), indices
 
 
-def _permute_backward(
-    groups: int, saved: tuple[Array, Array], gradient: Num[Array, "n s c"]
-) -> tuple[Num[Array, "n s c"], None, None]:
-    return _gather(gradient, _inverse_index(*saved, groups)), None, None
+def _permute_backward(groups: int, transposed: bool, indices: tuple[Array, ...], gradient: Array) -> tuple:
+    return permute(groups, not transposed, gradient, *indices), None, None
 
 
 permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _all_permutations(outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]) -> Bool[Array, ""]:
+    return jnp.all(is_permutation(outer)) & jnp.all(is_permutation(inner))
 
 
 @jax.custom_vjp
@@ -266,7 +276,7 @@ def _straight_gradients(
         dx = _gather(gradient, _inverse_index(outer_index, inner_index, x.shape[2])).reshape(x.shape)
         return dx, outer @ _row_correlation(dx, x, outer), inner @ _column_correlation(dx, x, inner)
 
-    valid = jnp.all(is_permutation(outer_index)) & jnp.all(is_permutation(inner_index))
+    valid = _all_permutations(outer_index, inner_index)
     return lax.cond(valid, by_correlations, lambda: _by_products(gradient, x, outer, inner))
 
 

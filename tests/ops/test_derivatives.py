@@ -111,6 +111,17 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
         mixed_straight_through,
         [TABLES, *INVALID],
     ),
+    **{
+        f"permute by {name}": (
+            lambda x, a=a, b=b: kronecker.permute(x, a, b, 2),
+            lambda x, a=a, b=b: mixed(x, np.eye(2)[a], np.eye(3)[b]),
+            [TABLES],
+        )
+        for name, a, b in [
+            ("permutations", np.array([[1, 0], [0, 1]]), np.array([2, 0, 1])),
+            ("no permutation", np.array([1, 0]), np.array([[2, 0, 1], [0, 2, 0]])),
+        ]
+    },
     "fixed point": (partial(relaxation.converged_sinkhorn, tolerance=1e-13), iterated, [drawn(4, 4)]),
     "arc cosine": (two_layer.relu_kernel, arc_cosine, [drawn(3, 4), drawn(2, 4, seed=1)]),
     **{
