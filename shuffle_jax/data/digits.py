@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shuffle_jax.data.dataset import Dataset, Split, check_holdout, stratified_holdout
+from shuffle_jax.data.vary import Vary, variants
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,14 @@ class DigitsConfig:
 
     Args:
         test_fraction: the part of every class kept for testing, in (0, 1).
-        seed: chooses which images those are.
+        seed: chooses which images those are, and the variant of each.
+        vary: changes each image of training and test in one of six ways: "corruptions", see
+            :mod:`shuffle_jax.data.vary`. Grey images have no "colors" to vary.
     """
 
     test_fraction: float = 0.2
     seed: int = 0
+    vary: Vary = "none"
 
     def __post_init__(self) -> None:
         check_holdout("test_fraction", self.test_fraction, self.seed)
@@ -34,6 +38,9 @@ def load_digits(config: DigitsConfig) -> Dataset:
     Returns:
         The data set with classes "0" to "9".
 
+    Raises:
+        ValueError: colours were to vary.
+
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its
     test part, as ``sklearn.datasets.load_digits`` embeds it).
     """
@@ -41,6 +48,9 @@ def load_digits(config: DigitsConfig) -> Dataset:
 
     pixels, labels = datasets.load_digits(return_X_y=True)
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    varied = variants(config.vary, 1, lambda: map(str, range(len(images))), config.seed)
+    if varied is not None:
+        images = np.stack([varied(image, position) for position, image in enumerate(images)])
     labels = labels.astype(np.int32)
     classes = tuple(str(digit) for digit in range(10))
     train, test = stratified_holdout(labels, classes, config.test_fraction, config.seed)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 
+from shuffle_jax.data.vary import Variants
 from shuffle_jax.sharding import cores
 from shuffle_jax.typing import Int, UInt8
 
@@ -66,6 +67,7 @@ class Encoded:
         channels: 3 for red, green and blue, 1 for brightness.
         crop: the share of a picture's shorter side that is kept, in (0, 1]. The shorter side is resized to
             ``round(size / crop)`` pixels and the centre is kept: 1 keeps all of it, 0.875 is ImageNet's 224 of 256.
+        vary: what is then changed in each image.
 
     Raises:
         ValueError: there are no records, or a value is out of its range.
@@ -75,6 +77,7 @@ class Encoded:
     size: int
     channels: int = 3
     crop: float = 1.0
+    vary: Variants | None = None
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.channels not in (1, 3):
@@ -122,7 +125,8 @@ class Encoded:
             ValueError: the image is broken.
         """
         name, content, label = self.records[position]
-        return read_image(content, self.size, self.channels, crop=self.crop, window=window, name=name), label
+        image = read_image(content, self.size, self.channels, crop=self.crop, window=window, name=name)
+        return image if self.vary is None else self.vary(image, position), label
 
 
 def read_image(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import numpy as np
 from shuffle_jax.data.dataset import Dataset, check_holdout, holdout_by_key, stratified_holdout
 from shuffle_jax.data.encoded import Encoded, bombs_are_errors, check_crop, in_threads, read_image
 from shuffle_jax.data.listing import SUFFIXES, Files, LeftOut, Listed, class_folders, list_split
-from shuffle_jax.data.names import composed
-from shuffle_jax.typing import UInt64
+from shuffle_jax.data.names import composed, image_keys
+from shuffle_jax.data.vary import Vary, variants
 
 _TEST_FOLDERS = ("val", "validation", "test")
 _NAMED = 3
@@ -33,7 +32,7 @@ class FolderConfig:
         root: the folder that holds ``train``.
         image_size: side of the square images, in pixels.
         holdout: the part of every class held out where there is no test folder, in (0, 1).
-        seed: chooses which images those are, and which are drawn.
+        seed: chooses which images those are, which are drawn, and the variant of each.
         broken: what to do about files that are no readable image: "stop" at the first, or "skip" them, as if they
             were not there, with one line on standard error. To find them, every image is read twice.
         per_class: at most this many training images of each class, drawn by seed; None for all. Which ones depends on
@@ -48,6 +47,8 @@ class FolderConfig:
             ".tif", may be named; how many of them are left out is said on standard error.
         choose: how images are held out and drawn: by the "name" of each file alone, so that one that is added moves
             no other from the training to the test, or by its place in the "order" of all, as earlier versions did.
+        vary: changes each image of training and test in one of six ways, drawn by its name: the order of its "colors",
+            or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
     """
 
     root: Path
@@ -60,6 +61,7 @@ class FolderConfig:
     crop: float = 1.0
     suffixes: tuple[str, ...] = SUFFIXES
     choose: Literal["name", "order"] = "name"
+    vary: Vary = "none"
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -120,11 +122,12 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
     if config.broken == "skip":
         splits = _whole(splits, names, config)
     train, test = (Files(*files) for files in _both(splits, names, config))
+    varied, varied_test = (variants(config.vary, 3, files.identities, config.seed) for files in (train, test))
     return Dataset(
         name=root.resolve().name,
         classes=names,
-        train=Encoded(train, config.image_size),
-        test=Encoded(test, config.image_size, crop=config.crop),
+        train=Encoded(train, config.image_size, vary=varied),
+        test=Encoded(test, config.image_size, crop=config.crop, vary=varied_test),
     )
 
 
@@ -136,7 +139,8 @@ def _both(splits: list[Listed], classes: Sequence[str], config: FolderConfig) ->
     if config.choose == "order":
         parts = stratified_holdout(files.labels, classes, config.holdout, config.seed)
     else:
-        parts = holdout_by_key(files.labels, classes, config.holdout, _keys(files, "hold out", config.seed))
+        keys = image_keys("hold out", config.seed, files.identities())
+        parts = holdout_by_key(files.labels, classes, config.holdout, keys)
     return [files.take(part) for part in parts]
 
 
@@ -148,20 +152,9 @@ def _drawn(files: Listed, number: int | None, config: FolderConfig) -> Listed:
     if config.choose == "order":  # As for a hold-out: a frozen stream, started afresh for each class.
         drawn = [np.random.RandomState(config.seed).permutation(positions)[:number] for positions in members]
     else:
-        keys = _keys(files, "draw", config.seed)
+        keys = image_keys("draw", config.seed, files.identities())
         drawn = [positions[np.argsort(keys[positions], kind="stable")[:number]] for positions in members]
     return files.take(np.sort(np.concatenate(drawn)))
-
-
-def _keys(files: Listed, purpose: str, seed: int) -> UInt64[np.ndarray, "n"]:
-    """A number for each file, from its name, the seed and what it is for, as good as uniform."""
-    start = hashlib.blake2b(f"{purpose} {seed} ".encode(), digest_size=8)
-    digests = []
-    for name in files.identities():
-        digest = start.copy()
-        digest.update(name.encode("utf-8", "surrogateescape"))
-        digests.append(digest.digest())
-    return np.frombuffer(b"".join(digests), "<u8")
 
 
 def _whole(splits: list[Listed], classes: Sequence[str], config: FolderConfig) -> list[Listed]:

@@ -1,10 +1,15 @@
-"""Names of classes and of files: one spelling for each, whatever system wrote it."""
+"""Names of classes and of files: one spelling for each, whatever system wrote it, and numbers drawn by them."""
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
+
+from shuffle_jax.typing import UInt64
 
 
 def composed(name: str) -> str:
@@ -32,6 +37,17 @@ def told_apart(names: Sequence[str]) -> tuple[str, ...]:
         seen.add(candidate)
         found.append(candidate)
     return tuple(found)
+
+
+def image_keys(purpose: str, seed: int, identities: Iterable[str]) -> UInt64[np.ndarray, "n"]:
+    """A number for each image, from what says which it is, the seed and what it is for, as good as uniform."""
+    start = hashlib.blake2b(f"{purpose} {seed} ".encode(), digest_size=8)
+    digests = []
+    for identity in identities:
+        digest = start.copy()
+        digest.update(identity.encode("utf-8", "surrogateescape"))
+        digests.append(digest.digest())
+    return np.frombuffer(b"".join(digests), "<u8")
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

@@ -13,8 +13,9 @@ from typing import Any, SupportsIndex
 import numpy as np
 
 from shuffle_jax.data.dataset import Dataset, check_holdout, stratified_holdout
-from shuffle_jax.data.encoded import Encoded, Record, Records, check_crop, in_threads
+from shuffle_jax.data.encoded import Encoded, Record, check_crop, in_threads
 from shuffle_jax.data.prepared import default_data_dir, find_prepared, import_tfds, parse_name, prepare_command
+from shuffle_jax.data.vary import Vary, variants
 from shuffle_jax.typing import Int
 
 _TEST_SPLITS = ("test", "validation")
@@ -33,11 +34,13 @@ class TfdsConfig:
         test_split: the images to measure on; by default the first of "test" and "validation" that has labels and is
             not trained on, or else a part of every class is held out of the training split.
         holdout: the part of every class that is held out then, in (0, 1).
-        seed: chooses which images those are.
+        seed: chooses which images those are, and the variant of each.
         crop: the share of a test picture's shorter side that is kept, in (0, 1]: 0.875 is ImageNet's centre of 224
             pixels of 256. Training pictures that are kept in memory keep the whole of it.
         image: the feature that is the image, where there are several.
         label: the feature that is the label, where there are several.
+        vary: changes each image of training and test in one of six ways, drawn by its place in the split: the order of
+            its "colors", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
     """
 
     name: str
@@ -50,6 +53,7 @@ class TfdsConfig:
     crop: float = 1.0
     image: str | None = None
     label: str | None = None
+    vary: Vary = "none"
 
     def __post_init__(self) -> None:
         if isinstance(self.name, str):  # and not the command line's mark of what is still to be given
@@ -82,9 +86,9 @@ def load_tfds(config: TfdsConfig) -> Dataset:
         return _records(builder, split, config.name, image, label, len(classes))
 
     whole = records(config.train_split)
-    train: Records = whole
+    train: TfdsRecords | Chosen = whole
     if config.test_split is not None:
-        test: Records | None = records(config.test_split)
+        test: TfdsRecords | Chosen | None = records(config.test_split)
     else:
         # The test split of a competition, ImageNet's among them, says -1 for every label.
         trained = set(re.findall(r"\w+", re.sub(r"\[[^]]*\]", "", config.train_split)))
@@ -96,11 +100,12 @@ def load_tfds(config: TfdsConfig) -> Dataset:
         parts = stratified_holdout(labels, classes, config.holdout, config.seed)
         train, test = (Chosen(whole, part) for part in parts)
     channels = 1 if about.shape[-1] == 1 else 3
+    varied, varied_test = (variants(config.vary, channels, part.places, config.seed) for part in (train, test))
     return Dataset(
         name=parse_name(config.name).name,
         classes=classes,
-        train=Encoded(train, size, channels),
-        test=Encoded(test, size, channels, config.crop),
+        train=Encoded(train, size, channels, vary=varied),
+        test=Encoded(test, size, channels, config.crop, varied_test),
     )
 
 
@@ -136,6 +141,10 @@ class TfdsRecords:
         """What says which examples these are: the set with its version and the split, but not where it lies."""
         return [f"{self._whole} ({len(self)} examples)"]
 
+    def places(self) -> list[str]:
+        """What says which example each is: the set, the split and the place in it."""
+        return [f"{self._name}[{position}]" for position in range(len(self))]
+
     def label(self, position: int) -> int:
         """A label as it is stored, which may be that of no class."""
         return self._features(position)[self._label].int64_list.value[0]
@@ -168,6 +177,11 @@ class Chosen:
         """Those of all, and which of them."""
         chosen = hashlib.sha256(self._positions.astype("<i8").tobytes()).hexdigest()
         return [f"{key}, {len(self)} of them: {chosen}" for key in self._records.identities()]
+
+    def places(self) -> list[str]:
+        """Those of the chosen ones among all."""
+        places = self._records.places()
+        return [places[position] for position in self._positions]
 
 
 def _open(folder: Path, name: str, data_dir: Path) -> Any:

@@ -99,6 +99,11 @@ def test_without_a_test_split_a_part_of_each_class_is_held_out(copy):
     again, other = load(config), load(dataclasses.replace(config, seed=4))
     np.testing.assert_array_equal(again.in_memory().test.images, data.test.images)
     assert not np.array_equal(other.in_memory().test.images, data.test.images)
+    places = [load(dataclasses.replace(config, vary="corruptions", holdout=share)).test for share in (0.25, 0.2)]
+    keys = [set(part.vary.keys.tolist()) for part in places]  # the variant goes by the place among all, held out or not
+    assert len(keys[0]) == len(places[0]) > len(keys[1]) and keys[1] <= keys[0]
+    with pytest.raises(ValueError, match='vary "colors" needs images of 3 channels, got 1'):
+        load(dataclasses.replace(config, vary="colors"))
 
 
 def test_a_run_knows_the_set_its_version_and_its_parts_but_not_where_it_lies(prepared, copy):
