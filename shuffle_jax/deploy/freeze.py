@@ -70,10 +70,16 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     if not indices:
         return Frozen(variables, {})
     modules = {path[:-1] for path in indices}
-    params = flatten_dict(variables.get("params", {}))
-    kept = {path: leaf for path, leaf in params.items() if not any(path[: len(m)] == m for m in modules)}
+
+    def without_heads(tree: PyTree) -> PyTree:
+        leaves = flatten_dict(tree).items()
+        return unflatten_dict({path: leaf for path, leaf in leaves if not any(path[: len(m)] == m for m in modules)})
+
+    kept: dict[str, PyTree] = {
+        name: without_heads(variables[name]) for name in ("params", "batch_stats") if name in variables
+    }
     permutations = flatten_dict(variables.get(PERMUTATIONS, {})) | jax.tree.map(jnp.asarray, indices)
-    frozen = {**variables, "params": unflatten_dict(kept), PERMUTATIONS: unflatten_dict(permutations)}
+    frozen: dict[str, PyTree] = {**variables, **kept, PERMUTATIONS: unflatten_dict(permutations)}
     factors: dict[str, dict[str, np.ndarray]] = {}
     for (*module, name), index in indices.items():
         for layer, own in one_by_one({tuple(module[:-1]): index}, 2).items():

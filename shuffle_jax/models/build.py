@@ -145,7 +145,7 @@ def _check_options(config: NetworkConfig) -> None:
 
 def _check_replaced(config: NetworkConfig, network: nn.Module) -> None:
     """Refuses layers that would replace none of the network's."""
-    if config.pointwise != "static_dynamic" or config.dynamic.replaced == "all":
+    if config.pointwise not in ("static_dynamic", "static_dynamic_hard") or config.dynamic.replaced == "all":
         return
     found = []
 

@@ -25,6 +25,11 @@ RENAMED = {
 BEFORE = {"auto": {"unit_rows": False}}
 """By group, options that earlier versions did not have and whose default is not what they did."""
 
+HARD = {"mixer": ("dynamic", "factors"), "pointwise": ("static_dynamic",)}
+"""Parts which in earlier versions were what these with ``_hard`` behind their name are now."""
+
+_OWN = r"(?P<place>shuffle_jax\.nn(\.dynamic_shuffle)?:)(?P<name>(Static)?DynamicShuffle)(?P<options>\(.*\))?"
+_DYNAMIC = re.compile(_OWN)  # given as a class
 _AUTO = re.compile(r"(?P<name>shuffle_jax\.nn(\.auto_shuffle)?:AutoShuffle)(\((?P<options>.*)\))?")  # given as a class
 
 GROUPS = groups()
@@ -145,6 +150,13 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
             found.setdefault(new_place, {})[new_name] = fields.pop(name)
     if "unit_rows" not in found.get("auto", {}) and (by := _AUTO.fullmatch(str(found.get("mixer")))):
         found["mixer"] = f"{by['name']}({', '.join(filter(None, [by['options'], 'unit_rows=False']))})"
+    if "pooled_norm" not in found.get("dynamic", {}):
+        for kind, names in HARD.items():
+            given = str(found.get(kind))
+            if given in names:
+                found[kind] = f"{given}_hard"
+            elif by := _DYNAMIC.fullmatch(given):
+                found[kind] = f"{by['place']}Hard{by['name']}{by['options'] or ''}"
     for group, options in GROUPS.items():
         default = dataclasses.asdict(options()) | BEFORE.get(group, {})
         found[group] = {**default, **found.get(group, {}), "type": options.__name__}

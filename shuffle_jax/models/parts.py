@@ -34,6 +34,9 @@ from shuffle_jax.nn import (
     DynamicShuffle,
     FactorGenerator,
     FixedPermutation,
+    HardDynamicShuffle,
+    HardFactorGenerator,
+    HardStaticDynamicShuffle,
     Identity,
     SqueezeExcitation,
     StaticDynamicShuffle,
@@ -75,9 +78,15 @@ MIXERS = {
     "random": Part(FixedPermutation, "fixed random ones"),
     "identity": Part(Identity, "none"),
     "dynamic": Part(DynamicShuffle, "permutations made for each image"),
+    "dynamic_hard": Part(HardDynamicShuffle, "the same, at first the fixed shuffle and hard to move", "dynamic"),
     "factors": Part(
         partial(DynamicShuffle, generator=partial(FactorGenerator, dynamic=False)),
-        "the same, learned once for all images",
+        "as dynamic, but learned once for all images",
+        "dynamic",
+    ),
+    "factors_hard": Part(
+        partial(HardDynamicShuffle, generator=partial(HardFactorGenerator, dynamic=False)),
+        "the latter, at first the fixed shuffle and hard to move",
         "dynamic",
     ),
     "squeeze": Part(SqueezeExcitation, "squeeze-excitation before the fixed one", "dynamic"),
@@ -85,6 +94,9 @@ MIXERS = {
 POINTWISE = {
     "plain": Part(None, "those of the network"),
     "static_dynamic": Part(partial(StaticDynamicShuffle, replaced="square"), "static-dynamic shuffles", "dynamic"),
+    "static_dynamic_hard": Part(
+        partial(HardStaticDynamicShuffle, replaced="square"), "the same, whose permutations are hard to move", "dynamic"
+    ),
     "dcd": Part(DynamicConv, "dynamic convolution decomposition"),
     "condconv": Part(CondConv, "a sum of kernels, weighted for each image", "attention"),
     "dyconv": Part(DYConv, "the same, with a softmax", "attention"),

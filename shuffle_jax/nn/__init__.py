@@ -4,8 +4,13 @@ from shuffle_jax.nn.auto_shuffle import AutoShuffle
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
-from shuffle_jax.nn.dynamic_shuffle import DynamicShuffle, StaticDynamicShuffle
-from shuffle_jax.nn.factors import FactorGenerator
+from shuffle_jax.nn.dynamic_shuffle import (
+    DynamicShuffle,
+    HardDynamicShuffle,
+    HardStaticDynamicShuffle,
+    StaticDynamicShuffle,
+)
+from shuffle_jax.nn.factors import FactorGenerator, HardFactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
@@ -29,6 +34,9 @@ __all__ = [
     "FactorGenerator",
     "FixedPermutation",
     "GridShift",
+    "HardDynamicShuffle",
+    "HardFactorGenerator",
+    "HardStaticDynamicShuffle",
     "Identity",
     "PointwiseConv",
     "ShiftedPointwise",

@@ -38,4 +38,4 @@ class Coefficients(nn.Module):
         h = h * dynamic_conv.hard_gate(linear(self.hidden, "gate")(h))
         phi = linear(math.prod(self.shape), "fusion")(h)
         gate = dynamic_conv.hard_gate(linear(self.features, "scale")(h))
-        return gate, phi.reshape(-1, *self.shape)
+        return gate, phi.reshape(phi.shape[0], *self.shape)

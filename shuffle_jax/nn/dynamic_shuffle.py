@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.nn.collections import PERMUTATIONS, training_progress
 from shuffle_jax.nn.convolution import PointwiseConv
-from shuffle_jax.nn.factors import FactorGenerator, Factors
+from shuffle_jax.nn.factors import FactorGenerator, Factors, HardFactorGenerator
 from shuffle_jax.nn.limits import check_fraction
 from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import to_matrix
@@ -31,10 +31,10 @@ Evaluation = Literal["hard", "soft", "repaired"]
 class DynamicShuffle(nn.Module):
     """A mixer whose permutation is made from each image, ``S_G (I_G kron A(x) kron B(x))``.
 
-    A small head gives each image two row-stochastic factors (:class:`shuffle_jax.nn.factors.FactorGenerator`). In
-    training they are binarized by row-argmax, with the straight-through gradient; in evaluation the layer is one gather
-    (:mod:`shuffle_jax.ops.kronecker`). At the start "identity" of the generator it is the fixed shuffle in G groups,
-    exactly.
+    A small head gives each image two row-stochastic factors (:class:`shuffle_jax.nn.factors.FactorGenerator`). In the
+    last part of the training they are binarized by row-argmax, with the straight-through gradient; in evaluation the
+    layer is one gather (:mod:`shuffle_jax.ops.kronecker`), at the start "identity" of the generator the fixed shuffle
+    in G groups. :class:`HardDynamicShuffle` is that in training, too.
 
     Attributes:
         groups: G, a divisor of the channels.
@@ -53,7 +53,7 @@ class DynamicShuffle(nn.Module):
     factors: tuple[int, int] | None = None
     per_group: bool = False
     generator: Callable[..., nn.Module] = field(default_factory=lambda: FactorGenerator)
-    binarize_from: float = 0.0
+    binarize_from: float = 0.8
     evaluation: Evaluation = "hard"
 
     @nn.compact
@@ -89,6 +89,13 @@ class DynamicShuffle(nn.Module):
         return math.prod(x.shape[1:-1]) * kronecker.multiply_adds(self.groups, (p, p), (q, q))
 
 
+class HardDynamicShuffle(DynamicShuffle):
+    """A dynamic shuffle that is binarized from the start, where it is the fixed shuffle in G groups exactly."""
+
+    generator: Callable[..., nn.Module] = field(default_factory=lambda: HardFactorGenerator)
+    binarize_from: float = 0.0
+
+
 class StaticDynamicShuffle(nn.Module):
     """A 1x1 layer made of two learned static factors and two dynamic ones.
 
@@ -121,7 +128,7 @@ class StaticDynamicShuffle(nn.Module):
     static: Literal["kronecker", "grouped"] = "kronecker"
     replaced: Literal["all", "square"] = "all"
     generator: Callable[..., nn.Module] = field(default_factory=lambda: FactorGenerator)
-    binarize_from: float = 0.0
+    binarize_from: float = 0.8
     evaluation: Evaluation = "hard"
     dtype: jnp.dtype | None = None
 
@@ -180,6 +187,13 @@ class StaticDynamicShuffle(nn.Module):
         p, q = kronecker.group_factors(channels, self._blocks)
         p_out, q_out = kronecker.group_factors(self.features, self._blocks)
         return (p_out, p), (q_out, q)
+
+
+class HardStaticDynamicShuffle(StaticDynamicShuffle):
+    """The same with dynamic factors that are binarized from the start, where they are the identity."""
+
+    generator: Callable[..., nn.Module] = field(default_factory=lambda: HardFactorGenerator)
+    binarize_from: float = 0.0
 
 
 def binarization_progress(module: nn.Module, binarize_from: float) -> Float[Array, ""] | None:

@@ -18,8 +18,9 @@ from shuffle_jax.nn.collections import (
     sow_last,
     training_progress,
 )
-from shuffle_jax.nn.limits import check_positive
-from shuffle_jax.ops.penalty import orthogonality, row_entropy
+from shuffle_jax.nn.limits import check_fraction, check_positive
+from shuffle_jax.nn.normalization import BatchNorm
+from shuffle_jax.ops.penalty import mutual_information, orthogonality, row_entropy
 from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
@@ -45,13 +46,19 @@ class Factors(struct.PyTreeNode):
 
 
 class FactorGenerator(nn.Module):
-    """Makes the factors: ``softmax(W2 relu(W1 mean(x) + b1) + b2)``, the mean over positions, row by row.
+    """Makes the factors: ``sinkhorn((W2 relu(W1 norm(mean(x)) + b1) + b2) / T)``, the mean over positions.
 
-    The head of a static generator is ``b2`` alone, learned once for all images. Softmax, regulariser and diagnostics
-    are computed in float32.
+    The head of a static generator is ``b2`` alone, learned once for all images. Normalisation, regulariser and
+    diagnostics are computed in float32. What the defaults are for: a norm over the batch takes away what all pooled
+    images have in common, which else is all that the head learns from; a low logit and a falling temperature let an
+    image change its permutation before the factors sharpen, and the regulariser, which pulls all images alike, waits
+    until they differ. How far the training is, its loop says (:data:`shuffle_jax.nn.collections.PROGRESS`); a network
+    on its own is at the end. :class:`HardFactorGenerator` is the one that starts, and stays, where it is.
 
-    The regulariser ``|A A^T - I|_F^2 / p + |B B^T - I|_F^2 / q``, a mean over images and groups, is sown into
-    "penalties". The loss adds the layers up: for a mean over L of them divide its weight by L. Into "diagnostics" go
+    The regulariser ``|A A^T - I|_F^2 / p + |B B^T - I|_F^2 / q``, a mean over images and groups, times its ramp, is
+    sown into "penalties". The loss adds the layers up: for a mean over L of them divide its weight by L. With
+    ``information`` so is ``2 - I(A) - I(B)`` times it (:func:`shuffle_jax.ops.penalty.mutual_information`). Into
+    "diagnostics" go
     the ``regulariser``; ``invalid``, the share of factor pairs whose row-argmax is no pair of permutations;
     ``distinct``, the different permutations in the batch over its images; and ``entropy``, the mean of
     :func:`shuffle_jax.ops.penalty.row_entropy`, averaged over rows. Into "factors" go ``outer`` and ``inner``.
@@ -64,13 +71,18 @@ class FactorGenerator(nn.Module):
         copies: pairs for each image: 1 shared by all groups, or one for each group.
         dynamic: False for factors that are learned and not made from the image.
         hidden: width of the hidden layer, at least 1; ``max(4, c / 16)`` by default (None).
+        pooled_norm: batch norm of the mean over positions. Evaluation needs its running statistics;
+            :func:`shuffle_jax.deploy.fold.fold` absorbs it into W1 and b1.
         start: "identity": W2 is 0 and b2 is ``start_logit`` on the diagonals, so that every row-argmax is the identity
             whatever the image; "random": as dense layers start.
-        start_logit: above 0; 4 is a softmax of 0.95 for p = 4, of 0.66 for p = 29.
+        start_logit: above 0; 1 is a softmax of 0.48 for p = 4, of 0.09 for p = 29.
         normalization: "rows": the softmax of every row; "sinkhorn": of rows and columns in turn, in whose limit no two
             rows can choose one column. The abstract names the softmax; the other is this project's.
         temperature: T of the softmax, above 0.
         end_temperature: if given, T falls (or rises) geometrically to this over the training.
+        regularize_from: share of the training before which the regulariser is 0.
+        regularize_fully: share at which its ramp reaches 1; equal to the former for a step.
+        information: weight of the mutual information of images and factors beside the regulariser, at least 0.
 
     Source: Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023. Its abstract names softmax, orthogonal regularisation and
     small shared matrices; everything else here is this project's reconstruction.
@@ -80,18 +92,23 @@ class FactorGenerator(nn.Module):
     copies: int = 1
     dynamic: bool = True
     hidden: int | None = None
+    pooled_norm: bool = True
     start: Literal["identity", "random"] = "identity"
-    start_logit: float = 4.0
-    normalization: Literal["rows", "sinkhorn"] = "rows"
+    start_logit: float = 1.0
+    normalization: Literal["rows", "sinkhorn"] = "sinkhorn"
     temperature: float = 1.0
-    end_temperature: float | None = None
+    end_temperature: float | None = 0.1
+    regularize_from: float = 0.5
+    regularize_fully: float = 0.7
+    information: float = 0.0
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Factors:
         """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static.
 
         Raises:
-            ValueError: no hidden units, or a temperature or start_logit that is not positive.
+            ValueError: no hidden units, a temperature or start_logit that is not positive, a ramp that is not within 0
+                and 1, or a negative weight.
         """
         if self.has_variable(PERMUTATIONS, "outer"):
             outer_index: Array = self.get_variable(PERMUTATIONS, "outer")[None]
@@ -99,10 +116,18 @@ class FactorGenerator(nn.Module):
             return Factors(to_matrix(outer_index), to_matrix(inner_index), outer_index, inner_index, frozen=True)
         check_positive(hidden=self.hidden, start_logit=self.start_logit)
         check_positive(temperature=self.temperature, end_temperature=self.end_temperature)
+        check_fraction(regularize_from=self.regularize_from, regularize_fully=self.regularize_fully)
+        if self.regularize_from > self.regularize_fully or self.information < 0:
+            raise ValueError(
+                f"regularize_from must be at most regularize_fully, and information at least 0, got "
+                f"{self.regularize_from}, {self.regularize_fully} and {self.information}"
+            )
         p, q = self.sizes
         size = self.copies * (p * p + q * q)
         if self.dynamic:
             pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
+            if self.pooled_norm:
+                pooled = BatchNorm(name="norm")(pooled[:, None, None], train)[:, 0, 0]
             hidden = self.hidden if self.hidden is not None else max(4, x.shape[-1] // 16)
             y = nn.relu(nn.Dense(hidden, name="hidden")(pooled))
             identity = self.start == "identity"
@@ -113,7 +138,9 @@ class FactorGenerator(nn.Module):
         logits = logits.reshape(logits.shape[0], self.copies, -1)
         outer = logits[..., : p * p].reshape(*logits.shape[:2], p, p)
         inner = logits[..., p * p :].reshape(*logits.shape[:2], q, q)
-        temperature = self._temperature()
+        moves = self.end_temperature is not None or self.regularize_fully > 0
+        progress = training_progress(self) if moves else jnp.ones((), jnp.float32)
+        temperature = self._temperature(progress)
         if self.normalization == "rows":
             # The largest entries of the logits are those of their softmax, which hard evaluation need not compute.
             hard = argmax(outer), argmax(inner)
@@ -121,7 +148,7 @@ class FactorGenerator(nn.Module):
         else:
             outer, inner = sinkhorn(outer, temperature), sinkhorn(inner, temperature)
             factors = Factors(outer, inner, argmax(outer), argmax(inner))
-        self._sow(factors, x.shape[0])
+        self._sow(factors, x.shape[0], self._ramp(progress))
         return factors
 
     def _start(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, " s"]:
@@ -130,15 +157,24 @@ class FactorGenerator(nn.Module):
         diagonals = [self.start_logit * jnp.eye(size, dtype=dtype).ravel() for size in self.sizes]
         return jnp.tile(jnp.concatenate(diagonals), self.copies)
 
-    def _temperature(self) -> float | Float[Array, ""]:
+    def _temperature(self, progress: Float[Array, ""]) -> float | Float[Array, ""]:
         if self.end_temperature is None:
             return self.temperature
-        return self.temperature * (self.end_temperature / self.temperature) ** training_progress(self)
+        return self.temperature * (self.end_temperature / self.temperature) ** progress
 
-    def _sow(self, factors: Factors, images: int) -> None:
+    def _ramp(self, progress: Float[Array, ""]) -> Float[Array, ""]:
+        """What the regulariser is multiplied by."""
+        if self.regularize_from == self.regularize_fully:
+            return (progress >= self.regularize_from).astype(jnp.float32)
+        return jnp.clip((progress - self.regularize_from) / (self.regularize_fully - self.regularize_from), 0, 1)
+
+    def _sow(self, factors: Factors, images: int, ramp: Float[Array, ""]) -> None:
         pair = factors.outer, factors.inner
         regulariser = orthogonality(factors.outer).mean() + orthogonality(factors.inner).mean()
-        sow_last(self, PENALTIES, "orthogonality", regulariser)
+        sow_last(self, PENALTIES, "orthogonality", ramp * regulariser)
+        if self.information:
+            known = [mutual_information(factor).mean() for factor in pair]
+            sow_last(self, PENALTIES, "information", self.information * (2 - sum(known)))
         if self.is_mutable_collection(DIAGNOSTICS):
             chosen = factors.outer_index, factors.inner_index
             valid = is_permutation(chosen[0]) & is_permutation(chosen[1])
@@ -152,3 +188,18 @@ class FactorGenerator(nn.Module):
         if self.is_mutable_collection(FACTORS):
             for name, factor in zip(("outer", "inner"), pair, strict=True):
                 sow_last(self, FACTORS, name, factor)
+
+
+class HardFactorGenerator(FactorGenerator):
+    """The same with a start so hard that, in every run on record, each image keeps the permutation of the start.
+
+    The softmax of rows at the logit 4, without a norm, at one temperature and regularised from the start. With the
+    identity start a layer that binarizes it from the start is the fixed shuffle, in training as well.
+    """
+
+    pooled_norm: bool = False
+    start_logit: float = 4.0
+    normalization: Literal["rows", "sinkhorn"] = "rows"
+    end_temperature: float | None = None
+    regularize_from: float = 0.0
+    regularize_fully: float = 0.0

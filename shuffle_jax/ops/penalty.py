@@ -152,6 +152,26 @@ def row_entropy(matrix: Matrix) -> Float[Array, "*batch"]:
     return -(matrix * logarithm).sum((-2, -1)) / (size * math.log(size) if size > 1 else 1.0)
 
 
+def mutual_information(matrices: Float[Array, "m *batch c c"]) -> Float[Array, "*batch"]:
+    """How much of the rows' entropy is between images, ``I = H(mean_m M) - mean_m H(M)``, H as :func:`row_entropy`.
+
+    Read as the law of a column given an image, a row tells I log c nats about the image on average: none where all
+    images have the same matrix, whatever its entropy, and all where every image has a permutation and each column of
+    each row is as frequent as the others. The mean is over all images of a batch, also of one split over devices.
+
+    Args:
+        matrices: ``(m, ..., c, c)`` row-stochastic matrices of m images.
+
+    Returns:
+        ``(...)`` values in [0, 1]; 0 for m = 1 or c = 1.
+
+    >>> float(mutual_information(jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])))
+    1.0
+    """
+    matrices = at_least_float32(matrices)
+    return row_entropy(matrices.mean(0)) - row_entropy(matrices).mean(0)
+
+
 def safe_norm(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The Euclidean norm along an axis, with gradient zero (and not NaN) where the norm is zero.
 
