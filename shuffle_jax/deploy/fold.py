@@ -7,7 +7,8 @@ layers, and what is seen there decides:
   (``scale_outputs``, see :func:`shuffle_jax.nn.normalization.scale_outputs`) and keeps its shift as a bias.
 - Where the output of that norm goes, and nowhere else, into a 1x1 convolution with such a norm behind it, even the bias
   moves on into the latter's: there is no padding that it would miss. A norm left with nothing returns its input.
-- A layer may have norms inside, which it absorbs by itself.
+- A module with norms inside may absorb them by itself: in ``scale_outputs``, or by ``absorb_norms`` if it is no linear
+  layer, such as the head of a dynamic shuffle.
 
 What fits none of these stays as it is.
 """
@@ -79,8 +80,11 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
             scaled[layer] = norm
     for path, call in calls.items():
         own = state.of(path)
-        has_norms = hasattr(call.module, "scale_outputs") and own.get("batch_stats")
-        if has_norms and path not in scaled and call.is_whole(own):
+        if path in scaled or not own.get("batch_stats") or not call.is_whole(own):
+            continue
+        if hasattr(call.module, "absorb_norms"):
+            state.replace(path, call.module.absorb_norms(own))
+        elif hasattr(call.module, "scale_outputs"):
             state.replace(path, call.module.scale_outputs(own, np.ones(())))
     for norm in scaled.values():
         layer = after.get(norm, ())
@@ -100,8 +104,9 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
 
 def _reason(norm: Path, calls: dict[Path, Call], before: dict[Path, Path]) -> str:
     """Why a norm is kept."""
-    if norm in before:
-        return "it or the layer before it is called more than once, or for other variables each time"
-    if any(hasattr(calls[norm[:i]].module, "scale_outputs") for i in range(len(norm)) if norm[:i] in calls):
+    around = [calls[norm[:i]].module for i in range(len(norm)) if norm[:i] in calls]
+    if norm in before or any(hasattr(module, "absorb_norms") for module in around):
+        return "it or the layer it goes into is called more than once, or for other variables each time"
+    if any(hasattr(module, "scale_outputs") for module in around):
         return "the layer around it keeps it"
     return "its input is not the output of one layer that takes a scale, or is used elsewhere too"

@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from shuffle_jax.nn.collections import (
@@ -19,12 +20,12 @@ from shuffle_jax.nn.collections import (
     training_progress,
 )
 from shuffle_jax.nn.limits import check_fraction, check_positive
-from shuffle_jax.nn.normalization import BatchNorm
+from shuffle_jax.nn.normalization import BatchNorm, absorbed
 from shuffle_jax.ops.penalty import mutual_information, orthogonality, row_entropy
 from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
-from shuffle_jax.typing import Array, Float, Images, Int, Key
+from shuffle_jax.typing import Array, Float, Images, Int, Key, PyTree
 
 
 class Factors(struct.PyTreeNode):
@@ -150,6 +151,22 @@ class FactorGenerator(nn.Module):
             factors = Factors(outer, inner, argmax(outer), argmax(inner))
         self._sow(factors, x.shape[0], self._ramp(progress))
         return factors
+
+    @staticmethod
+    def absorb_norms(variables: dict[str, PyTree]) -> dict[str, PyTree]:
+        """The variables of the same function in evaluation without the norm: ``W1 <- diag(f) W1``, ``b1 <- b1 + s W1``.
+
+        Args:
+            variables: its own collections; the norm, which maps a mean m to ``f m + s``, has its statistics in them.
+
+        Returns:
+            New collections; what changes is a float64 NumPy array.
+        """
+        own = dict(variables["params"])
+        scale, shift = absorbed(own.pop("norm"), variables["batch_stats"]["norm"])
+        kernel = np.asarray(own["hidden"]["kernel"], np.float64)
+        hidden = {"kernel": scale[:, None] * kernel, "bias": own["hidden"]["bias"] + shift @ kernel}
+        return {**variables, "params": {**own, "hidden": hidden}, "batch_stats": {}}
 
     def _start(self, key: Key, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Float[Array, " s"]:
         if self.start == "random":
