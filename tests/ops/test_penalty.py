@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from shuffle_jax.ops import penalty, relaxation
@@ -215,6 +217,35 @@ def test_the_gradient_of_row_entropy_in_closed_form_and_finite_at_zeros():
     assert spread(np.eye(3, dtype=np.float32)).tolist() == 0
     # At one, -(log 1 + 1); at zero, where the true slope is infinite, none.
     np.testing.assert_allclose(slope(np.eye(3, dtype=np.float32)), -np.eye(3) / (3 * np.log(3)), rtol=1e-6)
+
+
+informed = jax.jit(penalty.mutual_information)
+
+
+@given(seed=st.integers(0, 2**32 - 1), images=st.sampled_from([1, 5]), size=st.sampled_from(SIZES))
+def test_mutual_information_is_scipys_between_images_over_its_maximum(seed, images, size):
+    rng = np.random.default_rng(seed)
+    matrices = row_stochastic(seed, size, 3 * images).reshape(images, 3, size, size)[:, rng.permutation(3)]
+    found = in_float64(informed, matrices)
+    expected = sum(
+        entropy(matrices.mean(0)[:, row], axis=-1) - entropy(matrices[:, :, row], axis=-1).mean(0)
+        for row in range(size)
+    ) / (size * np.log(size) if size > 1 else 1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+    assert np.all((found >= -1e-12) & (found <= 1 + 1e-12))
+    np.testing.assert_allclose(in_float64(informed, rng.permutation(matrices)), found, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(in_float64(informed, np.broadcast_to(matrices[:1], matrices.shape)), 0, atol=1e-12)
+
+
+def test_mutual_information_is_1_for_balanced_permutations_and_its_gradient_is_that_of_its_differences():
+    shifts = np.stack([np.roll(np.eye(5), shift, axis=1) for shift in range(5)])
+    np.testing.assert_allclose(in_float64(informed, shifts), 1, rtol=1e-12)
+    matrices = row_stochastic(4, 5, 4).reshape(2, 2, 5, 5)
+    step = 1e-4 * matrices * np.random.default_rng(5).standard_normal(matrices.shape)
+    slope = in_float64(jax.jit(jax.grad(lambda m: penalty.mutual_information(m).sum())), matrices)
+    below, above = (in_float64(informed, matrices + sign * step).sum() for sign in (-1, 1))
+    np.testing.assert_allclose((slope * step).sum(), (above - below) / 2, rtol=1e-5)
+    assert np.isfinite(jax.grad(penalty.mutual_information)(jnp.asarray(shifts[:3], jnp.float32))).all()
 
 
 @pytest.mark.parametrize("op", [penalty.orthogonality, penalty.row_entropy])
