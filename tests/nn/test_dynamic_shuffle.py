@@ -12,7 +12,16 @@ from scipy.linalg import block_diag
 from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.analysis.count import count, count_layers, inside
-from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, PointwiseConv, StaticDynamicShuffle
+from shuffle_jax.nn import (
+    ChannelShuffle,
+    DynamicShuffle,
+    FactorGenerator,
+    HardDynamicShuffle,
+    HardFactorGenerator,
+    HardStaticDynamicShuffle,
+    PointwiseConv,
+    StaticDynamicShuffle,
+)
 from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
 from shuffle_jax.ops import kronecker, rounding
@@ -98,8 +107,8 @@ def assert_near(actual, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
 @pytest.mark.fast_cases(2)
-def test_starts_as_the_fixed_shuffle_exactly_in_training_and_evaluation(groups):
-    module = DynamicShuffle(groups)
+def test_a_hard_start_is_the_fixed_shuffle_exactly_in_training_and_evaluation(groups):
+    module = HardDynamicShuffle(groups)
 
     @compiled
     def both(images):
@@ -111,12 +120,85 @@ def test_starts_as_the_fixed_shuffle_exactly_in_training_and_evaluation(groups):
         np.testing.assert_array_equal(y, IMAGES[..., channel_shuffle(C, groups)])
 
 
+@pytest.mark.parametrize("groups", [2, 1, 3, 4, 6, 12])
+@pytest.mark.fast_cases(1)
+def test_a_soft_start_is_the_fixed_shuffle_exactly_in_evaluation_and_once_it_is_binarized(groups):
+    module = DynamicShuffle(groups)
+
+    @compiled
+    def all_three(images):
+        variables = module.init(jax.random.key(2), images)
+
+        def trained(share):
+            told = {**variables, PROGRESS: jax.tree.map(lambda old: jnp.full_like(old, share), variables[PROGRESS])}
+            return module.apply(told, images, train=True, mutable=["batch_stats"])[0]
+
+        return module.apply(variables, images), *jax.vmap(trained)(jnp.array([0.8, 0.0]))
+
+    evaluated, hard, soft = all_three(IMAGES)
+    for y in (evaluated, hard):
+        np.testing.assert_array_equal(y, IMAGES[..., channel_shuffle(C, groups)])
+    assert groups == C or np.abs(soft - hard).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "outer", "inner"),
+    [
+        (partial(DynamicShuffle, 2, per_group=True), None, None),
+        (partial(StaticDynamicShuffle, 24, blocks=2), (3, 2), (4, 3)),
+        (partial(DynamicShuffle, 2, evaluation="repaired"), None, None),
+        (partial(StaticDynamicShuffle, 24, blocks=2, evaluation="repaired"), (3, 2), (4, 3)),
+    ],
+)
+@pytest.mark.fast_cases(2)
+def test_soft_layers_sharpen_late_and_mix_by_the_factors_of_their_head(make, outer, inner):
+    module = make()
+    copies = 2 if getattr(module, "per_group", False) else 1
+    shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == (
+        2 * C + (C * 4 + 4) + 5 * copies * (2 * 2 + 3 * 3) + (outer is not None and 2 * 3 + 3 * 4)
+    )
+    generator = np.random.default_rng(1)
+    variables = jax.tree.map(lambda leaf: np.float32(generator.uniform(0.2, 1, leaf.shape)), shapes)
+    variables["params"] = draw(module, spread=0.4)
+
+    def expected(made, evaluation):
+        pairs = []
+        for image in range(N):
+            own = [
+                [rounded(np.float64(f[image, k]), evaluation) for f in (made.outer, made.inner)] for k in range(copies)
+            ]
+            if outer is not None:
+                for factor, name in enumerate(("static_outer", "static_inner")):
+                    fixed, size = np.float64(variables["params"][name]), (2, 3)[factor]
+                    fixed[:size, :size] += own[0][factor]
+                    own[0][factor] = fixed
+            pairs.append(own)
+        return mixed(IMAGES, pairs, 2)
+
+    @compiled
+    def evaluated_and_trained(share):
+        told = {**variables, PROGRESS: jax.tree.map(lambda old: jnp.full_like(old, share), variables[PROGRESS])}
+        own = {name: told[name]["generator"] for name in ("params", "batch_stats", PROGRESS)}
+        head = FactorGenerator((2, 3), copies)
+        return [
+            (m.apply(v, IMAGES, train=train, mutable=["batch_stats"])[0])
+            for train in (False, True)
+            for m, v in ((module, told), (head, own))
+        ]
+
+    for share, evaluation in ((0.79, "soft"), (0.8, "hard")):
+        y, made, trained, made_in_training = evaluated_and_trained(share)
+        assert_near(y, expected(made, module.evaluation), 1e-4)
+        assert_near(trained, expected(made_in_training, evaluation), 1e-4)
+
+
 @pytest.mark.parametrize(
     ("evaluation", "per_group", "sizes"),
     [("soft", False, (2, 3)), ("hard", True, (2, 3)), ("repaired", True, (1, 6)), ("repaired", False, (3, 2))],
 )
 def test_evaluation_mixes_each_image_by_its_own_matrix(evaluation, per_group, sizes):
-    module = DynamicShuffle(2, sizes, per_group, evaluation=evaluation)
+    module = HardDynamicShuffle(2, sizes, per_group, evaluation=evaluation)
     params, copies = draw(module), 2 if per_group else 1
     expected = expected_mixing(params["generator"], IMAGES, sizes, 2, evaluation, copies)
     assert_near(compiled(module.apply)({"params": params}, IMAGES), expected)
@@ -126,14 +208,14 @@ def test_evaluation_mixes_each_image_by_its_own_matrix(evaluation, per_group, si
 
 def test_factors_are_nearest_to_each_other_by_default_and_shared_by_the_groups():
     def size(**options):
-        shapes = jax.eval_shape(DynamicShuffle(2, **options).init, jax.random.key(0), jnp.zeros((1, 2, 2, 24)))
+        shapes = jax.eval_shape(HardDynamicShuffle(2, **options).init, jax.random.key(0), jnp.zeros((1, 2, 2, 24)))
         return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
     hidden = 24 * 4 + 4
     assert size() == hidden + 5 * (3 * 3 + 4 * 4)
     assert size(per_group=True) == hidden + 5 * 2 * (3 * 3 + 4 * 4)
     assert size(factors=(2, 6)) == hidden + 5 * (2 * 2 + 6 * 6)
-    assert size(generator=partial(FactorGenerator, dynamic=False)) == 3 * 3 + 4 * 4
+    assert size(generator=partial(HardFactorGenerator, dynamic=False)) == 3 * 3 + 4 * 4
 
 
 def test_repaired_is_a_permutation_where_hard_repeats_a_channel():
@@ -141,14 +223,14 @@ def test_repaired_is_a_permutation_where_hard_repeats_a_channel():
     logits = np.concatenate([np.log([[0.7, 0.3], [0.9, 0.1]]).ravel(), (4 * np.eye(2)).ravel()]).astype(np.float32)
     params = {"generator": {"static_logits": logits}}
     x = jnp.asarray([[10.0, 11, 12, 13]])
-    make = partial(DynamicShuffle, groups=1, generator=partial(FactorGenerator, dynamic=False))
-    assert make(evaluation="hard").apply({"params": params}, x).tolist() == [[10, 11, 10, 11]]
-    assert make(evaluation="repaired").apply({"params": params}, x).tolist() == [[12, 13, 10, 11]]
+    make = partial(HardDynamicShuffle, groups=1, generator=partial(HardFactorGenerator, dynamic=False))
+    assert run(make(evaluation="hard"), {"params": params}, x).tolist() == [[10, 11, 10, 11]]
+    assert run(make(evaluation="repaired"), {"params": params}, x).tolist() == [[12, 13, 10, 11]]
 
 
 @pytest.fixture(scope="module")
 def hard():
-    module = DynamicShuffle(2)
+    module = HardDynamicShuffle(2)
     return compiled(module.apply), {"params": draw(module)}
 
 
@@ -161,12 +243,12 @@ def test_a_batch_of_one_equals_its_row_and_one_position_is_enough(hard):
 
 
 def test_one_channel_in_a_group_is_not_moved_whatever_the_head_says():
-    module = DynamicShuffle(C)
+    module = HardDynamicShuffle(C)
     np.testing.assert_array_equal(run(module, {"params": draw(module)}, IMAGES, train=True), IMAGES)
 
 
 def test_training_is_hard_forward_and_straight_through_backward():
-    module = DynamicShuffle(2)
+    module = HardDynamicShuffle(2)
     params = draw(module)
     weights = rng.standard_normal(IMAGES.shape).astype(np.float32)
     shuffle = np.float32(shuffle_matrix(C, 2))
@@ -176,7 +258,7 @@ def test_training_is_hard_forward_and_straight_through_backward():
         return (y * weights).sum(), y
 
     def dense(params, images):
-        made = FactorGenerator((2, 3)).apply({"params": params["generator"]}, images)
+        made = HardFactorGenerator((2, 3)).apply({"params": params["generator"]}, images)
         outer, inner = (rounding.straight_through(f, rounding.argmax(f))[:, 0] for f in (made.outer, made.inner))
         blocks = jax.vmap(lambda a, b: jnp.kron(jnp.eye(2), jnp.kron(a, b)))(outer, inner)
         y = jnp.einsum("ij,njk,nhwk->nhwi", shuffle, blocks, images)
@@ -191,7 +273,7 @@ def test_training_is_hard_forward_and_straight_through_backward():
 
 
 def test_factors_are_soft_until_the_share_of_the_training_from_which_they_are_binarized():
-    params = draw(DynamicShuffle(2))
+    params = draw(HardDynamicShuffle(2))
     soft, hard = (
         expected_mixing(params["generator"], IMAGES, (2, 3), 2, evaluation) for evaluation in ("soft", "hard")
     )
@@ -199,7 +281,7 @@ def test_factors_are_soft_until_the_share_of_the_training_from_which_they_are_bi
 
     def trained(binarize_from, progress):
         told = {} if progress is None else {PROGRESS: {"share": jnp.float32(progress)}}
-        return run(DynamicShuffle(2, binarize_from=binarize_from), {"params": params} | told, IMAGES, train=True)
+        return run(HardDynamicShuffle(2, binarize_from=binarize_from), {"params": params} | told, IMAGES, train=True)
 
     for binarize_from, progress, expected in (
         (0.0, None, hard),
@@ -210,13 +292,13 @@ def test_factors_are_soft_until_the_share_of_the_training_from_which_they_are_bi
         (1.0, 1.0, soft),
     ):
         assert_near(trained(binarize_from, progress), expected)
-    never = run(DynamicShuffle(2, binarize_from=1.0), {"params": params}, IMAGES)
+    never = run(HardDynamicShuffle(2, binarize_from=1.0), {"params": params}, IMAGES)
     assert_near(never, hard)  # In evaluation they are hard whatever the training did.
 
 
 def test_only_a_share_between_asks_for_the_progress():
     asked = {
-        share: jax.eval_shape(DynamicShuffle(2, binarize_from=share).init, jax.random.key(0), IMAGES).get(PROGRESS)
+        share: jax.eval_shape(HardDynamicShuffle(2, binarize_from=share).init, jax.random.key(0), IMAGES).get(PROGRESS)
         for share in (0.0, 0.5, 1.0)
     }
     assert asked[0.0] is None and asked[1.0] is None
@@ -225,7 +307,7 @@ def test_only_a_share_between_asks_for_the_progress():
 
 @pytest.mark.parametrize("evaluation", ["hard", "soft"])
 def test_half_precision_stays_half_precision(evaluation):
-    module = DynamicShuffle(2, evaluation=evaluation)
+    module = HardDynamicShuffle(2, evaluation=evaluation)
     params, half = draw(module), jnp.asarray(IMAGES, jnp.bfloat16)
     y = run(module, {"params": params}, half)
     assert y.dtype == jnp.bfloat16
@@ -237,7 +319,7 @@ def test_half_precision_stays_half_precision(evaluation):
 def test_frozen_it_is_one_gather_for_all_images(evaluation):
     index = {"outer": np.array([[1, 0]], np.int32), "inner": np.array([[2, 0, 1]], np.int32)}
     variables = {PERMUTATIONS: {"generator": index}}
-    module = DynamicShuffle(2, evaluation=evaluation)
+    module = HardDynamicShuffle(2, evaluation=evaluation)
     whole = kronecker.index(index["outer"][0], index["inner"][0], 2)
     for train in (False, True):
         np.testing.assert_array_equal(run(module, variables, jnp.asarray(IMAGES), train=train), IMAGES[..., whole])
@@ -247,7 +329,7 @@ def test_frozen_it_is_one_gather_for_all_images(evaluation):
 def test_multiply_adds_are_those_of_the_head_and_of_soft_contractions():
     head = C * 4 + 4 * (2 * 2 + 3 * 3)
     for evaluation, work in (("hard", 0), ("repaired", 0), ("soft", 3 * 2 * C * (2 + 3))):
-        layers = count_layers(DynamicShuffle(2, evaluation=evaluation), IMAGES.shape[1:])
+        layers = count_layers(HardDynamicShuffle(2, evaluation=evaluation), IMAGES.shape[1:])
         assert inside(layers, "generator").multiply_adds == head
         assert sum(layer.cost.multiply_adds for layer in layers) == head + work
 
@@ -258,7 +340,7 @@ def test_multiply_adds_are_those_of_the_head_and_of_soft_contractions():
 )
 def test_channels_that_do_not_divide_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(DynamicShuffle(**options).init, jax.random.key(0), IMAGES)
+        jax.eval_shape(HardDynamicShuffle(**options).init, jax.random.key(0), IMAGES)
 
 
 # Static-dynamic shuffle: (features, blocks, (p', p), (q', q)) for the 12 channels of the images.
@@ -293,7 +375,7 @@ def expected_static(params, images, outer, inner, blocks, evaluation):
 def test_static_and_dynamic_factors_are_added_in_the_upper_left(shape):
     features, blocks, outer, inner = SHAPES[shape]
     evaluation = {"square": "repaired", "wider": "soft"}.get(shape, "hard")
-    module = StaticDynamicShuffle(features, blocks=blocks, evaluation=evaluation)
+    module = HardStaticDynamicShuffle(features, blocks=blocks, evaluation=evaluation)
     params = draw(module)
     assert params["static_outer"].shape == outer
     assert params["static_inner"].shape == inner
@@ -310,11 +392,11 @@ def test_static_and_dynamic_factors_are_added_in_the_upper_left(shape):
 
 def test_a_trained_layer_binarizes_the_dynamic_factors_alone():
     outer, inner = (2, 2), (3, 3)
-    params = draw(StaticDynamicShuffle(12, groups=2))
+    params = draw(HardStaticDynamicShuffle(12, groups=2))
 
     def trained(binarize_from, progress):
         told = {PROGRESS: {"share": jnp.float32(progress)}} if 0 < binarize_from < 1 else {}
-        module = StaticDynamicShuffle(12, groups=2, binarize_from=binarize_from)
+        module = HardStaticDynamicShuffle(12, groups=2, binarize_from=binarize_from)
         return run(module, {"params": params} | told, IMAGES, train=True)
 
     for binarize_from, progress, evaluation in (
@@ -328,7 +410,7 @@ def test_a_trained_layer_binarizes_the_dynamic_factors_alone():
 
 
 def test_a_static_dynamic_layer_passes_its_gradient_to_every_parameter():
-    module = StaticDynamicShuffle(24, groups=2)
+    module = HardStaticDynamicShuffle(24, groups=2)
     weights = rng.standard_normal((N, 3, 2, 24)).astype(np.float32)
 
     def loss(params):
@@ -339,7 +421,7 @@ def test_a_static_dynamic_layer_passes_its_gradient_to_every_parameter():
 
 
 def test_a_layer_computes_in_its_type_with_float32_parameters():
-    module = StaticDynamicShuffle(24, groups=2, dtype=jnp.dtype(jnp.bfloat16))
+    module = HardStaticDynamicShuffle(24, groups=2, dtype=jnp.dtype(jnp.bfloat16))
     params = draw(module)
     y = run(module, {"params": params}, IMAGES)
     assert y.dtype == jnp.bfloat16
@@ -351,7 +433,7 @@ def test_a_layer_computes_in_its_type_with_float32_parameters():
 
 def test_frozen_the_dynamic_factors_are_one_pair_of_permutations():
     index = {"outer": np.array([[1, 0]], np.int32), "inner": np.array([[2, 0, 1]], np.int32)}
-    module = StaticDynamicShuffle(12, groups=2, evaluation="soft")
+    module = HardStaticDynamicShuffle(12, groups=2, evaluation="soft")
     static = {name: leaf for name, leaf in draw(module).items() if name != "generator"}
     a, b = (np.eye(len(v[0]))[v[0]] for v in index.values())
     pair = np.float64(static["static_outer"]) + a, np.float64(static["static_inner"]) + b
@@ -361,7 +443,7 @@ def test_frozen_the_dynamic_factors_are_one_pair_of_permutations():
 
 
 def test_square_alone_leaves_a_plain_convolution_where_the_number_of_channels_changes():
-    module = StaticDynamicShuffle(24, groups=3, blocks=2, replaced="square")
+    module = HardStaticDynamicShuffle(24, groups=3, blocks=2, replaced="square")
     params = draw(module)
     assert jax.tree.map(np.shape, params) == {"conv": {"kernel": (1, 1, C // 3, 24)}}
     plain = PointwiseConv(24, 3)
@@ -369,18 +451,18 @@ def test_square_alone_leaves_a_plain_convolution_where_the_number_of_channels_ch
         run(module, {"params": params}, IMAGES), run(plain, {"params": params["conv"]}, IMAGES)
     )
     assert count(module, IMAGES.shape[1:]) == count(plain, IMAGES.shape[1:])
-    kept = StaticDynamicShuffle(C, groups=3, blocks=2, replaced="square")
+    kept = HardStaticDynamicShuffle(C, groups=3, blocks=2, replaced="square")
     assert set(draw(kept)) == {"static_outer", "static_inner", "generator"}
 
 
 def test_grouped_is_a_grouped_convolution_with_a_dynamic_shuffle_behind_it():
-    module = StaticDynamicShuffle(24, blocks=3, static="grouped")
+    module = HardStaticDynamicShuffle(24, blocks=3, static="grouped")
     params = draw(module)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == (
         C // 3 * 24 + (24 * 4 + 4) + 5 * (2 * 2 + 4 * 4)  # The head sees the output of the convolution.
     )
     convolved = run(PointwiseConv(24, 3), {"params": params["conv"]}, IMAGES)
-    expected = run(DynamicShuffle(3), {"params": params["shuffle"]}, convolved)
+    expected = run(HardDynamicShuffle(3), {"params": params["shuffle"]}, convolved)
     np.testing.assert_array_equal(run(module, {"params": params}, IMAGES), expected)
     work = 3 * 2 * 24 * C // 3 + 24 * 4 + 4 * (2 * 2 + 4 * 4)
     assert count(module, IMAGES.shape[1:]).multiply_adds == work
@@ -397,7 +479,7 @@ def test_grouped_is_a_grouped_convolution_with_a_dynamic_shuffle_behind_it():
 )
 def test_blocks_that_do_not_divide_the_channels_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        jax.eval_shape(StaticDynamicShuffle(**options).init, jax.random.key(0), IMAGES)
+        jax.eval_shape(HardStaticDynamicShuffle(**options).init, jax.random.key(0), IMAGES)
 
 
 def test_squeeze_excitation_scales_channels_and_shuffles_them():
