@@ -41,7 +41,9 @@ from shuffle_jax.nn import (
     FixedPermutation,
     PointwiseConv,
     ShiftedPointwise,
+    StaticDynamicShuffle,
 )
+from shuffle_jax.nn.collections import COLLECTIONS
 from shuffle_jax.nn.normalization import absorbed
 
 LAYERS = {  # Every way in which a layer takes a scale: what follows one another, each with a norm and a ReLU behind it.
@@ -73,6 +75,7 @@ class Layers(nn.Module):
         return DynamicDense(5, latent=4, name="head")(x.mean((1, 2), dtype=jnp.float32))
 
 
+HEAD = "mixer/generator/norm"  # goes into the hidden layer behind it, bias and all
 CASES = {
     # A network, the size of its images, what keeps its norms, and whose biases move on.
     "every layer": (Layers(), (6, 5), ("elements/norm1", "shared/norm1"), ("depthwise_norm",)),
@@ -86,7 +89,8 @@ CASES = {
         ShuffleNetV2(5, 0.5, "imagenet", mixer=partial(DynamicShuffle, 2)),
         (25, 18),
         (),
-        [f"stage{i}_0/{norm}" for i in (2, 3, 4) for norm in ("left_norm1", "norm2")] + ["stage2_1/norm2"],
+        [f"stage{i}_0/{norm}" for i in (2, 3, 4) for norm in ("left_norm1", "norm2", HEAD)]
+        + [f"stage2_1/{norm}" for norm in ("norm2", HEAD)],
     ),
     "mobilenet_v2": (
         MobileNetV2(5, 0.35, "imagenet", groups=2, mixer=partial(ChannelShuffle, 2)),
@@ -276,6 +280,31 @@ def test_a_network_from_outside_is_folded_as_far_as_it_can_be(draw, compiled):
     again = fold(network, folded.variables, shape)
     assert again.folded == () and set(again.kept) == set(folded.kept)
     jax.tree.map(np.testing.assert_array_equal, again.variables, folded.variables)
+
+
+class Heads(nn.Module):
+    """Heads of dynamic shuffles: one that is called once, and a stack of them."""
+
+    @nn.compact
+    def __call__(self, x):
+        class Mixed(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                return DynamicShuffle(2, name="mixer")(x), None
+
+        x = StaticDynamicShuffle(8, 2, name="once")(x)
+        axes = dict.fromkeys(COLLECTIONS, 0)
+        return nn.scan(Mixed, axes, length=2, split_rngs={"params": True})(name="stack")(x, None)[0]
+
+
+def test_a_head_that_is_called_once_absorbs_its_norm(draw):
+    shape = (2, 2, 8)
+    variables = draw(Heads(), shape)
+    folded = fold(Heads(), variables, shape)
+    assert folded.folded == ("once/generator/norm",)
+    assert list(folded.kept) == ["stack/mixer/generator/norm"]
+    assert "for other variables each time" in folded.kept["stack/mixer/generator/norm"]
+    assert set(folded.variables["params"]["once"]["generator"]) == {"hidden", "logits"}
 
 
 def test_a_network_without_norms_is_returned_as_it_is(draw):

@@ -36,17 +36,20 @@ def test_layers_with_factors_are_named_in_their_order(network, expected, draw, f
     assert dynamic_layers(network, draw(network, SHAPE), SHAPE) == expected
 
 
-def test_a_frozen_network_has_none(draw):
-    network, shape = nn.Sequential([learned(2)]), (1, 1, 8)
-    frozen = freeze(network, draw(network, shape), [np.zeros((1, *shape), np.float32)])
-    assert tuple(frozen.factors) == ("layers_0",)
+def test_a_frozen_network_has_none_and_nothing_of_a_head(draw):
+    network, shape = nn.Sequential([learned(2), DynamicShuffle(2)]), (1, 1, 8)
+    variables = draw(network, shape)
+    frozen = freeze(network, variables, [np.zeros((1, *shape), np.float32)])
+    assert tuple(frozen.factors) == ("layers_0", "layers_1")
     assert dynamic_layers(network, frozen.variables, shape) == ()
+    assert jax.tree.leaves(variables["batch_stats"]) and not jax.tree.leaves(frozen.variables["batch_stats"])
+    assert not jax.tree.leaves(frozen.variables["params"])
 
 
 class Stack(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
-        axes = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        axes = {"variable_axes": {"params": 0, "batch_stats": 0, "progress": 0}, "split_rngs": {"params": True}}
         return nn.vmap(DynamicShuffle, axis_size=2, in_axes=None, **axes)(name="layers")(x)
 
 
