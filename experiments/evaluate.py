@@ -7,7 +7,9 @@ fixed shuffle from the start, train one (`--network.mixer shuffle`) and name its
 
 A network with dynamic layers is evaluated with hard factors, with soft ones, with hard ones repaired by assignment
 where they are no permutations, and frozen: one permutation for all images, the nearest to the mean over training
-images. If it loses nothing by that, its dynamic layers are static in effect.
+images. One line says what the layers do for single images: how many are static in effect (the same permutation for all
+images of a sample of the test split), for how many images the hard factors are no permutations (invalid), and how much
+of the accuracy is lost by freezing (used). --layers tells that of each layer.
 
 --classes tells the accuracy of each class and which are taken for which, --wrong 20 the pictures that are wrong with
 the highest probability, --figures FOLDER draws both: of the hardened network, where there is one.
@@ -17,8 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from experiments.cli import keep_programs, main, parse, quiet_libraries
+from shuffle_jax.analysis.dynamic_use import dynamic_use, static_in_effect
 from shuffle_jax.console import Console
 from shuffle_jax.data.inventory import DataChanged
 from shuffle_jax.data.names import told_apart
@@ -107,10 +108,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if options.wrong < 0:
         raise ValueError(f"--wrong must be at least 0, got {options.wrong}")
     experiment, variables, step = _restore(options, options.run)
-    dynamic = experiment.probe is not None
     probed = experiment.probe.numbers(variables) if experiment.probe is not None else {}
-    rows, hard = results(experiment, variables, dynamic)
-    diagnoses = hard.diagnoses
+    found, rows, hard = results(experiment, variables)
+    diagnoses, use = hard.diagnoses, dynamic_use(probed) if probed else None
     if options.twin is not None:
         twin, twin_variables, _ = _restore(options, options.twin)
         if twin.config.data != experiment.config.data:
@@ -120,41 +120,37 @@ def run(arguments: Sequence[str] | None = None) -> None:
         rows[f"twin: {options.twin}"] = twin.evaluate(twin_variables)
 
     console = Console(total_steps=1, steps_per_epoch=1)
-    title = f"{options.run}, step {step}, {len(experiment.dataset.test)} test images"
-    table = [[name, r["top1"], r["top5"], r["loss"]] for name, r in rows.items()]
-    console.table(title, ["network", "top-1", "top-5", "loss"], table)
+    images = len(experiment.dataset.test)
+    cells = use.cells(found) if use is not None else {}
+    table = [
+        [name, r["top1"], r["top5"], r["loss"], *(cells.values() if name == "hard" else [""] * len(cells))]
+        for name, r in rows.items()
+    ]
+    title = f"{options.run}, step {step}, {images} test images"
+    console.table(title, ["network", "top-1", "top-5", "loss", *cells], table)
     if diagnoses:
         certified = sum(bool(d.certified) for d in diagnoses.values())
         console.message(f"{certified} of {len(diagnoses)} permutations certified")
-        for line in after(experiment.config, diagnoses, rows):
-            console.message(line)
-    if dynamic:
-        console.message(verdict(rows["hard"]["top1"], rows[FROZEN]["top1"], probed, len(experiment.dataset.test)))
-    if options.layers and dynamic:
-        names = ["regulariser", "invalid", "distinct", "entropy"]
-        console.table(
-            "dynamic layers, on a sample of the test images",
-            ["layer", *names],
-            [[layer, *(numbers[name] for name in names)] for layer, numbers in probed.items()],
-        )
-    elif options.layers:
+    if use is not None:
+        console.message(use.text(found, images))
+    for line in after(experiment.config, diagnoses, found, use):
+        console.message(line)
+    if options.layers and probed:
+        console.table(*_layer_table(probed))
+    if options.layers and (diagnoses or not probed):
         columns = ["layer", "P/Pmax", "residual", "max slack", "l1 bound", "certified"]
-        cells = [
+        lines = [
             [layer, float(d.penalty), float(d.residual), float(d.max_row_slack), float(d.l1_bound), bool(d.certified)]
             for layer, d in diagnoses.items()
         ]
-        console.table("learned permutations", columns, cells)
+        console.table("learned permutations", columns, lines)
     details = {}
     if options.classes or options.wrong or options.figures:
-        details = _details(options, experiment, variables if dynamic else hard.variables, console)
+        details = _details(options, experiment, variables if probed else hard.variables, console)
     if options.json is not None:
         layers = {layer: {k: v.item() for k, v in d._asdict().items()} for layer, d in diagnoses.items()}
-        found = (
-            {"step": step, "networks": rows, "permutations": layers}
-            | ({"dynamic": probed} if dynamic else {})
-            | details
-        )
-        text = json.dumps(found, indent=2)
+        dynamic = {"dynamic": probed, "dynamic_use": dataclasses.asdict(use)} if use is not None else {}
+        text = json.dumps({"step": step, "networks": rows, "permutations": layers} | dynamic | details, indent=2)
         replace_file(options.json, f"{text}\n".encode())
 
 
@@ -201,48 +197,43 @@ def _details(
 
 
 def results(
-    experiment: Experiment, variables: dict[str, PyTree], dynamic: bool
-) -> tuple[dict[str, dict[str, float]], Hardened]:
-    """Accuracies by network, and the hardened network with the diagnosis of each learned permutation.
+    experiment: Experiment, variables: dict[str, PyTree]
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]], Hardened]:
+    """Accuracies by form, the rows that are shown of them, and the hardened network with its diagnoses.
 
     Args:
         experiment: the parts of the run.
         variables: of its network.
-        dynamic: whether the network has dynamic layers; these have no relaxed permutation to diagnose.
 
     Returns:
-        ``top1``, ``top5`` and ``loss``. With dynamic layers those of "hard", "soft", "repaired" and frozen; with
-        learned permutations of "relaxed" and "hardened"; else of "as trained" alone. And of "fixed shuffle, same
-        weights", where the mixers are all that was learned or dynamic.
+        ``top1``, ``top5`` and ``loss`` of the forms of :func:`shuffle_jax.train.trained.forms`; the same by the names
+        that a person is shown, and "fixed shuffle, same weights", where the mixers are all that was learned or dynamic;
+        and what hardening gave.
     """
-    hard = hardened_experiment(experiment, variables)
-    shown = {"relaxed": "hard", "frozen": FROZEN} if dynamic else {} if hard.permutations else {"relaxed": "as trained"}
-    rows = {shown.get(name, name): result for name, result in forms(experiment, variables, hard)}
+    hard, dynamic = hardened_experiment(experiment, variables), experiment.probe is not None
+    found = dict(forms(experiment, variables, hard))
     network = experiment.config.network
+    own = "hard" if dynamic and "hard" not in found else "as trained" if dynamic or not hard.permutations else "relaxed"
+    rows = {{"relaxed": own, "frozen": FROZEN}.get(name, name): result for name, result in found.items()}
     learned = network.pointwise == "plain" if dynamic else bool(hard.permutations)
     if learned and network.mixer != "identity":  # a network from outside has mixers of its own
         fixed = build(dataclasses.replace(network, mixer="shuffle"), len(experiment.dataset.classes))
         kept = variables if dynamic else hard.variables
         rows["fixed shuffle, same weights"] = dataclasses.replace(experiment, network=fixed).evaluate(kept)
-    return rows, hard
+    return found, rows, hard
 
 
-def verdict(hard: float, frozen: float, probed: dict[str, dict[str, float]], images: int) -> str:
-    """Whether the dynamic layers do anything for single images, in a sentence.
-
-    Args:
-        hard: top-1 with a permutation for each image.
-        frozen: top-1 with one for all.
-        probed: of each layer, with ``distinct``, the different permutations over the images looked at.
-        images: on which the accuracies were measured.
-    """
-    error = math.sqrt(max(hard * (1 - hard), 0.0) / images)
-    told = f"frozen to one permutation for all images it loses {100 * (hard - frozen):.2f} points of top-1"
-    share = statistics.fmean(numbers["distinct"] for numbers in probed.values())
-    seen = f"a layer makes {share:.1%} as many different permutations as it sees images, on average"
-    if hard - frozen <= error:
-        return f"static in effect: {told}, within the standard error of {100 * error:.2f}; {seen}"
-    return f"dynamic in effect: {told}, standard error {100 * error:.2f}; {seen}"
+def _layer_table(probed: dict[str, dict[str, float]]) -> tuple[str, list[str], list[list[object]]]:
+    """Title, headings and rows: what each layer does."""
+    images = next((f"{numbers['images']} of the test images" for numbers in probed.values() if "images" in numbers), "")
+    rows: list[list[object]] = []
+    for layer, numbers in probed.items():
+        made = str(numbers["permutations"]) if "permutations" in numbers else "learned once"
+        static = "yes" if static_in_effect(numbers) else ""
+        names = ("invalid", "regulariser", "entropy", "information")
+        rows.append([layer, made, static, *(numbers.get(name, "") for name in names)])
+    columns = ["layer", "permutations", "static in effect", "invalid", "regulariser", "entropy", "information"]
+    return f"dynamic layers, on {images}" if images else "learned factors", columns, rows
 
 
 if __name__ == "__main__":

@@ -48,10 +48,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
     options = parse(Arguments, arguments, prog="python -m experiments.export", description=__doc__)
     quiet_libraries()
     keep_programs()
+    from shuffle_jax.analysis.dynamic_use import recorded_use
     from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load, platform_name, sidecar
     from shuffle_jax.deploy.fold import fold
     from shuffle_jax.deploy.route import Routed, route
+    from shuffle_jax.records import read_records
+    from shuffle_jax.run import Run
     from shuffle_jax.train.advice import after
     from shuffle_jax.train.config import to_json
     from shuffle_jax.train.trained import load_trained
@@ -80,6 +83,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     )
     size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])
     print(f"{out} ({size:.1f} MB) and {sidecar(out).name}: step {trained.step} of {options.run}, for {text}")
+    records = read_records(metrics) if (metrics := Run(options.run).metrics).exists() else []
+    use = recorded_use(records, trained.step)
+    if use is not None and use.counts:  # factors that are learned once are index vectors now
+        measured = {r["network"]: r for r in records if r["kind"] == "result" and r["step"] == trained.step}
+        print(use.text(measured))
     for line in after(trained.config, trained.diagnoses):
         print(line)
     if platform_name() in about["platforms"]:

@@ -21,8 +21,8 @@ NUMBERS = {
 }
 """The numbers of a record that a person follows, and how they are written."""
 
-LAYERS = {"permutation": ("penalty", "P/Pmax {:.2f}"), "dynamic": ("distinct", "distinct {:.1%}")}
-"""The number that is followed of the records of layers, by kind: its mean over the layers stands behind the others."""
+LAYERS = {"permutation": "penalty", "dynamic": "permutations"}
+"""The number that is followed of the records of layers, by kind; what it is over these stands behind the others."""
 
 EVERY = 10.0
 """Seconds between two plain lines on the training: a file shall be read, and not hold every record again."""
@@ -46,8 +46,8 @@ class Console:
 
     Of the records of training a plain line is written every ``EVERY`` seconds and before every evaluation. Behind the
     numbers of an evaluation stand those of the layers at that step: ``P/Pmax``, the mean penalty of the learned
-    permutations, and ``distinct``, the mean over dynamic layers of how many different permutations they make, over the
-    images they see.
+    permutations, and ``permutations``, how many different ones the dynamic layers make for the images that are looked
+    at, in the layer of the fewest and in that of the most.
 
     Args:
         total_steps: the length of the whole run.
@@ -84,7 +84,8 @@ class Console:
         kind, step = record["kind"], int(record["step"])
         epoch = step // self._steps_per_epoch
         if kind in LAYERS:
-            self._layers[kind][record["layer"]] = step, float(record[LAYERS[kind][0]])
+            if LAYERS[kind] in record:  # factors that are learned once for all images make no permutations
+                self._layers[kind][record["layer"]] = step, float(record[LAYERS[kind]])
             return
         place = f"epoch {epoch:{self._epoch_width}d}  step {step:{self._step_width}d}"
         numbers = self._numbers(record)
@@ -177,9 +178,9 @@ class Console:
         """The numbers of a record that a person follows, e.g. ``loss 0.412  accuracy 0.894  img/s 812``."""
         parts = [text.format(float(record[key])) for key, text in NUMBERS.items() if key in record]
         if record["kind"] == "test":
-            for kind, (_, text) in LAYERS.items():
+            for kind in LAYERS:
                 values = [value for step, value in self._layers[kind].values() if step == record["step"]]
-                parts += [text.format(np.mean(values))] if values else []
+                parts += [_over_layers(kind, values)] if values else []
         if "images_per_second" in record:
             parts.append(f"img/s {float(record['images_per_second']):.0f}")
         return "  ".join(parts)
@@ -201,3 +202,10 @@ class Console:
     def _print_plain(self, text: str) -> None:
         # Not rich's print: it wraps at 80 columns, and a log file has none.
         print(text, file=self._console.file, flush=True)
+
+
+def _over_layers(kind: str, values: Sequence[float]) -> str:
+    if kind == "permutation":
+        return f"P/Pmax {np.mean(values):.2f}"
+    fewest, most = f"{min(values):.0f}", f"{max(values):.0f}"
+    return f"permutations {fewest}" if fewest == most else f"permutations {fewest} to {most}"

@@ -65,13 +65,20 @@ def test_plain_lines_come_every_ten_seconds_and_with_what_follows(capsys: pytest
     assert capsys.readouterr().out.startswith("epoch  1  step   46  loss 0.250")
 
 
-def test_dynamic_layers_are_followed_by_their_mean_of_distinct_permutations(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dynamic_layers_are_followed_by_how_many_permutations_they_make(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(total_steps=1350, steps_per_epoch=45)
-    for layer, distinct in (("a/mixer", 0.9), ("a/mixer", 0.25), ("b/mixer", 0.125)):  # The later one counts.
-        console.write({"kind": "dynamic", "step": 45, "layer": layer, "distinct": distinct, "invalid": 1.0})
-    console.write(permutation("c/mixer", 0.4) | {"step": 45})
+    for layer, made in (("a/mixer", 90), ("a/mixer", 1), ("b/mixer", 12), ("c/mixer", 2)):  # The later one counts.
+        console.write({"kind": "dynamic", "step": 45, "layer": layer, "permutations": made, "invalid": 1.0})
+    console.write({"kind": "dynamic", "step": 45, "layer": "learned once", "invalid": 1.0})
+    console.write(permutation("d/mixer", 0.4) | {"step": 45})
     console.write({"kind": "test", "step": 45, "loss": 0.5})
-    assert capsys.readouterr().out == "epoch  1  step   45  test  loss 0.500  P/Pmax 0.40  distinct 18.8%\n"
+    for layer in "ab":
+        console.write({"kind": "dynamic", "step": 90, "layer": f"{layer}/mixer", "permutations": 1})
+    console.write({"kind": "test", "step": 90, "loss": 0.5})
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch  1  step   45  test  loss 0.500  P/Pmax 0.40  permutations 1 to 12",
+        "epoch  2  step   90  test  loss 0.500  permutations 1",
+    ]
 
 
 def test_plain_table_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:

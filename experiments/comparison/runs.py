@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
+from dataclasses import asdict
 from typing import Any
 
+from shuffle_jax.analysis.dynamic_use import recorded_use
 from shuffle_jax.analysis.records import Records, clock
 
 Point = list[float | str]
@@ -18,14 +20,13 @@ Point = list[float | str]
 KEPT = ("top1", "loss")
 """What is kept of each evaluation."""
 
-DYNAMIC = {
+OTHERS = {
+    "recalibrated": "with batch statistics re-estimated",
+    "hard": "with hard factors",
     "soft": "with soft factors",
     "repaired": "argmax repaired by assignment",
     "frozen": "frozen to one permutation for all images",
 }
-"""Further networks that a run with dynamic layers evaluates, and their columns."""
-
-OTHERS = {"recalibrated": "with batch statistics re-estimated", **DYNAMIC}
 """Further networks that a run may have evaluated, and their columns, which a table has if a run has them."""
 
 
@@ -37,8 +38,9 @@ def run_result(records: Records) -> dict[str, Any] | None:
 
     Returns:
         ``relaxed``, ``hardened`` (None without learned permutations), ``certified`` and ``permutations``, ``others`` if
-        further networks were evaluated, and ``curves`` if there are any; or None if the run is not finished: a result
-        is missing, or that of the hardened network or, with dynamic layers, of one of the others.
+        further networks were evaluated, ``dynamic``, what dynamic layers do, if that is recorded of any
+        (:class:`shuffle_jax.analysis.dynamic_use.DynamicUse`), and ``curves`` if there are any; or None if the run is
+        not finished: a result is missing, or that of the hardened network or, with dynamic layers, of the frozen one.
     """
     evaluated = {r["network"]: r for r in records if r["kind"] == "result"}
     if "relaxed" not in evaluated:
@@ -47,16 +49,18 @@ def run_result(records: Records) -> dict[str, Any] | None:
     layers = [r["certified"] for r in records if r["kind"] == "permutation" and r["step"] == step]
     if layers and "hardened" not in evaluated:
         return None
-    # With dynamic layers the others are evaluated after it, and a run may be killed between.
-    if any(r["kind"] == "dynamic" for r in records) and not evaluated.keys() >= DYNAMIC.keys():
+    # With dynamic layers others are evaluated after it, the frozen one last, and a run may be killed between.
+    if any(r["kind"] == "dynamic" for r in records) and "frozen" not in evaluated:
         return None
     numbers = {network: {key: _plain(record[key]) for key in KEPT} for network, record in evaluated.items()}
     hardened = numbers.get("hardened")
     found: dict[str, Any] = {"relaxed": numbers["relaxed"], "hardened": hardened}
     found |= {"certified": sum(layers), "permutations": len(layers)}
     others = {network: numbers[network] for network in OTHERS if network in numbers}
-    curves = run_curves(records)
-    return found | ({"others": others} if others else {}) | ({"curves": curves} if curves else {})
+    use, curves = recorded_use(records, step), run_curves(records)
+    dynamic = asdict(use) | {"counts": list(use.counts)} if use is not None and use.counts else {}
+    more = {"others": others, "dynamic": dynamic, "curves": curves}
+    return found | {name: value for name, value in more.items() if value}
 
 
 def run_curves(records: Records) -> dict[str, list[Point]]:

@@ -4,12 +4,13 @@ Results are plain dictionaries, as JSON holds them, so that a table or a figure 
 
     {"name", "title", "text", "command", "each_seed", "seeds", "versions", "devices", "date", "variants": [
         {"label", "command", "parameters", "multiply_adds", "runs": [
-            {"seed", "relaxed", "hardened", "certified", "permutations", "others", "curves"}, ...]}, ...]}
+            {"seed", "relaxed", "hardened", "certified", "permutations", "others", "dynamic", "curves"}, ...]}, ...]}
 
 ``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network, ``curves`` pairs with the
 epoch, see :mod:`experiments.comparison.runs`; a run that failed holds ``seed`` and ``failed``, a message.
-``others`` is missing where there are none, ``curves``, ``parameters`` and ``multiply_adds`` where they are not known,
-as in results of earlier versions.
+``others`` is missing where there are none, ``dynamic`` (:class:`shuffle_jax.analysis.dynamic_use.DynamicUse`) without
+dynamic layers; it, ``curves``, ``parameters`` and ``multiply_adds`` also where they are not known, as in results of
+earlier versions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from experiments.comparison.runs import OTHERS
+from shuffle_jax.analysis.dynamic_use import DynamicUse, frozen_and_not
 
 Results = Mapping[str, Any]
 
@@ -29,6 +31,9 @@ COLUMNS = ("variant", "as trained")
 
 HARDENED = ("hardened", "change by hardening", "certified")
 """The columns behind them, where a variant has learned permutations."""
+
+DYNAMIC = ("permutations in use", "invalid", "used")
+"""The columns behind those of ``OTHERS``, where it is known what a variant's dynamic layers do."""
 
 COSTS = ("parameters", "multiply-adds")
 """The last columns, where the costs of every variant are known."""
@@ -65,6 +70,8 @@ class Row:
         failed: the message of each failed run by its seed.
         others: top-1 accuracy in per cent of the further networks that were evaluated, see ``OTHERS``.
         costs: parameters, and multiply-adds of one image, both after hardening; None if they are not known.
+        dynamic: what the dynamic layers of each seed do, where that is known.
+        used: top-1 accuracy that freezing loses in those seeds, in points.
     """
 
     label: str
@@ -76,6 +83,8 @@ class Row:
     failed: dict[int, str]
     others: dict[str, Spread]
     costs: tuple[int, int] | None
+    dynamic: tuple[DynamicUse, ...]
+    used: Spread | None
 
 
 def rows(results: Results) -> list[Row]:
@@ -84,6 +93,7 @@ def rows(results: Results) -> list[Row]:
     for variant in results["variants"]:
         done = [run for run in variant["runs"] if "failed" not in run]
         hardened = [run for run in done if run["hardened"] is not None]
+        dynamic = [run for run in done if "dynamic" in run]
         others = {name: [run["others"][name] for run in done if name in run.get("others", {})] for name in OTHERS}
         found.append(
             Row(
@@ -96,6 +106,8 @@ def rows(results: Results) -> list[Row]:
                 failed={run["seed"]: run["failed"] for run in variant["runs"] if "failed" in run},
                 others={name: Spread(tuple(map(_percent, each))) for name, each in others.items() if each},
                 costs=_costs(variant),
+                dynamic=tuple(DynamicUse(**run["dynamic"]) for run in dynamic),
+                used=_spread([100 * (pair[0] - pair[1]) for pair in map(_frozen_and_not, dynamic) if pair]),
             )
         )
     return found
@@ -106,8 +118,8 @@ def table(results: Results) -> str:
 
     Accuracies are in per cent, as mean and sample standard deviation with minimum and maximum over the seeds; the
     change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below. The
-    columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS`` if there are numbers
-    for them, those of ``COSTS`` if every variant has both.
+    columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS`` and ``DYNAMIC`` if
+    there are numbers for them, those of ``COSTS`` if every variant has both.
 
     Args:
         results: see above.
@@ -116,8 +128,9 @@ def table(results: Results) -> str:
         Lines of as many cells as there are columns, and one for each failed run.
     """
     found = rows(results)
-    hardened, others, costs = _more(found)
-    columns = [*COLUMNS, *(HARDENED if hardened else ()), *(OTHERS[name] for name in others), *(COSTS if costs else ())]
+    hardened, others, dynamic, costs = _more(found)
+    further = [*(OTHERS[name] for name in others), *(DYNAMIC if dynamic else ()), *(COSTS if costs else ())]
+    columns = [*COLUMNS, *(HARDENED if hardened else ()), *further]
     lines = [_cells(columns), _cells(["---"] * len(columns))]
     failures = []
     for row in found:
@@ -128,6 +141,8 @@ def table(results: Results) -> str:
             certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
             cells += [_accuracy(row.hardened), _change(row.change), certified]
         cells += [_accuracy(row.others.get(name)) for name in others]
+        if dynamic:
+            cells += [*_in_use(row.dynamic), _change(row.used, digits=1)]
         if costs and row.costs:
             cells += [f"{row.costs[0]:,}", _millions(row.costs[1])]
         lines.append(_cells(cells))
@@ -159,12 +174,18 @@ def block(results: Results) -> str:
     """
     seeds = ", ".join(map(str, results["seeds"]))
     versions = ", ".join(f"{name} {text}" for name, text in results["versions"].items())
-    hardened, others, costs = _more(rows(results))
+    hardened, others, dynamic, costs = _more(rows(results))
     legend = f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}"
     legend += "; the change by hardening in points, seed by seed: mean (minimum to maximum)." if hardened else "."
     if others:
         named = "; ".join(OTHERS[name] for name in others)
         legend += f" Further columns are test accuracies of the same networks in other forms: {named}."
+    if dynamic:
+        legend += (
+            " Permutations in use: different ones in a layer, the fewest to the most, for so many test images; a layer "
+            "with one is static in effect. Invalid: images whose row-argmax is no permutation, over layers and seeds. "
+            "Used: points of accuracy lost by freezing, mean (minimum to maximum)."
+        )
     if costs:
         after = ", are those after hardening" if hardened else ""
         legend += f" Parameters, and multiply-adds of one image{after}."
@@ -183,10 +204,26 @@ def block(results: Results) -> str:
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 
-def _more(found: Sequence[Row]) -> tuple[bool, list[str], bool]:
-    """Whether anything was hardened, those of ``OTHERS`` with numbers, and whether the costs of all are known."""
+def _more(found: Sequence[Row]) -> tuple[bool, list[str], bool, bool]:
+    """Whether anything was hardened, those of ``OTHERS`` with numbers, and what is known: dynamic layers, all costs."""
     others = [name for name in OTHERS if any(name in row.others for row in found)]
-    return any(row.permutations for row in found), others, all(row.costs for row in found)
+    hardened, dynamic = any(row.permutations for row in found), any(row.dynamic for row in found)
+    return hardened, others, dynamic, all(row.costs for row in found)
+
+
+def _frozen_and_not(run: Mapping[str, Any]) -> tuple[float, float] | None:
+    return frozen_and_not({"relaxed": run["relaxed"], **run.get("others", {})})
+
+
+def _in_use(uses: Sequence[DynamicUse]) -> tuple[str, str]:
+    """Permutations in use and invalid, over the layers of all seeds."""
+    if not uses:
+        return "", ""
+    counts = [count for use in uses for count in use.counts]
+    static, images = sum(use.static for use in uses), max(use.images for use in uses)
+    several = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    text = f"{several} of {images}; {static} of {len(counts)} layers static in effect"
+    return text, f"{statistics.fmean(use.invalid for use in uses):.1%}"
 
 
 def _costs(variant: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -209,12 +246,12 @@ def _accuracy(spread: Spread | None) -> str:
     return f"{spread.mean:.1f}{deviation} ({min(spread.values):.1f} to {max(spread.values):.1f})"
 
 
-def _change(spread: Spread | None) -> str:
+def _change(spread: Spread | None, digits: int = 2) -> str:
     if spread is None:
         return ""
     # Adding 0 turns the -0.0 of a rounding into 0.0.
-    mean, low, high = (round(x, 2) + 0.0 for x in (spread.mean, min(spread.values), max(spread.values)))
-    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
+    mean, low, high = (round(x, digits) + 0.0 for x in (spread.mean, min(spread.values), max(spread.values)))
+    return f"{mean:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def _millions(number: int) -> str:

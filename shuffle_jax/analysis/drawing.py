@@ -48,15 +48,20 @@ def dress(axes: Axes, title: str, x: str, y: str) -> None:
 
 def log_if_wide(axes: Axes) -> None:
     """A logarithmic scale when what is drawn is positive and spans more than a factor of 20."""
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
-
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
     values = values[np.isfinite(values)]
     if len(values) and 0 < 20 * values.min() < values.max():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        axes.yaxis.set_minor_locator(NullLocator())
+        log_scale(axes, values.min(), values.max())
+
+
+def log_scale(axes: Axes, low: float, high: float) -> None:
+    """A logarithmic scale for values from ``low`` to ``high``; over more than three decades only these have ticks."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 1000 * low else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def layer_bar(figure: Figure, panels: list[Axes], layers: list[str], colours: np.ndarray) -> None:

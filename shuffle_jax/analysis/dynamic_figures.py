@@ -1,7 +1,7 @@
-"""Figures of dynamic shuffles: which permutations the images receive, and how the soft factors became them.
+"""Figures of dynamic shuffles: which permutations the images receive, and from which soft factors.
 
-Every function takes records or snapshots, which :mod:`~shuffle_jax.analysis.dynamic_numbers` describes, and returns a
-figure as those of :mod:`~shuffle_jax.analysis.figures` do.
+Every function takes snapshots, which :mod:`~shuffle_jax.analysis.dynamic_numbers` describes, and returns a figure as
+those of :mod:`~shuffle_jax.analysis.figures` do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shuffle_jax.analysis.drawing import GREY, blank, by_depth, dress, layer_bar, log_if_wide, short_names
+from shuffle_jax.analysis.drawing import GREY, blank, by_depth, short_names
 from shuffle_jax.analysis.dynamic_numbers import (
     Snapshot,
     between_classes,
@@ -23,7 +23,6 @@ from shuffle_jax.analysis.dynamic_numbers import (
     within_and_between,
 )
 from shuffle_jax.analysis.figures import pooled, spread
-from shuffle_jax.analysis.records import Records, clock, series
 from shuffle_jax.typing import Float
 
 if TYPE_CHECKING:
@@ -102,7 +101,8 @@ def class_distances(snapshot: Snapshot, classes: Sequence[str]) -> Figure:
         classes: the names by label; those without images are left out.
 
     Returns:
-        A figure of one heat map for each of at most ``MAX_ROWS`` layers, spread evenly in depth.
+        A figure of one heat map for each of at most ``MAX_ROWS`` layers, spread evenly in depth: of those that are not
+        static in effect, if there are any.
 
     Raises:
         ValueError: there are no layers or no images, or a class has no name.
@@ -110,7 +110,8 @@ def class_distances(snapshot: Snapshot, classes: Sequence[str]) -> Figure:
     from matplotlib import colormaps
 
     factors, labels = factors_of(snapshot, classes), snapshot["labels"]
-    shown = spread(list(factors))
+    moving = [layer for layer, pair in factors.items() if not all((factor == factor[0]).all() for factor in pair)]
+    shown = spread(moving or list(factors))
     present, labels = np.unique(labels, return_inverse=True)
     names = [_short(classes[label]) for label in present] if len(present) <= MAX_NAMES else []
     columns = 2 if len(shown) == 4 else min(3, len(shown))
@@ -133,60 +134,18 @@ def class_distances(snapshot: Snapshot, classes: Sequence[str]) -> Figure:
             axes.set(xlabel=f"{len(present)} classes by label", ylabel=f"{len(present)} classes by label")
     for axes in panels.flat[len(shown) :]:
         axes.remove()
-    alike = all((factor == factor[0]).all() for pair in factors.values() for factor in pair)
+    static = len(factors) - len(moving)
+    layers = f"{len(shown)} of {len(factors)} layers"
+    if static and moving:
+        layers = f"{len(shown)} of the {len(moving)} layers where they differ (static in effect: {static} more)"
     figure.suptitle(
         f"In every layer {ALIKE}"
-        if alike and len(labels) > 1
-        else f"Distance of the permutations of two images, in {len(shown)} of {len(factors)} layers\n"
-        "(share of channels taken from different places)"
+        if not moving and len(labels) > 1
+        else f"Distance of the permutations of two images, in {layers}\n(share of channels taken from different places)"
     )
     grey = "\nGrey: the images make no such pair." if np.isnan(means).any() else ""
     note = f"{_images(len(labels))}. On the diagonal two of one class. Each panel has its own colours.{grey}"
     figure.supxlabel(note, fontsize=9, color=GREY)
-    return figure
-
-
-def sharpening(records: Records) -> Figure:
-    """How the soft factors close in on permutations, and whether these differ, over the epochs.
-
-    Args:
-        records: those of a run; the kind dynamic is drawn.
-
-    Returns:
-        A figure of four panels, one line a layer in each.
-
-    Raises:
-        ValueError: no record is of a dynamic shuffle.
-    """
-    from matplotlib import colormaps
-
-    scale, unit = clock(records)
-    layers = by_depth({r["layer"] for r in records if r["kind"] == "dynamic"})
-    if not layers:
-        raise ValueError("no dynamic shuffles to draw: none of the records is of the kind 'dynamic'")
-    figure = blank(11.0, 7.0)
-    panels = list(figure.subplots(2, 2, sharex=True).flat)
-    colours = colormaps["viridis"](np.linspace(0.0, 0.93, len(layers)))
-    for axes, field, title, factor, label in (
-        (panels[0], "entropy", "Entropy of the rows", 1.0, "entropy / its maximum\n(0: hard, 1: uniform)"),
-        (panels[1], "regulariser", "Regulariser", 1.0, "regulariser"),
-        (panels[2], "invalid", "Row-argmax is no permutation", 100.0, "share of the images (%)"),
-        (panels[3], "distinct", "Distinct permutations", 100.0, "share of the images (%)"),
-    ):
-        last: list[float] = []
-        for layer, colour in zip(layers, colours, strict=True):
-            own = [r for r in records if r["kind"] == "dynamic" and r["layer"] == layer]
-            times, values = series(own, "dynamic", field, scale)
-            axes.plot(times, factor * values, "." if len(times) < 2 else "-", color=colour, linewidth=1.4)
-            last.extend(factor * values[-1:])
-        sign = " %" if factor > 1 else ""
-        dress(axes, f"{title}: {np.mean(last):.3g}{sign} at the end", unit if axes in panels[2:] else "", label)
-    panels[0].set_ylim(0.0, 1.03)
-    log_if_wide(panels[1])
-    panels[2].set_ylim(-0.02 * max(5.0, panels[2].get_ylim()[1]), max(5.0, panels[2].get_ylim()[1]))
-    panels[3].set_ylim(0.0, 103.0)
-    figure.suptitle("Dynamic shuffles (numbers in the titles: mean over the layers)")
-    layer_bar(figure, panels, layers, colours)
     return figure
 
 

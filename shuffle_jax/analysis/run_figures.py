@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from shuffle_jax.analysis.dynamic_figures import class_distances, class_permutations, factor_means, sharpening
+from shuffle_jax.analysis.dynamic_figures import class_distances, class_permutations, factor_means
 from shuffle_jax.analysis.figures import learning_curves, matrices, penalty_curves, permutations
+from shuffle_jax.analysis.sharpening_figure import sharpening
 from shuffle_jax.files import load_arrays
 from shuffle_jax.records import read_records
 from shuffle_jax.run import Run

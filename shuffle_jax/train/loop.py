@@ -174,7 +174,8 @@ class _Loop:
         meter, agreement = Meter(config.batch_size), Agreement(experiment.mesh)
         # Queued steps of several CPU devices can dead-lock in a collective: wait for each.
         wait = experiment.mesh.size > 1 and jax.default_backend() == "cpu"
-        middle = round((config.penalty.start + config.penalty.end) / 2 * steps)  # of the ramp: where most happens
+        ramp = (config.penalty.start + config.penalty.end) / 2  # in whose middle most happens to relaxed matrices
+        middle = round((ramp if experiment.probe is None else 0.5) * steps)
         if first == 0:
             self._snapshot(state, 0)
             self._diagnose(state, 0)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from shuffle_jax.analysis.dynamic_use import DynamicUse, dynamic_use
 from shuffle_jax.analysis.run_figures import save_run_figures
 from shuffle_jax.console import duration
 from shuffle_jax.data import Preprocessing, load
@@ -177,8 +178,9 @@ def forms(
 
     Yields:
         "relaxed", as trained; with learned permutations "hardened", or without any "recalibrated", if the configuration
-        asks for it; and with dynamic layers "soft", "repaired" and "frozen": one permutation for all images, the
-        nearest to the mean over ``FREEZE_IMAGES`` training images.
+        asks for it; with dynamic layers that it configures those of "hard", "soft" and "repaired" that "relaxed" is
+        not; and with any "frozen": one permutation for all images, the nearest to the mean over ``FREEZE_IMAGES``
+        training images.
     """
     yield "relaxed", experiment.evaluate(variables)
     if hard.permutations:
@@ -189,7 +191,7 @@ def forms(
         return
     config = experiment.config.network
     if "dynamic" in chosen_options(config.parts()):  # else its dynamic layers are the network's own
-        for evaluation in ("soft", "repaired"):
+        for evaluation in (name for name in ("hard", "soft", "repaired") if name != config.dynamic.evaluation):
             changed = replace(config, dynamic=replace(config.dynamic, evaluation=evaluation))
             network = build(changed, len(experiment.dataset.classes))
             yield evaluation, replace(experiment, network=network).evaluate(variables)
@@ -207,12 +209,14 @@ class Outcome:
         certified: learned permutations whose row-argmax is proved to be one.
         permutations: learned permutations.
         seconds: that the run took, each of its processes in turn from its first step.
+        dynamic: what its dynamic layers do for single images; None of a network without any.
     """
 
     results: dict[str, dict[str, float]]
     certified: int
     permutations: int
     seconds: float
+    dynamic: DynamicUse | None = None
 
 
 def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricWriter) -> Outcome:
@@ -233,22 +237,31 @@ def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricW
         with naming(run.figures):
             figures = save_run_figures(run.path)
     certified = int(np.sum([d.certified for d in hard.diagnoses.values()]))
-    outcome = Outcome(results, certified, len(hard.permutations), metrics.seconds)
+    use = dynamic_use(experiment.probe.numbers(variables)) if experiment.probe is not None else None
+    outcome = Outcome(results, certified, len(hard.permutations), metrics.seconds, use)
     _print(outcome, experiment, run, len(figures), metrics)
-    for line in after(experiment.config, hard.diagnoses, results):
+    for line in after(experiment.config, hard.diagnoses, results, use):
         metrics.console.message(line)
     return outcome
 
 
 def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, metrics: MetricWriter) -> None:
     """Prints the table that ends a run."""
+    results, use = outcome.results, outcome.dynamic
+    certified = {"certified": f"{outcome.certified}/{outcome.permutations}"} if outcome.permutations else {}
+    dynamic = use.cells(results) if use is not None else {}
+    hard = "hard" if "hard" in results else "relaxed"
     rows = []
-    for name, result in outcome.results.items():
+    for name, result in results.items():
         shown = "as trained" if name == "relaxed" and not outcome.permutations else name
-        certified = f"{outcome.certified}/{outcome.permutations}" if name == "hardened" else ""
-        rows.append([shown, result["top1"], result["top5"], result["loss"], certified])
-    title = f"{len(experiment.dataset.test)} test images of {experiment.dataset.name}, {experiment.steps} steps"
-    metrics.console.table(title, ["network", "top-1", "top-5", "loss", "certified"], rows)
+        told = (certified if name == "hardened" else {}) | (dynamic if name == hard else {})
+        further = [told.get(column, "") for column in (*certified, *dynamic)]
+        rows.append([shown, result["top1"], result["top5"], result["loss"], *further])
+    images = len(experiment.dataset.test)
+    title = f"{images} test images of {experiment.dataset.name}, {experiment.steps} steps"
+    metrics.console.table(title, ["network", "top-1", "top-5", "loss", *certified, *dynamic], rows)
+    if use is not None:
+        metrics.console.message(use.text(results, images))
     took = f"{duration(outcome.seconds)} from the first step"
     if metrics.resumed:  # where records of an earlier version do not say what was before, this process alone
         here, known = duration(metrics.seconds_here), outcome.seconds > metrics.seconds_here + 1

@@ -19,7 +19,6 @@ from shuffle_jax.analysis.dynamic_figures import (
     class_distances,
     class_permutations,
     factor_means,
-    sharpening,
 )
 from shuffle_jax.analysis.dynamic_numbers import (
     between_classes,
@@ -30,6 +29,7 @@ from shuffle_jax.analysis.dynamic_numbers import (
 )
 from shuffle_jax.analysis.figures import MAX_ROWS
 from shuffle_jax.analysis.run_figures import save_run_figures
+from shuffle_jax.analysis.sharpening_figure import sharpening
 
 Layers = dict[str, tuple[int, int]]
 ANIMALS = ["ant", "bee", "cat", "dog"]
@@ -173,12 +173,15 @@ def test_if_every_image_receives_the_same_permutation_that_is_said() -> None:
     assert [axes.get_title().split("\n")[1] for axes in heat_maps(distances)] == ["within 0, between 0"] * 2
     assert permutations.get_suptitle().endswith(f"\n{ALIKE}")
     arrays["b/inner"][2] = [0, 2, 1]  # One channel pair of one image is enough.
-    for figure in (class_distances(arrays, ANIMALS), class_permutations(arrays, ANIMALS)):
+    distances, permutations = class_distances(arrays, ANIMALS), class_permutations(arrays, ANIMALS)
+    for figure in (distances, permutations):
         assert ALIKE not in figure.get_suptitle()
+    assert [axes.get_title().split("\n")[0] for axes in heat_maps(distances)] == ["b"]
+    assert "in 1 of the 1 layers where they differ (static in effect: 1 more)" in distances.get_suptitle()
 
 
 def test_of_many_layers_some_are_shown_spread_over_the_depth() -> None:
-    layers = {f"stage{k}/mixer": (2, 2) for k in range(16)}
+    layers = {f"stage{k}/mixer": (3, 3) for k in range(16)}
     arrays = snapshot([0, 0, 1, 1], layers)
     figure = class_distances(arrays, ANIMALS)
     shown = [f"stage{k}" for k in (0, 3, 6, 9, 12, 15)]
@@ -258,6 +261,20 @@ def test_sharpening_draws_one_line_a_layer_coloured_by_depth() -> None:
     assert invalid.get_ylabel() == distinct.get_ylabel() == "share of the images (%)"
     assert "0: hard, 1: uniform" in entropy.get_ylabel()
     assert untidy(figure) == []
+
+
+def test_sharpening_counts_permutations_where_the_records_do() -> None:
+    counted = [
+        record | {"images": 50, "permutations": round(50 * record["distinct"])}
+        for record in dynamic_records(["a/mixer", "b/mixer"])
+    ]
+    *_, distinct, _ = sharpening(counted).axes
+    assert [points(line)[:, 1].round().tolist() for line in distinct.lines] == [[5, 10, 15], [10, 15, 20]]
+    assert distinct.get_yscale() == "log" and distinct.get_ylabel() == "of 50 images (1: static in effect)"
+    assert distinct.get_title(loc="left") == "Distinct permutations: 15 to 20 at the end"
+    learned = [{key: value for key, value in r.items() if key != "distinct"} for r in dynamic_records(["a/mixer"])]
+    *_, distinct, _ = sharpening(learned).axes
+    assert distinct.get_title(loc="left") == "Learned once for all images"
 
 
 def test_sharpening_of_one_record_is_seen_and_of_a_lost_run_drawn() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as fnn
 import jax.numpy as jnp
 
 from shuffle_jax import nn
+from shuffle_jax.nn.collections import COLLECTIONS
 
 
 class Small(fnn.Module):
@@ -80,6 +82,34 @@ class Mixing(fnn.Module):
     @fnn.compact
     def __call__(self, x, train=False):
         x = Unit(self.mixer, name="second")(Unit(self.mixer, name="first")(x, train), train)
+        return fnn.Dense(self.classes)(x.mean((1, 2)))
+
+
+class Shuffled(fnn.Module):
+    """A dynamic shuffle with a pair of factors for each group, to be stacked."""
+
+    train: bool
+
+    @fnn.compact
+    def __call__(self, x, _=None):
+        generator = partial(nn.FactorGenerator, start="random")
+        return nn.DynamicShuffle(2, per_group=True, generator=generator, name="mix")(x, self.train), None
+
+
+class ByHand(fnn.Module):
+    """Two stacked dynamic shuffles and a learned one, where no option of the library says so."""
+
+    classes: int
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        x = fnn.relu(nn.PointwiseConv(12)(x))
+        axes = dict.fromkeys(COLLECTIONS, 0)
+        x, _ = fnn.scan(Shuffled, variable_axes=axes, split_rngs={"params": True}, length=2)(train, name="stack")(
+            x, None
+        )
+        learned = partial(nn.FactorGenerator, dynamic=False)
+        x = nn.DynamicShuffle(generator=learned, name="learned")(x, train)
         return fnn.Dense(self.classes)(x.mean((1, 2)))
 
 

@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from shuffle_jax.analysis.dynamic_use import DynamicUse
 from shuffle_jax.deploy.harden import diagnose
+from shuffle_jax.models import NetworkConfig
 from shuffle_jax.train.advice import FEWEST, after, before
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 
@@ -58,3 +60,32 @@ def test_what_hardening_cost_is_one_line_with_the_layers_and_what_to_change(diag
     heavier = after(dataclasses.replace(CONFIG, penalty=PenaltyConfig(weight=0.0)), LOOSE)
     assert heavier[0].endswith("--penalty.weight 0.1")
     assert after(TrainConfig(), LOOSE)[0].endswith("take --optimizer.constraint balance, or train longer (--epochs)")
+
+
+def of(mixer, **dynamic):
+    return dataclasses.replace(CONFIG, network=NetworkConfig(mixer=mixer, dynamic=dynamic))
+
+
+def test_layers_that_are_soft_at_first_say_from_when_on_evaluations_count():
+    (soft,) = before(of("dynamic", binarize_from=0.3), 1100, 22, permutations=0)
+    assert soft.startswith("dynamic layers are soft in training until epoch 15 and hard in evaluation: until then")
+    assert "epoch 40 and" in before(of("factors"), 1100, 22, permutations=0)[0]  # by its default
+    for config in (CONFIG, of("dynamic_hard"), of("squeeze"), of("dynamic", evaluation="soft")):
+        assert before(config, 1100, 22, permutations=0) == []
+
+
+def test_dynamic_layers_are_told_what_to_change_where_images_have_no_permutation_or_all_the_same():
+    good = DynamicUse((3, 1), 1, 512, invalid=0.01)
+    assert after(of("dynamic"), {}, {}, good) == []
+    results = {"relaxed": {"top1": 0.4}, "repaired": {"top1": 0.5}}
+    (invalid,) = after(of("dynamic"), {}, results, dataclasses.replace(good, invalid=0.2))
+    assert invalid.startswith("the row-argmax is no permutation for 20.0% of the images: train longer")
+    assert invalid.endswith("0.3, or repair it, --network.dynamic.evaluation repaired (50.0% in place of 40.0%)")
+    (invalid,) = after(of("dynamic"), {}, results | {"repaired": {"top1": 0.4}}, dataclasses.replace(good, invalid=0.2))
+    assert invalid.endswith("the regulariser's weight, --penalty.weight 0.3")
+    static = DynamicUse((1, 1), 2, 512, invalid=0.0)
+    assert after(of("dynamic"), {}, {}, static) == ["every image has the same permutations: train longer (--epochs)"]
+    (hard,) = after(of("dynamic_hard"), {}, {}, static)
+    assert hard.endswith(": --network.mixer dynamic starts soft and lets them part")
+    learned = DynamicUse((), 0, 0, invalid=0.0, learned=2)
+    assert after(of("factors"), {}, {}, learned) == []

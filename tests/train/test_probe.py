@@ -1,4 +1,4 @@
-"""Dynamic layers in a run: what is told of them, how they change over the training, and the verdict at its end."""
+"""Dynamic layers in a run: what is told of them, how they change over the training, and what is said at its end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluate
+from experiments import evaluate, export
+from experiments.comparison.runs import run_result
+from shuffle_jax.analysis.dynamic_use import dynamic_use
 from shuffle_jax.data import DeviceBatches, DigitsConfig, normalize
 from shuffle_jax.files import load_arrays
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.nn.collections import FACTORS, PROGRESS
 from shuffle_jax.records import read_records
 from shuffle_jax.run import Run
+from shuffle_jax.train import trained
 from shuffle_jax.train.config import OptimizerConfig, TrainConfig
 from shuffle_jax.train.experiment import prepare, read_state
 from shuffle_jax.train.loop import Stopped, train
@@ -29,7 +32,13 @@ CONFIG = TrainConfig(
     network=NetworkConfig(
         family="outside_networks:Mixing",
         mixer="dynamic",
-        dynamic={"start": "random", "temperature": 2.0, "end_temperature": 0.5, "binarize_from": 0.5},
+        dynamic={
+            "start": "random",
+            "normalization": "rows",
+            "temperature": 2.0,
+            "end_temperature": 0.5,
+            "binarize_from": 0.5,
+        },
     ),
     optimizer=OptimizerConfig(learning_rate=0.1, warmup_epochs=0.5),
     epochs=3,
@@ -48,6 +57,15 @@ def whole(tmp_path_factory):
 
 def state_of(path, step):
     return read_state(Run(path), str(step), prepare(CONFIG, 1).state_shapes())
+
+
+def information(factor):
+    """Entropy of the mean row less mean entropy of the rows, over the largest; the mean over rows and groups."""
+
+    def entropy(rows):
+        return -np.sum(rows * np.log(np.maximum(rows, 1e-300)), axis=-1) / np.log(rows.shape[-1])
+
+    return np.mean(entropy(factor.mean(0)) - entropy(factor).mean(0))
 
 
 def told(path):
@@ -87,7 +105,14 @@ def test_the_probe_tells_of_an_even_sample_what_the_network_itself_does(mixer, d
             regulariser += np.square(product).sum((-2, -1)).mean() / factors.shape[-1]
             indices.append(found.reshape(512, -1))
         rows = np.concatenate(indices, axis=1)
-        assert numbers[layer]["distinct"] == np.float32(len(np.unique(rows, axis=0)) / 512)
+        made = {"images": 512, "permutations": len(np.unique(rows, axis=0))}
+        made["distinct"] = made["permutations"] / 512
+        known = sum(f.shape[-1] * information(f) for f in pair.values()) / sum(f.shape[-1] for f in pair.values())
+        made["information"] = pytest.approx(known, abs=1e-5)
+        assert set(numbers[layer]) == {"regulariser", "invalid", "entropy", *(made if mixer == "dynamic" else ())}
+        if mixer == "dynamic":  # what is learned once makes none
+            assert {name: numbers[layer][name] for name in made} == made
+            assert known > 0 and 1 < made["permutations"] < 512
         np.testing.assert_allclose(numbers[layer]["regulariser"], regulariser, rtol=1e-4)
         valid = np.all([(np.sort(index) == np.arange(index.shape[1])).all(1) for index in indices], axis=0)
         np.testing.assert_allclose(numbers[layer]["invalid"], np.mean(~valid), atol=1e-6)
@@ -98,8 +123,10 @@ def test_a_run_tells_of_its_dynamic_layers_and_keeps_their_permutations(whole):
     path, outcome = whole
     dynamic = [record for record in told(path) if record["kind"] == "dynamic"]
     assert [(r["step"], r["layer"]) for r in dynamic] == [(s, layer) for s in (0, 4, 8, 12) for layer in LAYERS]
-    assert sorted(p.name for p in (path / "dynamic").iterdir()) == [f"{step:08d}.npz" for step in (0, 3, 12)]
+    assert sorted(p.name for p in (path / "dynamic").iterdir()) == [f"{step:08d}.npz" for step in (0, 6, 12)]
     assert list(outcome.results) == ["relaxed", "soft", "repaired", "frozen"]
+    assert outcome.dynamic == dynamic_use({r["layer"]: r for r in dynamic[-2:]})
+    assert run_result(read_records(path / "metrics.jsonl"))["dynamic"]["counts"] == list(outcome.dynamic.counts)
     networks = {r["network"]: r["top1"] for r in told(path) if r["kind"] == "result"}
     assert networks == {name: result["top1"] for name, result in outcome.results.items()}
     # What is recorded is what the probe sees at that step, the temperature included.
@@ -180,20 +207,39 @@ def test_evaluate_compares_the_forms_of_dynamic_layers_and_gives_its_verdict(who
         assert networks[name]["loss"] == pytest.approx(result["loss"], rel=1e-4)
     assert sorted(found["dynamic"]) == sorted(LAYERS)
     assert found["permutations"] == {}
-    for part in (*networks, *LAYERS, "1618 test images", " in effect: frozen to one permutation for all images it "):
+    for part in (*networks, *LAYERS, "1618 test images", "static in effect  invalid", "512 of the test images"):
         assert part in printed
+    assert outcome.dynamic.text(outcome.results, 1618) in printed.splitlines()
+    assert found["dynamic_use"] == {**dataclasses.asdict(outcome.dynamic), "counts": list(outcome.dynamic.counts)}
+    export.run([str(path), str(tmp_path / "network.jax"), "--platforms", "cpu"])
+    assert outcome.dynamic.text(outcome.results) in capsys.readouterr().out.splitlines()
 
 
-PROBED = {"a": {"distinct": 0.5}, "b": {"distinct": 0.3}}
+@pytest.mark.slow
+def test_layers_placed_by_hand_are_told_of_as_those_that_the_configuration_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trained, "save_run_figures", lambda run: [])
+    config = dataclasses.replace(CONFIG, network=NetworkConfig(family="outside_networks:ByHand", mixer="identity"))
+    outcome = train(dataclasses.replace(config, epochs=1), tmp_path / "run", devices=1)
+    use, results = outcome.dynamic, outcome.results
+    assert list(results) == ["relaxed", "frozen"]
+    assert (len(use.counts), use.learned, use.images) == (2, 1, 512)  # a stack of two, and one that is learned once
+    assert use.text(results, 1618) in capsys.readouterr().out.splitlines()
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert {r["layer"] for r in records if r["kind"] == "dynamic"} == {"stack/mix[0]", "stack/mix[1]", "learned"}
+    assert run_result(records)["dynamic"]["counts"] == list(use.counts)  # and is finished
+    evaluate.run([str(tmp_path / "run"), "--devices", "1", "--layers"])
+    said = capsys.readouterr().out
+    assert use.text(results, 1618) in said.splitlines() and "learned once" in said
 
 
-def test_the_verdict_is_static_if_freezing_loses_no_more_than_the_standard_error():
-    error = np.sqrt(0.9 * 0.1 / 10_000)  # 0.3 points
-    static = evaluate.verdict(0.9, 0.9 - 0.9 * error, PROBED, 10_000)
-    assert static.startswith("static in effect: frozen to one permutation for all images it loses 0.27 points of top-1")
-    assert "within the standard error of 0.30" in static
-    assert "40.0% as many different permutations" in static
-    dynamic = evaluate.verdict(0.9, 0.9 - 1.1 * error, PROBED, 10_000)
-    assert dynamic.startswith("dynamic in effect: frozen to one permutation for all images it loses 0.33 points")
-    assert "standard error 0.30" in dynamic
-    assert evaluate.verdict(1.0, 1.0, PROBED, 10).startswith("static in effect")  # No error is known, and no loss.
+@pytest.mark.slow
+def test_what_is_soft_in_evaluation_is_measured_hard_as_well(whole):
+    soft = dataclasses.replace(CONFIG.network.dynamic, evaluation="soft")
+    parts = prepare(dataclasses.replace(CONFIG, network=dataclasses.replace(CONFIG.network, dynamic=soft)), 1)
+    variables = state_of(whole[0], STEPS).variables()
+    found = dict(trained.forms(parts, variables, trained.hardened_experiment(parts, variables)))
+    assert list(found) == ["relaxed", "hard", "repaired", "frozen"]
+    before = whole[1].results
+    for name, other in {"relaxed": "soft", "hard": "relaxed", "repaired": "repaired"}.items():
+        assert found[name]["loss"] == pytest.approx(before[other]["loss"], rel=1e-4)
+    assert f"(hard {before['relaxed']['top1']:.1%}, frozen" in whole[1].dynamic.text(found)

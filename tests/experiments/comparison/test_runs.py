@@ -48,13 +48,30 @@ def test_other_networks_are_kept_by_name_if_there_are_any():
     assert {name: value for name, value in found.items() if name != "others"} == plain
 
 
-def test_a_run_with_dynamic_layers_is_finished_when_all_of_its_networks_were_evaluated():
-    dynamic = [{"kind": "dynamic", "step": 20, "layer": "a"}, result("relaxed", 0.75)]
+def dynamic(step, layer, invalid=0.0, **counted):
+    return {"kind": "dynamic", "step": step, "layer": layer, "invalid": invalid, **counted}
+
+
+def test_a_run_with_dynamic_layers_is_finished_when_the_last_of_its_networks_was_evaluated():
+    start = [dynamic(20, "a", distinct=0.5), result("relaxed", 0.75)]
     others = [result(name, 0.5) for name in ("soft", "repaired", "frozen")]
     for count in range(3):
-        assert run_result([*dynamic, *others[:count]]) is None
-    found = run_result([*dynamic, *others])
+        assert run_result([*start, *others[:count]]) is None
+    found = run_result([*start, *others])
     assert [*found["others"]] == ["soft", "repaired", "frozen"] and found["hardened"] is None
+    assert "dynamic" not in found  # an earlier version did not count
+    alone = run_result([*start, others[2]])  # a network with dynamic layers of its own has no other form
+    assert [*alone["others"]] == ["frozen"]
+
+
+def test_a_run_says_what_its_dynamic_layers_do_in_the_end():
+    end = [result("relaxed", 0.75), result("frozen", 0.5)]
+    learned = dynamic(20, "c", invalid=0.75)
+    counted = [dynamic(20, "a", 0.5, permutations=3, images=4), dynamic(20, "b", 0.25, permutations=1, images=4)]
+    found = run_result([dynamic(10, "a", permutations=4, images=4), *counted, learned, *end])
+    assert found["dynamic"] == {"counts": [3, 1], "static": 1, "images": 4, "invalid": 0.5, "learned": 1}
+    assert json.loads(json.dumps(found)) == found
+    assert "dynamic" not in run_result([learned, *end])
 
 
 def test_a_finished_run_has_its_curves_beside_what_it_said_without_them():

@@ -143,6 +143,24 @@ def test_other_networks_have_columns_in_one_order_and_are_empty_where_there_are_
     assert line[6] == "90.0 (90.0 to 90.0)"  # of the one seed that has it
 
 
+def test_what_dynamic_layers_do_has_three_columns_for_the_variants_that_have_some():
+    found = costly(1, 1)
+    before = cells(table(found))
+    _, learned, _ = found["variants"]
+    uses = ([1, 5, 2, 1], 2, 0.25), ([1, 1, 1, 1], 4, 0.0)
+    for one, (counts, static, invalid), frozen in zip(learned["runs"], uses, (0.85, 0.82), strict=False):
+        one["others"] = {"frozen": {"top1": frozen, "loss": 1.0}}
+        one["dynamic"] = {"counts": counts, "static": static, "images": 9, "invalid": invalid, "learned": 0}
+    header, _, *lines = cells(table(found))
+    assert [*header[:5], *header[9:]] == before[0] and header[6:9] == ["permutations in use", "invalid", "used"]
+    assert [line[6:9] for line in lines] == [
+        [""] * 3,
+        ["1 to 5 of 9; 6 of 8 layers static in effect", "12.5%", "1.5 (-2.0 to 5.0)"],  # 90 to 85 and 80 to 82
+        [""] * 3,
+    ]
+    assert "static in effect" in block(found) and "Used: points of accuracy lost by freezing" in block(found)
+
+
 def test_the_legend_speaks_of_what_the_table_has():
     def legend(results):
         return " ".join(block(results).partition("\n\n")[2].partition("\n\n")[0].split())
