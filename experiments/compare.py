@@ -3,8 +3,9 @@
 The file names the variants, each by its command line of experiments.train, and the seeds. Every variant is trained with
 every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C the
 same command goes on as well. From the folders of the runs alone it then writes results.json, table.md and figure.png:
-accuracies, and what each network costs; and curves.png: training loss and test accuracy over the epochs. --into also
-replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare: NAME -->`.
+accuracies, what dynamic layers do, and what each network costs; and curves.png: training loss and test accuracy over
+the epochs. --into also replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare:
+NAME -->`.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         certified = sum(bool(d.certified) for d in diagnoses.values())
         console.message(f"{certified} of {len(diagnoses)} permutations certified")
     if use is not None:
-        console.message(use.text(found, images))
+        console.message(use.text({"hard": rows["hard"], "frozen": rows[FROZEN]}, images))
     for line in after(experiment.config, diagnoses, found, use):
         console.message(line)
     if options.layers and probed:

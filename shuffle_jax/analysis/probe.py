@@ -104,7 +104,8 @@ class Probe:
             for path in {path[:-1]: None for path in factors}:
                 pair = factors[*path, "outer"], factors[*path, "inner"]
                 known = [f.shape[-1] * mutual_information(jnp.moveaxis(f, -4, 0)).mean(-1) for f in pair]
-                information[path] = sum(known) / sum(f.shape[-1] for f in pair)
+                # Rounding makes nothing a little less than it.
+                information[path] = jnp.maximum(sum(known) / sum(f.shape[-1] for f in pair), 0)
             return told, chosen, means, information
 
         return look

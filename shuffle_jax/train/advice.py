@@ -121,9 +121,9 @@ def _of_dynamic(config: TrainConfig, use: DynamicUse, results: Results) -> list[
     parts = config.network.parts()
     lines = []
     if use.invalid > LOSS:
-        hard, repaired = (results.get(name, {}).get("top1", 0.0) for name in ("relaxed", "repaired"))
-        better = f", or repair it, --network.dynamic.evaluation repaired ({repaired:.1%} in place of {hard:.1%})"
-        repair = better if repaired > hard else ""
+        own, repaired = (results.get(name, {}).get("top1", 0.0) for name in ("relaxed", "repaired"))
+        better = f", or repair it, --network.dynamic.evaluation repaired ({repaired:.1%} in place of {own:.1%})"
+        repair = better if repaired > own else ""
         lines.append(
             f"the row-argmax is no permutation for {use.invalid:.1%} of the images: train longer (--epochs), or raise "
             f"the regulariser's weight, --penalty.weight {_heavier(config)}{repair}"
