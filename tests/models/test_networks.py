@@ -45,7 +45,7 @@ from shuffle_jax.nn import (
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
-from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, collections_of
+from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, PROGRESS, collections_of
 from shuffle_jax.nn.dense import Dense
 
 SHAPE = (17, 9, 3)
@@ -110,7 +110,9 @@ def test_every_mixer_fits_every_network_with_half_precision_inside_only(name, re
         # The bridge of flax.nnx would take what the class has of that name for the child.
         assert not [key for tree in variables.values() for key in tree if callable(getattr(type(network), key, None))]
         found = {key: len(jax.tree.leaves(tree)) for key, tree in variables.items()}
-        wanted = {PERMUTATIONS: PLACES[name]} if kind == "random" else {}  # and nothing is sown at initialisation
+        soft = {PROGRESS: 2 * PLACES[name]}  # of the factors, and of when they are binarized
+        # And nothing is sown at initialisation.
+        wanted = {"random": {PERMUTATIONS: PLACES[name]}, "dynamic": soft, "factors": soft}.get(kind, {})
         assert {key: found[key] for key in found.keys() - {"params", "batch_stats"}} == wanted
         kinds = {leaf.dtype for leaf in jax.tree.leaves((logits, variables | {PERMUTATIONS: {}}))}
         assert kinds == {jnp.dtype(jnp.float32)}

@@ -17,9 +17,11 @@ from PIL import Image
 
 from shuffle_jax import nn as layers
 from shuffle_jax.models import NetworkConfig, ShuffleNetV2, build
+from shuffle_jax.models.build import factory
 from shuffle_jax.models.config import GROUPS, RENAMED, upgraded
-from shuffle_jax.models.options import groups, with_options
-from shuffle_jax.models.parts import KINDS, Part, load_part, spec
+from shuffle_jax.models.options import groups, module_of, with_options
+from shuffle_jax.models.parts import KINDS, Part, load_part, part, spec
+from shuffle_jax.nn.factors import HardFactorGenerator
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +138,28 @@ def test_configurations_of_the_first_version_are_upgraded():
     assert upgraded(by_class)["mixer"] == "shuffle_jax.nn.auto_shuffle:AutoShuffle(candidates=4, unit_rows=False)"
     assert upgraded(upgraded(by_class)) == upgraded(by_class)
     assert upgraded(by_class | {"auto": {"unit_rows": True}})["mixer"] == by_class["mixer"]
+
+
+def test_dynamic_layers_of_earlier_runs_are_hard_from_the_start():
+    own = {"start_logit": 3.0, "normalization": "rows", "temperature": 1.0, "end_temperature": None}
+    for kind, name in (("mixer", "dynamic"), ("mixer", "factors"), ("pointwise", "static_dynamic")):
+        found = upgraded({kind: name, "dynamic": own})
+        assert found[kind] == f"{name}_hard"
+        assert upgraded(found) == found
+        now = upgraded({kind: name, "dynamic": own | {"pooled_norm": None}})
+        assert now[kind] == name
+        config = NetworkConfig(**{kind: found[kind]}, dynamic=without_types(found)["dynamic"])
+        generator = factory(config, kind)(**({"features": 8} if kind == "pointwise" else {})).generator((2, 2))
+        assert generator == HardFactorGenerator((2, 2), dynamic=name != "factors", start_logit=3.0)
+    layer = "shuffle_jax.nn.dynamic_shuffle:{}DynamicShuffle{}".format
+    for kind, name, options in (("mixer", "", ""), ("mixer", "", "(per_group=True)"), ("pointwise", "Static", "")):
+        by_class = {kind: layer(name, options)}
+        assert upgraded(by_class)[kind] == layer(f"Hard{name}", options)
+        assert upgraded(upgraded(by_class)) == upgraded(by_class)
+        assert upgraded({kind: layer(name, options).replace(".dynamic_shuffle", "")})[kind].startswith(
+            "shuffle_jax.nn:H"
+        )
+        assert issubclass(module_of(part(kind, upgraded(by_class)[kind])), module_of(part(kind, by_class[kind])))
 
 
 def without_types(found):
