@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from experiments import (
+    alignment,
     compare,
     convert,
     count,
@@ -527,6 +528,7 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
         (train, ""),
         (evaluate, "--checkpoint STR --twin --layers --devices --json"),
         (count, "--csv --layers NAME --match TEXT --groups"),
+        (alignment, "--methods NAME --images --orders --channels --depth --steps --seeds --results FILE --figure FILE"),
         (reach, "--csv --match TEXT --network NAME --run --figure FILE"),
         (graph_matching, "--qaplib --graphs --embedded --methods --starts --seconds --csv --out"),
         (
