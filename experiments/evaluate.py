@@ -228,8 +228,8 @@ def _layer_table(probed: dict[str, dict[str, float]]) -> tuple[str, list[str], l
     images = next((f"{numbers['images']} of the test images" for numbers in probed.values() if "images" in numbers), "")
     rows: list[list[object]] = []
     for layer, numbers in probed.items():
-        made = str(numbers["permutations"]) if "permutations" in numbers else "learned once"
-        static = "yes" if static_in_effect(numbers) else ""
+        made = str(numbers.get("permutations", "learned once"))
+        static = "yes" if "permutations" in numbers and static_in_effect(numbers) else ""
         names = ("invalid", "regulariser", "entropy", "information")
         rows.append([layer, made, static, *(numbers.get(name, "") for name in names)])
     columns = ["layer", "permutations", "static in effect", "invalid", "regulariser", "entropy", "information"]

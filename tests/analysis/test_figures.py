@@ -87,11 +87,13 @@ def test_learning_curves_draw_the_records_over_epochs() -> None:
     assert (loss.get_xlabel(), accuracy.get_ylabel()) == ("epoch", "top-1 accuracy (%)")
 
 
-@pytest.mark.parametrize(("smallest", "scale"), [(0.2, "linear"), (0.01, "log"), (0.0, "linear")])
+@pytest.mark.parametrize(("smallest", "scale"), [(0.2, "linear"), (0.01, "log"), (1e-9, "log"), (0.0, "linear")])
 def test_loss_is_logarithmic_where_it_spans_much_and_stays_positive(smallest: float, scale: str) -> None:
     records = [{"kind": "test", "step": k, "loss": loss, "top1": 0.5} for k, loss in enumerate([1.0, smallest])]
     loss, _ = learning_curves(records).axes
     assert loss.get_yscale() == scale
+    low, high = loss.get_ylim()
+    assert 3 <= sum(low <= tick <= high for tick in loss.get_yticks()) <= 11
     assert loss.get_xlabel() == "step"  # No record tells an epoch.
 
 
