@@ -62,6 +62,10 @@ class Arguments:
     csv: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print comma-separated values with a header, for programs, and not a table."""
 
+    explain: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train the preset digits-dynamic instead, with the recipe of before and that of now, for --steps and the first
+    seed, and show what the gradients of the heads are made of."""
+
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also draw permutations, alignment and validity of the first six methods over the steps: .png, .pdf or .svg."""
 
@@ -75,6 +79,11 @@ def run(arguments: Sequence[str] | None = None) -> None:
     methods = check(options)
     quiet_libraries()
     keep_programs()
+    if options.explain:
+        from experiments.aligning import explained
+
+        print_rows(explained.COLUMNS, explained.explain(options.steps, options.seeds[0]), options.csv)
+        return
     from experiments.aligning.results import COLUMNS, read_results, row
 
     results = {} if options.results is None else read_results(options.results)
