@@ -47,8 +47,8 @@ class FolderConfig:
             ".tif", may be named; how many of them are left out is said on standard error.
         choose: how images are held out and drawn: by the "name" of each file alone, so that one that is added moves
             no other from the training to the test, or by its place in the "order" of all, as earlier versions did.
-        vary: changes each image of training and test in one of six ways, drawn by its name: the order of its "colors",
-            or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
+        vary: changes each image of training and test in one of six ways, drawn by its name: the order of its "colors"
+            or YCbCr "planes", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
     """
 
     root: Path

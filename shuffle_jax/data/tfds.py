@@ -40,7 +40,7 @@ class TfdsConfig:
         image: the feature that is the image, where there are several.
         label: the feature that is the label, where there are several.
         vary: changes each image of training and test in one of six ways, drawn by its place in the split: the order of
-            its "colors", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
+            its "colors" or YCbCr "planes", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
     """
 
     name: str

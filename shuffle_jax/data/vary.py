@@ -12,11 +12,12 @@ import numpy as np
 from shuffle_jax.data.names import image_keys
 from shuffle_jax.typing import UInt8, UInt64
 
-Vary = Literal["none", "colors", "corruptions"]
-"""By what the images of a set differ: by the order of their three channels, or by a corruption."""
+Vary = Literal["none", "colors", "planes", "corruptions"]
+"""By what the images of a set differ: by the order of their three channels, red, green and blue or brightness and two
+differences of colour, or by a corruption."""
 
 ORDERS = tuple(itertools.permutations(range(3)))
-"""The variants of "colors": channel c of the image is channel ``order[c]`` of the picture."""
+"""The variants of "colors" and "planes": channel c of the image is channel ``order[c]`` of the picture."""
 
 CORRUPTIONS = ("none", "noise", "blur", "contrast", "pixelate", "invert")
 """The variants of "corruptions"."""
@@ -29,7 +30,7 @@ class Variants:
     """Which variant each image of a split is.
 
     Args:
-        vary: "colors" or "corruptions".
+        vary: "colors", "planes" (the picture in YCbCr, as JPEG files keep it) or "corruptions".
         keys: uint64 (n,), a number for each image, as good as uniform.
     """
 
@@ -38,13 +39,17 @@ class Variants:
 
     def index(self, position: int) -> int:
         """Which of the six the image at a position is, in [0, 6)."""
-        return int(self.keys[position] % np.uint64(len(ORDERS if self.vary == "colors" else CORRUPTIONS)))
+        return int(self.keys[position] % np.uint64(len(CORRUPTIONS if self.vary == "corruptions" else ORDERS)))
 
     def __call__(self, image: UInt8[np.ndarray, "h w c"], position: int) -> UInt8[np.ndarray, "h w c"]:
         """The image at a position in its variant."""
-        if self.vary == "colors":
-            return image[..., ORDERS[self.index(position)]]
-        return corrupted(image, CORRUPTIONS[self.index(position)], int(self.keys[position] >> np.uint64(32)))
+        if self.vary == "corruptions":
+            return corrupted(image, CORRUPTIONS[self.index(position)], int(self.keys[position] >> np.uint64(32)))
+        if self.vary == "planes":
+            from PIL import Image
+
+            image = np.asarray(Image.fromarray(image).convert("YCbCr"))
+        return image[..., ORDERS[self.index(position)]]
 
 
 def variants(vary: Vary, channels: int, identities: Callable[[], Iterable[str]], seed: int) -> Variants | None:
@@ -64,8 +69,8 @@ def variants(vary: Vary, channels: int, identities: Callable[[], Iterable[str]],
     """
     if vary == "none":
         return None
-    if vary == "colors" and channels != len(ORDERS[0]):
-        raise ValueError(f'vary "colors" needs images of 3 channels, got {channels}: use "corruptions" or "none"')
+    if vary != "corruptions" and channels != len(ORDERS[0]):
+        raise ValueError(f'vary "{vary}" needs images of 3 channels, got {channels}: use "corruptions" or "none"')
     return Variants(vary, image_keys("vary", seed, identities()))
 
 

@@ -58,6 +58,11 @@ def test_each_image_of_both_splits_has_one_order_that_no_other_image_moves(tmp_p
         np.testing.assert_array_equal(images[:, 0, 0], np.array([20, 120, 220])[np.array(ORDERS)[drawn]])
         assert {tuple(row) for row in np.stack([drawn, labels], axis=1)} == set(np.ndindex(6, 2))
         found |= {split.records[position].name: drawn[position] for position in range(len(split))}
+    planes = load(replace(config, vary="planes")).train
+    upright = [image[0, 0][np.argsort(ORDERS[planes.vary.index(i)])] for i, (image, _) in enumerate(planes)]
+    luma = 0.299 * 20 + 0.587 * 120 + 0.114 * 220
+    levels = (luma, 128 + (220 - luma) / 1.772, 128 + (20 - luma) / 1.402)
+    np.testing.assert_allclose(upright, np.tile(levels, (len(planes), 1)), atol=1)
     few = load(replace(config, per_class=9)).train
     assert [few.vary.index(i) for i in range(len(few))] == [found[few.records[i].name] for i in range(len(few))]
     other = load(replace(config, seed=5)).train
