@@ -33,24 +33,24 @@ AUTO_V1 = Network(
 )
 _SOFT = (
     "at first soft, from a normalised pooled vector: Sinkhorn's factors at the logit 1, whose temperature falls to "
-    "0.1, regularised from a half of the training on, fully from 0.7, and binarized from 0.8. In evaluation they are hard "
-    "all the time, so that test accuracies say little before they are sharp."
+    "0.1, regularised from a half of the training on, fully from 0.7, and binarized from 0.8. In evaluation they are "
+    "hard all the time, so that test accuracies say little before they are sharp."
 )
 DYNAMIC = Network(
     "ShuffleNetV2 {width}x with a permutation for each image (Dynamic Shuffle)",
     f"Mixers: {_SOFT} ``--network.mixer dynamic_hard`` is the former default: the fixed shuffle at the start, in "
-    "training as well, which no image left in any run with these settings. ``factors`` learns one permutation of the same kind "
-    "for all images. ``--network.dynamic.information`` rewards that images differ. ``--network.dynamic.groups`` sets "
-    "how many groups of channels share a pair of small factors: more groups, a smaller generator. "
-    "``--network.pointwise static_dynamic`` adds static-dynamic 1x1 layers.",
+    "training as well, which no image left in any run with these settings. ``factors`` learns one permutation of the "
+    "same kind for all images. ``--network.dynamic.information`` rewards that images differ. "
+    "``--network.dynamic.groups`` sets how many groups of channels share a pair of small factors: more groups, a "
+    "smaller generator. ``--network.pointwise static_dynamic`` adds static-dynamic 1x1 layers.",
     replace(AUTO.config, mixer="dynamic"),
 )
 STATIC_DYNAMIC = Network(
     "ShuffleNetV2 {width}x with static-dynamic 1x1 layers (Dynamic Shuffle)",
     "Layers: those 1x1 with as many channels out as in; ``--network.dynamic.replaced all`` takes the others too. Their "
     f"dynamic factors are {_SOFT} ``--network.pointwise static_dynamic_hard`` is the former default, whose dynamic "
-    "factors start, and in every run with these settings stay, at the identity. ``--network.mixer dynamic`` adds dynamic "
-    "shuffles between them.",
+    "factors start, and in every run with these settings stay, at the identity. ``--network.mixer dynamic`` adds "
+    "dynamic shuffles between them.",
     replace(AUTO.config, mixer="shuffle", pointwise="static_dynamic"),
 )
 MOBILENET = Network(
