@@ -25,6 +25,7 @@ from shuffle_jax.ops.penalty import mutual_information, orthogonality, row_entro
 from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matrix
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
+from shuffle_jax.ops.shape import check_batch
 from shuffle_jax.typing import Array, Float, Images, Int, Key, PyTree
 
 
@@ -108,13 +109,14 @@ class FactorGenerator(nn.Module):
         """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static.
 
         Raises:
-            ValueError: no hidden units, a temperature or start_logit that is not positive, a ramp that is not within 0
-                and 1, or a negative weight.
+            ValueError: no images, no hidden units, a temperature or start_logit that is not positive, a ramp that is
+                not within 0 and 1, or a negative weight.
         """
         if self.has_variable(PERMUTATIONS, "outer"):
             outer_index: Array = self.get_variable(PERMUTATIONS, "outer")[None]
             inner_index: Array = self.get_variable(PERMUTATIONS, "inner")[None]
             return Factors(to_matrix(outer_index), to_matrix(inner_index), outer_index, inner_index, frozen=True)
+        check_batch(x)
         check_positive(hidden=self.hidden, start_logit=self.start_logit)
         check_positive(temperature=self.temperature, end_temperature=self.end_temperature)
         check_fraction(regularize_from=self.regularize_from, regularize_fully=self.regularize_fully)

@@ -87,7 +87,7 @@ def _image_gradient(
     def part(of_row: list[tuple[int, int]], of_column: list[tuple[int, int]]) -> Images:
         pairs = [(a, i, b, j) for a, i in of_row for b, j in of_column]
         if not pairs:
-            return jnp.zeros((gradient.shape[0], rows.length, columns.length, gradient.shape[-1]), gradient.dtype)
+            return jnp.pad(gradient[:, :0, :0], ((0, 0), (0, rows.length), (0, columns.length), (0, 0)))
         taps = [around[:, i : i + rows.length, j : j + columns.length] for _, i, _, j in pairs]
         return _sum_of_taps(taps, jnp.stack([kernel[a, b] for a, _, b, _ in pairs]))
 
@@ -154,7 +154,7 @@ def interleave(parts: Sequence[Sequence[Images]], size: tuple[int, int]) -> Imag
     """
     n, rows, columns, channels = parts[0][0].shape
     lines = [jnp.stack(line, axis=3).reshape(n, rows, len(line) * columns, channels) for line in parts]
-    whole = jnp.stack(lines, axis=2).reshape(n, len(lines) * rows, -1, channels)
+    whole = jnp.stack(lines, axis=2).reshape(n, len(lines) * rows, lines[0].shape[2], channels)
     return whole[:, : size[0], : size[1]]
 
 

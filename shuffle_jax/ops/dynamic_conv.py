@@ -81,12 +81,13 @@ def fuse(q: Float[Array, "n *s f"], phi: Phi) -> Float[Array, "n *s m"]:
     [[6.0, 1.0]]
     """
     n, copies, blocks, size, _ = phi.shape
-    rows = q.reshape(n, -1, q.shape[-1])
+    positions = math.prod(q.shape[1:-1])
+    rows = q.reshape(n, positions, q.shape[-1])
     if blocks == 1:  # One product of matrices for each image.
         y = rows @ phi[:, :, 0].transpose(0, 1, 3, 2).reshape(n, copies * size, size)
     else:
-        latents = rows.reshape(n, -1, copies, blocks, size)
-        y = jnp.einsum("npebj,nebij->npbi", latents, phi).reshape(n, -1, blocks * size)
+        latents = rows.reshape(n, positions, copies, blocks, size)
+        y = jnp.einsum("npebj,nebij->npbi", latents, phi).reshape(n, positions, blocks * size)
     return y.reshape(*q.shape[:-1], blocks * size)
 
 
@@ -213,7 +214,7 @@ def _in_window(
     """What a residual adds to each element of the kernel."""
     n, _, inputs, features = residual.shape
     if elements is not None:
-        return jnp.einsum("abe,neif->nabif", elements, residual).reshape(n, -1, features)
+        return jnp.einsum("abe,neif->nabif", elements, residual).reshape(n, math.prod(window) * inputs, features)
     before = window[0] // 2 * window[1] + window[1] // 2
     after = math.prod(window) - 1 - before
     return jnp.pad(residual[:, 0], ((0, 0), (before * inputs, after * inputs), (0, 0)))

@@ -33,7 +33,7 @@ def aggregate(weights: Float[Array, "n k"], parts: Float[Array, "k *s"]) -> Floa
     >>> aggregate(jnp.array([[0.5, 0.5], [0.0, 2.0]]), jnp.array([[2.0, 4.0], [0.0, 1.0]])).tolist()
     [[1.0, 2.5], [0.0, 2.0]]
     """
-    return (weights @ parts.reshape(parts.shape[0], -1)).reshape(-1, *parts.shape[1:])
+    return (weights @ parts.reshape(parts.shape[0], -1)).reshape(weights.shape[0], *parts.shape[1:])
 
 
 def mix_features(

@@ -113,7 +113,7 @@ def permute(
     """
     outer, inner = _lead(outer, 1), _lead(inner, 1)
     _check(x, outer[..., None, :], inner[..., None, :], groups)
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    rows = x.reshape(x.shape[0], math.prod(x.shape[1:-1]), x.shape[-1])
     return forms.permute(groups, False, *varying_alike(rows, outer, inner)).reshape(x.shape)
 
 
@@ -149,7 +149,8 @@ def mix(
     _check(x, outer, inner, groups)
     tables = _tables(x, groups, outer.shape[-1], inner.shape[-1])
     y = forms.mix(*varying_alike(tables, outer, inner))
-    return y.reshape(*y.shape[:2], -1).reshape(*x.shape[:-1], -1)  # in two steps, see mesh.py
+    channels = math.prod(y.shape[2:])
+    return y.reshape(*y.shape[:2], channels).reshape(*x.shape[:-1], channels)  # in two steps, see mesh.py
 
 
 def straight_through(
@@ -224,8 +225,8 @@ def _lead(factor: Array, axes: int) -> Array:
 
 
 def _check(x: Array, outer: Array, inner: Array, groups: int) -> None:
-    if x.ndim < 2 or x.shape[0] == 0:
-        raise ValueError(f"features of shape {x.shape} hold no images: give (n, ..., c) with n from 1")
+    if x.ndim < 2:
+        raise ValueError(f"features of shape {x.shape} have no axis of images: give (n, ..., c)")
     group_factors(x.shape[-1], groups, (outer.shape[-1], inner.shape[-1]))
     for factor in (outer, inner):
         images, copies = factor.shape[:2]
@@ -237,4 +238,5 @@ def _check(x: Array, outer: Array, inner: Array, groups: int) -> None:
 
 
 def _tables(x: Array, groups: int, p: int, q: int) -> forms.Tables:
-    return x.reshape(x.shape[0], -1, x.shape[-1]).reshape(x.shape[0], -1, groups, p, q)
+    positions = math.prod(x.shape[1:-1])
+    return x.reshape(x.shape[0], positions, x.shape[-1]).reshape(x.shape[0], positions, groups, p, q)

@@ -6,6 +6,7 @@ positions, and their channels are tables: ``(n, s, g, p, q)``, or ``(n, s, p', q
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -37,7 +38,7 @@ def _inverse_index(outer: Int[Array, "n k p"], inner: Int[Array, "n k q"], group
     """The inverse of :func:`index`: ``x[k p q + a q + b] = y[(i q + j) G + k]`` with i, j where a and b went."""
     within = kron(invert(outer), invert(inner)) * groups
     table = within + identity(groups).reshape(1, groups, 1)
-    return table.reshape(table.shape[0], -1)
+    return table.reshape(table.shape[0], groups * table.shape[2])
 
 
 def _gather(x: Num[Array, "n s c"], index: Int[Array, "m c"]) -> Num[Array, "n s c"]:
@@ -60,8 +61,7 @@ def permute(
         with jax.default_matmul_precision("highest"):  # zeros and ones round nothing then
             return _mix_inner(_unmix_outer(tables, hard[0]), jnp.swapaxes(hard[1], -1, -2)).reshape(x.shape)
 
-    valid = _all_permutations(outer, inner)
-    return lax.cond(valid, lambda: _gather(x, _inverse_index(outer, inner, groups)), by_products)
+    return lax.cond(_valid(outer, inner), lambda: _gather(x, _inverse_index(outer, inner, groups)), by_products)
 
 
 def _permute_forward(groups: int, transposed: bool, x: Array, *indices: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -75,7 +75,7 @@ def _permute_backward(groups: int, transposed: bool, indices: tuple[Array, ...],
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-def _all_permutations(outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]) -> Bool[Array, ""]:
+def _valid(outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]) -> Bool[Array, ""]:
     return jnp.all(is_permutation(outer)) & jnp.all(is_permutation(inner))
 
 
@@ -124,7 +124,8 @@ def _mix_inner(x: Tables, inner: Float[Array, "m k j b"]) -> Float[Array, "n s g
 def _rows(x: Tables, factor: Float[Array, "m k j b"]) -> Float[Array, "m r b"]:
     """All that one factor applies to, as rows."""
     images = factor.shape[0]
-    return x.reshape(-1, x.shape[-1])[None] if images == 1 else x.reshape(images, -1, x.shape[-1])
+    rows = math.prod(x.shape[1:-1])
+    return x.reshape(-1, x.shape[-1])[None] if images == 1 else x.reshape(images, rows, x.shape[-1])
 
 
 def _over(images: Array, like: Float[Array, "m k i a"]) -> NamedSharding | None:
@@ -238,7 +239,8 @@ def _on_cpu(
 @jax.custom_vjp
 def straight_through(x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]) -> Array:
     """The gather, with the gradient of :func:`mix` at the hard factors."""
-    return _gather(x.reshape(*x.shape[:2], -1), index(rounding.argmax(outer), rounding.argmax(inner), x.shape[2]))
+    rows = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    return _gather(rows, index(rounding.argmax(outer), rounding.argmax(inner), x.shape[2]))
 
 
 def _straight_forward(
@@ -276,7 +278,7 @@ def _straight_gradients(
         dx = _gather(gradient, _inverse_index(outer_index, inner_index, x.shape[2])).reshape(x.shape)
         return dx, outer @ _row_correlation(dx, x, outer), inner @ _column_correlation(dx, x, inner)
 
-    valid = _all_permutations(outer_index, inner_index)
+    valid = _valid(outer_index, inner_index)
     return lax.cond(valid, by_correlations, lambda: _by_products(gradient, x, outer, inner))
 
 

@@ -11,6 +11,7 @@ from jax import lax
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import sums
+from shuffle_jax.ops.shape import check_batch
 from shuffle_jax.typing import Array, Float, Images
 
 Channels = Float[Array, "c"]
@@ -71,6 +72,9 @@ def normalize_by_batch(
     Returns:
         ``(y, mean, variance)``: an array like x, and two of shape ``(c,)``; the variance is the biased one.
 
+    Raises:
+        ValueError: there are no images, or none of their values.
+
     >>> x = jnp.array([1.0, 3.0]).reshape(2, 1, 1, 1)
     >>> y, mean, variance = normalize_by_batch(x, jnp.ones(1), jnp.zeros(1), jnp.zeros(1), 0.0)
     >>> y.ravel().tolist(), mean.item(), variance.item()
@@ -78,6 +82,7 @@ def normalize_by_batch(
 
     Source: Ioffe and Szegedy, Batch Normalization, 2015.
     """
+    check_batch(x)
     return _normalize_by_batch(*varying_alike(x, scale, bias, about), epsilon)
 
 

@@ -89,7 +89,7 @@ def affine(
             f"shape ({n}, {size + 1}, o), not {rows.shape}"
         )
     if groups > 1 or size > features:
-        kernels = rows[:, :-1].reshape(n, *window, -1, features)
+        kernels = rows[:, :-1].reshape(n, *window, channels // groups, features)
         return convolution(x, kernels, stride, padding, groups) + rows[:, None, None, -1]
     columns = patches(x, window, stride, resolve_padding(x.shape[1:3], window, padding))
     columns = jnp.concatenate([columns, jnp.ones_like(columns[..., :1])], axis=-1)
@@ -102,11 +102,12 @@ def _product(
     """What a window sees, by the elements of the kernel and then by channel, times the kernel of the image."""
     n, *size, seen = columns.shape
     taps, inputs, features = kernels.shape[1:]
-    columns = columns.reshape(n, -1, seen)
+    positions = math.prod(size)
+    columns = columns.reshape(n, positions, seen)
     if groups == 1:
         y = columns @ kernels.reshape(n, seen, features)
     else:
-        parts = columns.reshape(n, -1, taps, groups, inputs)
+        parts = columns.reshape(n, positions, taps, groups, inputs)
         split = kernels.reshape(n, taps, inputs, groups, features // groups)
-        y = jnp.einsum("npagc,nacgo->npgo", parts, split).reshape(n, -1, features)
+        y = jnp.einsum("npagc,nacgo->npgo", parts, split).reshape(n, positions, features)
     return y.reshape(n, *size, features)

@@ -141,7 +141,7 @@ def kron(outer: Permutation, inner: Permutation) -> Permutation:
     """
     size = inner.shape[-1]
     product = outer[..., :, None] * size + inner[..., None, :]
-    return product.reshape(*product.shape[:-2], -1).astype(jnp.int32)
+    return product.reshape(*product.shape[:-2], outer.shape[-1] * size).astype(jnp.int32)
 
 
 def to_matrix(permutation: Permutation, dtype: DTypeLike = jnp.float32) -> Float[Array, "*batch c c"]:

@@ -1,4 +1,4 @@
-"""What an array must be before it is taken for a matrix over channels."""
+"""What an array must be before it is taken for a matrix over channels, or for images that have a mean."""
 
 from __future__ import annotations
 
@@ -24,3 +24,12 @@ def check_matrix(matrix: Array) -> None:
     check_square(matrix)
     if not jnp.issubdtype(matrix.dtype, jnp.floating):
         raise ValueError(f"a matrix of {matrix.dtype} is not of floating point: convert it to float32")
+
+
+def check_batch(x: Array) -> None:
+    """Raises a ValueError unless there is a value to average over.
+
+    >>> check_batch(jnp.ones((1, 2, 2, 3)))
+    """
+    if 0 in x.shape:
+        raise ValueError(f"a batch of shape {x.shape} holds no values, of which there is no mean: leave it out")

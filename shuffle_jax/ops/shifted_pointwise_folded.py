@@ -87,7 +87,7 @@ def _products_by_pointer(
 ) -> Images:
     """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
     n, h, w, c = x.shape
-    rows, products = (image.reshape(n, h * w, -1)[:, None] for image in (x, products))
+    rows, products = (image.reshape(n, h * w, image.shape[-1])[:, None] for image in (x, products))
     parts = jnp.split(products, len(offsets), axis=-1)
     kernels = jnp.split(kernel, len(offsets), axis=-1)
     size, moved = c // len(offsets), []
@@ -100,4 +100,4 @@ def _products_by_pointer(
                 rim = channels_from(rows[:, :, start:stop], k * size + rotation + further, size)
                 pieces.append(convolution.pointwise(rim, weights, groups // len(offsets)))
         moved.append(jnp.concatenate(pieces, axis=2))
-    return jnp.concatenate(moved, axis=-1)[:, 0].reshape(n, h, w, -1)
+    return jnp.concatenate(moved, axis=-1)[:, 0].reshape(n, h, w, kernel.shape[-1])

@@ -88,6 +88,22 @@ def test_parameters_are_counted_in_float32_and_the_output_has_the_type_of_the_co
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_of_no_images_a_layer_makes_none_or_says_that_it_needs_a_mean_of_them(name):
+    layer, _ = LAYERS[name]
+    variables = jax.eval_shape(layer.init, jax.random.key(0), X)
+    for train in (False, True):
+        run = partial(
+            jax.eval_shape, partial(layer.apply, train=train, mutable=["batch_stats", "penalties"]), variables
+        )
+        if "dynamic" in name or (train and name in ("norm", "decomposed")):
+            with pytest.raises(ValueError, match=r"a batch of shape \(0, 3, 2, \d\) holds no values"):
+                run(X[:0])
+        else:
+            y, (one, _) = run(X[:0])[0], run(X)
+            assert y.shape == (0, *one.shape[1:])
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_is_one_of_flax_nnx_by_its_bridge(name):
     layer, parameters = LAYERS[name]
 

@@ -260,6 +260,15 @@ def largest(function, *args):
 
 
 @pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("lead", [(), (0,), (0, 2)])
+def test_no_images_become_none(name, lead):
+    shapes = (0, 3, 12), (0, 3, 12), (*lead, 2, 2), (*lead, 3, 3)
+    given = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    made = jax.eval_shape(partial(with_gradients, partial(OPS[name], groups=2)), *given)
+    assert [array.shape for array in made] == list(shapes)
+
+
+@pytest.mark.parametrize("name", OPS)
 @pytest.mark.parametrize("lead", [(), (2,), (2, 2)])
 def test_no_array_is_larger_than_the_features(name, lead):
     x, *factors = (np.zeros(shape, np.float32) for shape in ((2, 3, 84), (*lead, 6, 6), (*lead, 7, 7)))
@@ -317,6 +326,8 @@ def test_errors_name_value_limit_and_remedy():
                 op(zeros((2, 24)), *map(zeros, shapes), 2)
         with pytest.raises(ValueError, match=re.escape(message.replace("3, 3)", "3)"))):
             kronecker.permute(zeros((2, 24)), *(np.zeros(shape[:-1], np.int32) for shape in shapes), 2)
+    with pytest.raises(ValueError, match=r"features of shape \(24,\) have no axis of images: give \(n, ..., c\)"):
+        kronecker.mix(zeros((24,)), zeros((3, 3)), zeros((4, 4)), 2)
     with pytest.raises(ValueError, match="24 channels cannot be split into 5 groups: choose one of"):
         kronecker.mix(zeros((2, 24)), zeros((3, 3)), zeros((4, 4)), 5)
     with pytest.raises(ValueError, match=r"a factor of shape \(2, 3\) has no permutation: give a square one"):
