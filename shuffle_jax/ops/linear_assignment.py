@@ -94,7 +94,7 @@ def finite(cost: Matrix) -> Matrix:
 def _in_any_batch(cost: Float[Array, "n c c"]) -> Int[Array, "n c"]:
     """The permutations of a flat batch, in the form for the platform; under vmap those of a larger flat batch."""
     if cost.shape[-1] == 1 or not cost.shape[0]:
-        return jnp.zeros(cost.shape[:-1], jnp.int32)
+        return jnp.zeros_like(cost[..., 0], jnp.int32)
     # Sums of four entries occur: they must not overflow. By a power of two, which rounds nothing.
     cost = cost * jnp.where(jnp.abs(cost).max((-2, -1), keepdims=True) > 1, 1 / 64, 1).astype(cost.dtype)
     cost = jnp.where(cost == 0, 0, cost)  # -0 would come before 0

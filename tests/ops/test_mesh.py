@@ -73,6 +73,11 @@ CASES = {  # The op, what is split, and what lies whole on every device.
     "halve": (pooling.halve, [X], []),
     "largest": (pooling.largest, [X], []),
     "depthwise, strided": (partial(convolution.depthwise, stride=2), [images(4, 40, 40, 8)], [images(3, 3, 1, 8)]),
+    "depthwise, strided past its kernel": (
+        partial(convolution.depthwise, stride=2),
+        [images(4, 40, 40, 8)],
+        [images(1, 1, 1, 8)],
+    ),
     "pointwise": (convolution.pointwise, [X], [images(1, 1, 8, 6)]),
     "pointwise in groups": (partial(convolution.pointwise, groups=2), [X], [images(1, 1, 4, 6)]),
     "pointwise, rotated": (
@@ -164,6 +169,7 @@ CASES = {  # The op, what is split, and what lies whole on every device.
     "clamp_normalize, thrice": (partial(bistochastic.clamp_normalize, passes=3), [MATRICES], []),
     "clamp_normalize, a power": (partial(bistochastic.clamp_normalize, temperature=0.5), [MATRICES], []),
     "assignment, mapped": (jax.vmap(rounding.assignment), [MATRICES], []),
+    "assignment of one row": (rounding.assignment, [MATRICES[:, :1, :1]], []),
     "soft_sort": (relaxation.soft_sort, [images(4, 8)], []),
     "invert": (permutation.invert, [indices(4, 8)], []),
     "compose": (permutation.compose, [indices(4, 8)] * 2, []),
