@@ -309,7 +309,7 @@ def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_
     assert {one.config.data.seed for one in planned} == {1, 2}
     assert all(one.config.seed == one.config.data.seed == one.seed for one in planned)
     mixers = {one.label: one.config.network.mixer for one in planned}
-    assert sorted(mixers.values()) == ["auto", "auto", "dynamic", "identity", "random", "shuffle"]
+    assert sorted(mixers.values()) == ["auto", "auto", "dynamic_hard", "identity", "random", "shuffle"]
     random = [one.config.network.random.seed for one in planned if one.config.network.mixer == "random"]
     assert random == [1, 2]
     base = {dataclasses.replace(one.config, network=planned[2].config.network) for one in planned[:4]}
