@@ -12,9 +12,10 @@ import numpy as np
 
 from experiments.benchmark.cases import Cases, Workload, normal, squared_gradient
 from shuffle_jax.analysis.count import count
+from shuffle_jax.deploy.fold import fold
 from shuffle_jax.nn import PointwiseConv, StaticDynamicShuffle
 from shuffle_jax.ops import kronecker, mixing
-from shuffle_jax.typing import Array
+from shuffle_jax.typing import Array, PyTree
 
 CHANNELS = (116, 232, 464)
 """Of stages 2 to 4 of ShuffleNetV2 1.0x; the images of each have half the height and width of those before."""
@@ -55,7 +56,8 @@ def kronecker_mixing(work: Workload, channels: int, backward: bool) -> Cases:
 def static_dynamic(work: Workload, channels: int, backward: bool) -> Cases:
     """A 1x1 layer on half the channels of a stage: the convolution, and static-dynamic shuffles in its place.
 
-    The name of each says its parameters and the multiply-adds of one image.
+    Evaluated with the norms of their heads folded. The name of each says its parameters and the multiply-adds of one
+    image.
     """
     half, side = channels // 2, _side(work, channels)
     x = normal(work, work.batch_size, side, side, half)
@@ -69,22 +71,24 @@ def static_dynamic(work: Workload, channels: int, backward: bool) -> Cases:
     for name, layer in layers.items():
         cost = count(layer, (side, side, half))
         label = f"{name} ({cost.parameters:,} parameters, {cost.multiply_adds:,} multiply-adds)"
-        params = {"params": jax.jit(layer.init)(jax.random.key(0), x)["params"]}
-        form = partial(_apply, layer, params, train=backward)
-        cases[label] = partial(jax.jit(_gradient(layer, params) if backward else form), x)
+        variables = jax.jit(layer.init)(jax.random.key(0), x)  # at the end of a training: binarized
+        if backward:
+            cases[label] = partial(jax.jit(_gradient(layer, variables)), x)
+        else:
+            cases[label] = partial(
+                jax.jit(partial(layer.apply, fold(layer, variables, (side, side, half)).variables)), x
+            )
     return cases
 
 
-def _apply(layer: nn.Module, variables: dict, x: Array, train: bool) -> Array:
-    y: Array = layer.apply(variables, x, train=train)  # type: ignore[assignment]
-    return y
+def _gradient(layer: nn.Module, variables: dict[str, PyTree]) -> Callable[[Array], object]:
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
 
+    def loss(params: PyTree, x: Array) -> tuple[Array, PyTree]:
+        y, updated = layer.apply({**rest, "params": params}, x, train=True, mutable=["batch_stats"])
+        return jnp.square(y).sum(), updated
 
-def _gradient(layer: nn.Module, variables: dict) -> Callable[[Array], object]:
-    def loss(variables: dict, x: Array) -> Array:
-        return jnp.square(_apply(layer, variables, x, train=True)).sum()
-
-    return partial(jax.grad(loss, argnums=(0, 1)), variables)
+    return partial(jax.grad(loss, argnums=(0, 1), has_aux=True), variables["params"])
 
 
 def _side(work: Workload, channels: int) -> int:

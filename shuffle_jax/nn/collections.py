@@ -23,7 +23,11 @@ PERMUTATIONS = "permutations"
 """The collection of index vectors. Not trained; saved with the network."""
 
 PROGRESS = "progress"
-"""The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them."""
+"""The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them.
+
+They are 1 where nobody does: in a loop of your own write ``jax.tree.map(lambda old: jnp.full_like(old, step / steps),
+variables[PROGRESS])`` there before every step.
+"""
 
 DIAGNOSTICS = "diagnostics"
 """The collection into which dynamic layers sow what they do to a batch. Nothing is computed unless it is asked for."""

@@ -36,6 +36,12 @@ class DynamicShuffle(nn.Module):
     layer is one gather (:mod:`shuffle_jax.ops.kronecker`), at the start "identity" of the generator the fixed shuffle
     in G groups. :class:`HardDynamicShuffle` is that in training, too.
 
+    How far the training is, its loop has to say; that of this library does. Elsewhere it is at its end, where the
+    factors are sharp, unless you write it into the collection "progress" before every step:
+
+        told = jax.tree.map(lambda old: jnp.full_like(old, step / steps), variables["progress"])
+        y, updated = layer.apply(variables | {"progress": told}, x, train=True, mutable=["batch_stats", "penalties"])
+
     Attributes:
         groups: G, a divisor of the channels.
         factors: sizes (p, q) with ``p q = c / G``; those nearest to each other by default (None).

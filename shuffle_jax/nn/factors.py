@@ -60,9 +60,8 @@ class FactorGenerator(nn.Module):
     The regulariser ``|A A^T - I|_F^2 / p + |B B^T - I|_F^2 / q``, a mean over images and groups, times its ramp, is
     sown into "penalties". The loss adds the layers up: for a mean over L of them divide its weight by L. With
     ``information`` so is ``2 - I(A) - I(B)`` times it (:func:`shuffle_jax.ops.penalty.mutual_information`). Into
-    "diagnostics" go
-    the ``regulariser``; ``invalid``, the share of factor pairs whose row-argmax is no pair of permutations;
-    ``distinct``, the different permutations in the batch over its images; and ``entropy``, the mean of
+    "diagnostics" go the ``regulariser``; ``invalid``, the share of factor pairs whose row-argmax is no pair of
+    permutations; ``distinct``, the different permutations in the batch over its images; and ``entropy``, the mean of
     :func:`shuffle_jax.ops.penalty.row_entropy`, averaged over rows. Into "factors" go ``outer`` and ``inner``.
 
     Where the collection "permutations" holds index vectors ``outer`` and ``inner`` for this module, there is no head:
@@ -81,10 +80,11 @@ class FactorGenerator(nn.Module):
         normalization: "rows": the softmax of every row; "sinkhorn": of rows and columns in turn, in whose limit no two
             rows can choose one column. The abstract names the softmax; the other is this project's.
         temperature: T of the softmax, above 0.
-        end_temperature: if given, T falls (or rises) geometrically to this over the training.
+        end_temperature: if given, T falls (or rises) geometrically to this over the training; T itself is a constant.
         regularize_from: share of the training before which the regulariser is 0.
         regularize_fully: share at which its ramp reaches 1; equal to the former for a step.
-        information: weight of the mutual information of images and factors beside the regulariser, at least 0.
+        information: weight of the mutual information of images and factors beside the regulariser, at least 0. It has
+            no ramp of its own: that of the penalties' common weight is all that delays it.
 
     Source: Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023. Its abstract names softmax, orthogonal regularisation and
     small shared matrices; everything else here is this project's reconstruction.
