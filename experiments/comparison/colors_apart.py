@@ -1,15 +1,21 @@
-"""A network whose first mixer meets the colours of its input one by one, for `experiments.compare`."""
+"""A network that computes each channel of its input apart, behind a mixer that can exchange them: for comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 
-from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
-from shuffle_jax.models.stem import StemKind
-from shuffle_jax.nn import BatchNorm, ChannelShuffle, Conv
+from shuffle_jax.nn import BatchNorm, ChannelShuffle, Conv, Dense
 from shuffle_jax.typing import Array, Float, Images
+
+PLANES = np.array([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]], np.float32)
+"""Brightness and two differences of colour, of red, green and blue (ITU-R BT.601)."""
+
+FEATURES = (16, 32, 64)
+"""Of each tower, by layer."""
 
 
 class FilteredColors(nn.Module):
@@ -31,22 +37,24 @@ class FilteredColors(nn.Module):
         return y.reshape(n, c, h, w, self.kernels).transpose(0, 2, 3, 4, 1).reshape(n, h, w, self.kernels * c)
 
 
-class ColorsApart(nn.Module):
-    """One mixer behind :class:`FilteredColors`, in groups of the three colours, then a ShuffleNetV2 as it is published.
+class ColorTowers(nn.Module):
+    """:class:`FilteredColors`, one mixer, and from there on three convolutions a channel until the classifier.
+
+    The shuffle in as many groups as there are kernels, with which every mixer ends, hands each channel to its tower.
+    If the channels come in different orders, a tower sees now this one, now that one, unless the mixer puts them right.
 
     Attributes:
         classes: number of classes.
-        width: of the ShuffleNetV2.
-        stem: of the ShuffleNetV2.
         mixer: factory of the mixer, called as ``mixer(name="mixer")``.
         kernels: of the filters.
+        planes: whether the channels are taken for red, green and blue and turned into brightness and two differences
+            of colour: what ``data.vary="planes"`` gives, in one order.
     """
 
     classes: int
-    width: float = 0.5
-    stem: StemKind = "small"
     mixer: Callable[..., nn.Module] = ChannelShuffle
     kernels: int = 8
+    planes: bool = False
 
     @property
     def mixing_groups(self) -> int:
@@ -56,7 +64,13 @@ class ColorsApart(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
         """Maps images ``(n, h, w, c)`` to float32 logits ``(n, classes)``."""
+        colors = x.shape[-1]
+        if self.planes:
+            x = x @ jnp.asarray(PLANES.T)
         x = FilteredColors(self.kernels, name="filters")(x)
         x = nn.relu(BatchNorm(name="norm")(x, train))
         x = self.mixer(name="mixer")(x, train=train)
-        return ShuffleNetV2(self.classes, self.width, self.stem, name="body")(x, train)
+        for i, features in enumerate(FEATURES):
+            x = Conv(colors * features, stride=2, groups=colors, name=f"towers_{i}")(x)
+            x = nn.relu(BatchNorm(name=f"towers_norm_{i}")(x, train))
+        return Dense(self.classes, name="head")(x.mean((1, 2)))
