@@ -19,7 +19,7 @@ BATCHES = [
 
 
 class Norms(fnn.Module):
-    """Norms of three kinds in a row, noise of any name, one that is kept in evaluation, and what is no norm."""
+    """Norms of three kinds, one in a head, noise of any name, one that is kept in evaluation, and what is no norm."""
 
     noise: str | None = None
 
@@ -29,6 +29,7 @@ class Norms(fnn.Module):
         x = fnn.BatchNorm(momentum=0.997, use_running_average=not train, name="slow")(2 * x + 1)
         x = fnn.BatchNorm(momentum=0.0, use_running_average=not train, name="last")(3 * x - 5)
         x = fnn.BatchNorm(use_running_average=True, name="kept")(x)
+        nn.FactorGenerator((1, 1), name="head")(x, train)
         if self.noise and train:
             x = x + jax.random.normal(self.make_rng(self.noise), x.shape)
         counted = self.variable("batch_stats", "counted", lambda: np.float32(7))
@@ -45,7 +46,7 @@ def variables_of(network: fnn.Module, seed: int = 0) -> dict[str, Any]:
 def oracle(variables):
     """The statistics in float64."""
     params, own = jax.tree.map(np.float64, (variables["params"], variables["batch_stats"]))
-    found = {name: [] for name in ("ours", "slow", "last", "behind")}
+    found = {name: [] for name in ("ours", "slow", "last", "head", "behind")}
 
     def normalized(x, name, mean, var):
         return (x - mean) / np.sqrt(var + 1e-5) * params[name]["scale"] + params[name]["bias"]
@@ -59,9 +60,13 @@ def oracle(variables):
         x = by_batch(batch.astype(np.float64), "ours")
         x = by_batch(2 * x + 1, "slow")
         x = by_batch(3 * x - 5, "last")
-        by_batch(normalized(x, "kept", **own["kept"]), "behind")
+        x = normalized(x, "kept", **own["kept"])
+        by_batch(x, "behind")
+        pooled = x.mean((1, 2))
+        found["head"].append((pooled.mean(0), pooled.var(0)))
     pairs = {name: tuple(np.array(part) for part in zip(*each, strict=True)) for name, each in found.items()}
-    return {name: {"mean": m.mean(0), "var": v.mean(0) + m.var(0)} for name, (m, v) in pairs.items()}
+    whole = {name: {"mean": m.mean(0), "var": v.mean(0) + m.var(0)} for name, (m, v) in pairs.items()}
+    return whole | {"head": {"norm": whole["head"]}}
 
 
 def test_the_statistics_are_those_of_all_batches_whatever_the_momentum_of_each_norm():
