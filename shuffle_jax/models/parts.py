@@ -78,7 +78,7 @@ MIXERS = {
     "random": Part(FixedPermutation, "fixed random ones"),
     "identity": Part(Identity, "none"),
     "dynamic": Part(DynamicShuffle, "permutations made for each image"),
-    "dynamic_hard": Part(HardDynamicShuffle, "the same, at first the fixed shuffle and hard to move", "dynamic"),
+    "dynamic_hard": Part(HardDynamicShuffle, "the same, hard from the start, the fixed shuffle", "dynamic"),
     "factors": Part(
         partial(DynamicShuffle, generator=partial(FactorGenerator, dynamic=False)),
         "as dynamic, but learned once for all images",
@@ -86,7 +86,7 @@ MIXERS = {
     ),
     "factors_hard": Part(
         partial(HardDynamicShuffle, generator=partial(HardFactorGenerator, dynamic=False)),
-        "the latter, at first the fixed shuffle and hard to move",
+        "the latter, hard from the start, the fixed shuffle",
         "dynamic",
     ),
     "squeeze": Part(SqueezeExcitation, "squeeze-excitation before the fixed one", "dynamic"),
@@ -95,7 +95,7 @@ POINTWISE = {
     "plain": Part(None, "those of the network"),
     "static_dynamic": Part(partial(StaticDynamicShuffle, replaced="square"), "static-dynamic shuffles", "dynamic"),
     "static_dynamic_hard": Part(
-        partial(HardStaticDynamicShuffle, replaced="square"), "the same, whose permutations are hard to move", "dynamic"
+        partial(HardStaticDynamicShuffle, replaced="square"), "the same, hard from the start", "dynamic"
     ),
     "dcd": Part(DynamicConv, "dynamic convolution decomposition"),
     "condconv": Part(CondConv, "a sum of kernels, weighted for each image", "attention"),
