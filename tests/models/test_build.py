@@ -22,6 +22,7 @@ from shuffle_jax.nn import (
     DynamicConv,
     DynamicDense,
     FactorGenerator,
+    HardFactorGenerator,
     StaticDynamicShuffle,
 )
 
@@ -53,9 +54,9 @@ def test_every_option_reaches_its_module(kind, name):
     inner = made.generator(sizes=(2, 3)) if "start_logit" in chosen else made
     for option, value in chosen.items():
         assert getattr(made if hasattr(made, option) else inner, option) == value, option
-    if name in ("dynamic", "factors", "static_dynamic"):
-        assert isinstance(inner, FactorGenerator)
-        assert inner.dynamic == (name != "factors")
+    if (soft := name.removesuffix("_hard")) in ("dynamic", "factors", "static_dynamic"):
+        assert type(inner) is (FactorGenerator if name == soft else HardFactorGenerator)
+        assert inner.dynamic == (soft != "factors")
     assert {option.name for option in dataclasses.fields(GROUPS[group or name])} >= set(chosen)
 
 

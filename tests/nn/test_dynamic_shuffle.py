@@ -28,6 +28,7 @@ from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import channel_shuffle
 
 N, C = 4, 12
+SOFT = partial(FactorGenerator, hidden=4)
 rng = np.random.default_rng(0)
 IMAGES = rng.standard_normal((N, 3, 2, C)).astype(np.float32)
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
@@ -123,7 +124,7 @@ def test_a_hard_start_is_the_fixed_shuffle_exactly_in_training_and_evaluation(gr
 @pytest.mark.parametrize("groups", [2, 1, 3, 4, 6, 12])
 @pytest.mark.fast_cases(1)
 def test_a_soft_start_is_the_fixed_shuffle_exactly_in_evaluation_and_once_it_is_binarized(groups):
-    module = DynamicShuffle(groups)
+    module = DynamicShuffle(groups, binarize_from=0.8)
 
     @compiled
     def all_three(images):
@@ -152,7 +153,7 @@ def test_a_soft_start_is_the_fixed_shuffle_exactly_in_evaluation_and_once_it_is_
 )
 @pytest.mark.fast_cases(2)
 def test_soft_layers_sharpen_late_and_mix_by_the_factors_of_their_head(make, outer, inner):
-    module = make()
+    module = make(generator=SOFT, binarize_from=0.8)
     copies = 2 if getattr(module, "per_group", False) else 1
     shapes = jax.eval_shape(module.init, jax.random.key(0), IMAGES)
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == (
@@ -180,7 +181,7 @@ def test_soft_layers_sharpen_late_and_mix_by_the_factors_of_their_head(make, out
     def evaluated_and_trained(share):
         told = {**variables, PROGRESS: jax.tree.map(lambda old: jnp.full_like(old, share), variables[PROGRESS])}
         own = {name: told[name]["generator"] for name in ("params", "batch_stats", PROGRESS)}
-        head = FactorGenerator((2, 3), copies)
+        head = SOFT((2, 3), copies)
         return [
             (m.apply(v, IMAGES, train=train, mutable=["batch_stats"])[0])
             for train in (False, True)

@@ -23,6 +23,7 @@ from shuffle_jax.nn import (
     DYConv,
     DynamicConv,
     DynamicShuffle,
+    FactorGenerator,
     FixedPermutation,
     GridShift,
     HardDynamicShuffle,
@@ -36,13 +37,14 @@ from shuffle_jax.nn.collections import collections_of
 
 X = np.random.default_rng(0).standard_normal((2, 3, 2, 8)).astype(np.float32)
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
+SOFT = partial(FactorGenerator, hidden=4)
 LAYERS = {  # With how many parameters for 8 channels.
     "identity": (Identity(), 0),
     "shuffle": (ChannelShuffle(4), 0),
     "channel shift": (ChannelShift(), 0),
     "random": (FixedPermutation(), 0),
     "auto": (AutoShuffle(), 64),
-    "dynamic": (DynamicShuffle(2), 2 * 8 + 8 * 4 + 4 + 5 * (4 + 4)),
+    "dynamic": (DynamicShuffle(2, generator=SOFT), 2 * 8 + 8 * 4 + 4 + 5 * (4 + 4)),
     "dynamic, soft": (HardDynamicShuffle(2, evaluation="soft"), 8 * 4 + 4 + 5 * (4 + 4)),
     "squeeze": (SqueezeExcitation(2), 8 * 4 + 4 + 4 * 8 + 8),
     "address shift": (AddressShift(boundary="zero"), 0),
@@ -53,7 +55,7 @@ LAYERS = {  # With how many parameters for 8 channels.
     "depthwise": (DepthwiseConv(), 9 * 8),
     "pointwise": (PointwiseConv(6, 2), 4 * 6),
     "step": (ShiftedPointwise(4), 2 * 4),
-    "static-dynamic": (StaticDynamicShuffle(8, 2), 2 * 8 + (8 * 4 + 4 + 5 * 8) + 2 * 4),
+    "static-dynamic": (StaticDynamicShuffle(8, 2, generator=SOFT), 2 * 8 + (8 * 4 + 4 + 5 * 8) + 2 * 4),
     "decomposed": (DynamicConv(6, latent=4, hidden=2), 8 * 2 + 2 * 2 + 2 * 16 + 2 * 6 + 8 * 6 + 8 * 4 + 4 * 6 + 16),
     "weighted": (CondConv(6, count=2), 8 * 2 + 2 + 2 * 8 * 6),
     "attended": (DYConv(6, 3, groups=2, count=2), 8 * 4 + 4 + 4 * 2 + 2 + 2 * 9 * 4 * 6),
