@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from shuffle_jax.models import NetworkConfig
+from shuffle_jax.nn import DynamicShuffle, FactorGenerator
 
 
 class Network(NamedTuple):
@@ -31,10 +32,13 @@ AUTO_V1 = Network(
     f"{AUTO.text} ``--network.groups`` is 1, 2, 3, 4 or 8.",
     replace(AUTO.config, family="shufflenet_v1", groups=3),
 )
+_HEAD, _FROM = FactorGenerator((1, 1)), DynamicShuffle().binarize_from
+_BINARIZED = f"binarized from {_FROM:g} on" if _FROM < 1 else "not binarized in training"
 _SOFT = (
-    "at first soft, from a normalised pooled vector: Sinkhorn's factors at the logit 1, whose temperature falls to "
-    "0.1, regularised from a half of the training on, fully from 0.7, and binarized from 0.8. In evaluation they are "
-    "hard all the time, so that test accuracies say little before they are sharp."
+    f"at first soft, from a normalised pooled vector: Sinkhorn's factors at the logit {_HEAD.start_logit:g}, whose "
+    f"temperature falls from {_HEAD.temperature:g} to {_HEAD.end_temperature:g}; regularised from "
+    f"{_HEAD.regularize_from:g} of the training on, fully from {_HEAD.regularize_fully:g}, and {_BINARIZED}. In "
+    "evaluation they are hard all the time, so that test accuracies say little before they are sharp."
 )
 DYNAMIC = Network(
     "ShuffleNetV2 {width}x with a permutation for each image (Dynamic Shuffle)",

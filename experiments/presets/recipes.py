@@ -26,9 +26,8 @@ class Recipe(NamedTuple):
     def of_factors(self) -> Recipe:
         """The same for factors made from images, which a heavier weight in short trainings was not tried with.
 
-        The regulariser has a ramp of its own in their module, from a half of the training on, where the weight has
-        reached the top of its own: that one matters to the hard parts, whose regulariser has none, and to
-        ``information``.
+        The ramp of the regulariser in the soft parts multiplies that of the weight, which is all that the hard parts
+        and ``information`` have.
         """
         recipe = self.permuting()
         return recipe._replace(config=replace(recipe.config, penalty=replace(recipe.config.penalty, for_steps=0)))

@@ -14,6 +14,7 @@ from shuffle_jax.models.config import NetworkConfig
 IMAGENET = (224, 224, 3)
 PUBLISHED = {0.5: 1_366_792, 1.0: 2_278_604}
 STAGES = {2: (28, 4), 3: (14, 8), 4: (7, 4)}  # height and units
+LEAST = 4  # hidden units of a head of few channels
 KNOWN: Known = {}
 
 
@@ -37,24 +38,24 @@ def nearest(size):
     return p, size // p
 
 
-def head_cost(channels, entries):
-    """A dense layer to max(4, c / 16) hidden units, one to the entries, both with biases."""
-    hidden = max(4, channels // 16)
+def head_cost(channels, entries, least=4):
+    """A dense layer to max(least, c / 16) hidden units, one to the entries, both with biases."""
+    hidden = max(least, channels // 16)
     return np.array(
         [channels * hidden + hidden + hidden * entries + entries, channels * hidden + hidden * entries], np.int64
     )
 
 
-def norm_cost(channels):
-    """Of the pooled vector: a scale and a shift, and no product."""
-    return np.array([2 * channels, 0], np.int64)
+def soft_head_cost(channels, entries):
+    """The norm of the pooled vector has a scale and a shift, and no product."""
+    return head_cost(channels, entries, LEAST) + np.array([2 * channels, 0], np.int64)
 
 
 def heads_of_mixers(width, groups):
     found = np.zeros(2, np.int64)
     for channels, (_, units) in zip(shufflenet_v2.WIDTHS[width], STAGES.values(), strict=False):
         p, q = nearest(channels // groups)
-        found += units * (norm_cost(channels) + head_cost(channels, p * p + q * q))
+        found += units * soft_head_cost(channels, p * p + q * q)
     return found
 
 
@@ -97,7 +98,7 @@ def test_static_dynamic_layers_cost_four_factors_and_a_head_in_place_of_a_kernel
         if stage > 2:
             heights += [2 * height, height]  # unless it sees as many: that and the one on the left
         for own in heights:
-            head = norm_cost(half) + head_cost(half, p * p + q * q)
+            head = soft_head_cost(half, p * p + q * q)
             heads += head
             other += head + np.array([p * p + q * q - half**2, own**2 * half * (p + q - half)])
     layers = layers_of(1.0, mixer="shuffle", pointwise="static_dynamic")
