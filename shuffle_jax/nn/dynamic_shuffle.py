@@ -27,6 +27,9 @@ from shuffle_jax.typing import Array, Float, Images
 Evaluation = Literal["hard", "soft", "repaired"]
 """Factors in evaluation: the one-hot row-argmax, as they are, or the nearest permutations by assignment."""
 
+LIGHT = partial(FactorGenerator, least_hidden=16)
+"""The head of a static-dynamic layer."""
+
 
 class DynamicShuffle(nn.Module):
     """A mixer whose permutation is made from each image, ``S_G (I_G kron A(x) kron B(x))``.
@@ -120,7 +123,8 @@ class StaticDynamicShuffle(nn.Module):
         static: the static part: "kronecker", factors added to the dynamic ones, or "grouped", a grouped convolution
             before a shuffle.
         replaced: which layers: "all", or "square": a layer that changes the number of channels is a plain convolution.
-        generator: as in :class:`DynamicShuffle`.
+        generator: as in :class:`DynamicShuffle`, by default with a hidden layer of half the least width: wider ones
+            would have more parameters than the convolution.
         binarize_from: as in :class:`DynamicShuffle`, of the dynamic factors.
         evaluation: as in :class:`DynamicShuffle`, of the dynamic factors.
         dtype: type of the computation; that of the input by default. Parameters and softmax are float32.
@@ -133,7 +137,7 @@ class StaticDynamicShuffle(nn.Module):
     blocks: int | None = None
     static: Literal["kronecker", "grouped"] = "kronecker"
     replaced: Literal["all", "square"] = "all"
-    generator: Callable[..., nn.Module] = field(default_factory=lambda: FactorGenerator)
+    generator: Callable[..., nn.Module] = field(default_factory=lambda: LIGHT)
     binarize_from: float = 0.8
     evaluation: Evaluation = "hard"
     dtype: jnp.dtype | None = None

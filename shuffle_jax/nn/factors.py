@@ -71,15 +71,17 @@ class FactorGenerator(nn.Module):
         sizes: p and q.
         copies: pairs for each image: 1 shared by all groups, or one for each group.
         dynamic: False for factors that are learned and not made from the image.
-        hidden: width of the hidden layer, at least 1; ``max(4, c / 16)`` by default (None).
+        hidden: width of the hidden layer, at least 1; ``max(least_hidden, c / 16)`` by default (None).
+        least_hidden: its least width by default. With 4 units a head tells few kinds of images apart.
         pooled_norm: batch norm of the mean over positions. Evaluation needs its running statistics;
             :func:`shuffle_jax.deploy.fold.fold` absorbs it into W1 and b1.
         start: "identity": W2 is 0 and b2 is ``start_logit`` on the diagonals, so that every row-argmax is the identity
             whatever the image; "random": as dense layers start.
-        start_logit: above 0; 1 is a softmax of 0.48 for p = 4, of 0.09 for p = 29.
+        start_logit: above 0; divided by T it is 1 by default, a softmax of 0.48 for p = 4, of 0.09 for p = 29.
         normalization: "rows": the softmax of every row; "sinkhorn": of rows and columns in turn, in whose limit no two
             rows can choose one column. The abstract names the softmax; the other is this project's.
-        temperature: T of the softmax, above 0.
+        temperature: T of the softmax, above 0. The head learns the faster the smaller T is: its gradient is ``1 / T``
+            times that of the softmax's logits, and so is what a step of it does.
         end_temperature: if given, T falls (or rises) geometrically to this over the training; T itself is a constant.
         regularize_from: share of the training before which the regulariser is 0.
         regularize_fully: share at which its ramp reaches 1; equal to the former for a step.
@@ -94,13 +96,14 @@ class FactorGenerator(nn.Module):
     copies: int = 1
     dynamic: bool = True
     hidden: int | None = None
+    least_hidden: int = 32
     pooled_norm: bool = True
     start: Literal["identity", "random"] = "identity"
-    start_logit: float = 1.0
+    start_logit: float = 0.5
     normalization: Literal["rows", "sinkhorn"] = "sinkhorn"
-    temperature: float = 1.0
-    end_temperature: float | None = 0.1
-    regularize_from: float = 0.5
+    temperature: float = 0.5
+    end_temperature: float | None = 0.05
+    regularize_from: float = 0.2
     regularize_fully: float = 0.7
     information: float = 0.0
 
@@ -131,7 +134,7 @@ class FactorGenerator(nn.Module):
             pooled = x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)
             if self.pooled_norm:
                 pooled = BatchNorm(name="norm")(pooled[:, None, None], train)[:, 0, 0]
-            hidden = self.hidden if self.hidden is not None else max(4, x.shape[-1] // 16)
+            hidden = self.hidden if self.hidden is not None else max(self.least_hidden, x.shape[-1] // 16)
             y = nn.relu(nn.Dense(hidden, name="hidden")(pooled))
             identity = self.start == "identity"
             kernel = nn.initializers.zeros_init() if identity else nn.initializers.lecun_normal()
@@ -212,13 +215,16 @@ class FactorGenerator(nn.Module):
 class HardFactorGenerator(FactorGenerator):
     """The same with a start so hard that, in every run on record, each image keeps the permutation of the start.
 
-    The softmax of rows at the logit 4, without a norm, at one temperature and regularised from the start. With the
-    identity start a layer that binarizes it from the start is the fixed shuffle, in training as well.
+    The softmax of rows at the logit 4, without a norm, at one temperature and regularised from the start, by a hidden
+    layer of ``max(4, c / 16)``. With the identity start a layer that binarizes it from the start is the fixed shuffle,
+    in training as well.
     """
 
+    least_hidden: int = 4
     pooled_norm: bool = False
     start_logit: float = 4.0
     normalization: Literal["rows", "sinkhorn"] = "rows"
+    temperature: float = 1.0
     end_temperature: float | None = None
     regularize_from: float = 0.0
     regularize_fully: float = 0.0

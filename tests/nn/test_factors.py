@@ -108,12 +108,12 @@ def size_of(variables):
 
 @pytest.mark.parametrize(
     ("channels", "sizes", "copies", "hidden"),
-    [(24, (3, 4), 1, None), (96, (6, 8), 2, None), (464, (2, 29), 1, None), (24, (1, 6), 4, 9)],
+    [(24, (3, 4), 1, None), (96, (6, 8), 2, None), (576, (2, 29), 1, None), (24, (1, 6), 4, 9)],
 )
 def test_parameters_are_those_of_two_layers_or_the_logits_alone(channels, sizes, copies, hidden):
     x, (p, q) = jnp.zeros((2, 3, 3, channels)), sizes
     entries = copies * (p * p + q * q)
-    for kind, norm, least in ((FactorGenerator, 2 * channels, 4), (HardFactorGenerator, 0, 4)):
+    for kind, norm, least in ((FactorGenerator, 2 * channels, 32), (HardFactorGenerator, 0, 4)):
         width = hidden or max(least, channels // 16)
         layers = channels * width + width + (width + 1) * entries
         for dynamic in (True, False):
