@@ -55,10 +55,15 @@ METHODS = {
     "dynamic": Method(dynamic(), "dynamic shuffles as they are"),
     "no-norm": Method(dynamic(pooled_norm=False), "without the norm of the pooled vector"),
     "row-softmax": Method(dynamic(normalization="rows"), "a softmax of rows in place of Sinkhorn's iteration"),
-    "hard-logit": Method(dynamic(start_logit=4.0), "the start's logit 4 in place of 1"),
-    "constant-temperature": Method(dynamic(end_temperature=None), "the temperature 1 throughout"),
+    "hard-logit": Method(dynamic(start_logit=2.0), "a start four times as far from uniform"),
+    "constant-temperature": Method(dynamic(end_temperature=None), "one temperature throughout"),
+    "slow-head": Method(
+        dynamic(start_logit=1.0, temperature=1.0, end_temperature=0.1), "twice the temperature, of the same start"
+    ),
+    "narrow-head": Method(dynamic(hidden=4), "four hidden units"),
     "early-binarization": Method(dynamic(binarize_from=0.0), "straight-through from the start"),
     "early-regulariser": Method(dynamic(regularize_from=0.0, regularize_fully=0.0), "regularised from the start"),
+    "late-regulariser": Method(dynamic(regularize_from=0.5), "not regularised before the middle"),
     "straight-through-0.3": Method(dynamic(binarize_from=0.3), "straight-through from three tenths on"),
     "straight-through-0.5": Method(dynamic(binarize_from=0.5), "straight-through from the middle on"),
     "soft": Method(dynamic(binarize_from=1.0), "binarized in evaluation only"),
