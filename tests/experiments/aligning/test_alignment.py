@@ -13,9 +13,10 @@ from experiments import alignment as command
 from experiments.aligning import training
 from experiments.aligning.counts import Counts, count, worst
 from experiments.aligning.figure import alignment_figure
+from experiments.aligning.methods import METHODS
 from experiments.aligning.results import read_results, row, solved, write_results
 from experiments.aligning.task import balanced_numbers, draw, mixer_index, pictures
-from experiments.aligning.training import Record
+from experiments.aligning.training import Record, Setting
 from shuffle_jax.ops.kronecker import group_factors, index
 
 
@@ -145,3 +146,12 @@ def test_a_seed_is_solved_by_permutations_that_align_all_images_but_one_in_two_h
     assert row("some", seeds) == ("some", 2, 1, "4 (3 to 4)", "1.00", "0.75 (0.50 to 1.00)", "0.375 (0.250 to 0.500)")
     with pytest.raises(ValueError, match="from 1 to 6 methods, got 0"):
         alignment_figure({}, 4)
+
+
+@pytest.mark.slow
+def test_dynamic_shuffles_learn_to_undo_four_orders():
+    images = pictures("digits")
+    *_, last = training.train(METHODS["dynamic"], Setting(), images, (100, 101), records=2)
+    assert all(solved(record) and record.distinct == 4 for record in last.values())
+    *_, last = training.train(METHODS["hard"], Setting(steps=220), images, (100,), records=1)
+    assert last[100].aligned == pytest.approx(0.25, abs=0.02)  # whatever a permutation for all images is
