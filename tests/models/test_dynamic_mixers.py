@@ -104,7 +104,8 @@ class Tiny(fnn.Module):
 
     @fnn.compact
     def __call__(self, x, train=False):
-        generator = partial(FactorGenerator, dynamic=not self.static)
+        own = {"hidden": 4, "temperature": 1.0, "end_temperature": 0.1}  # with which the images below part
+        generator = partial(FactorGenerator, dynamic=not self.static, **own)
         x = StaticDynamicShuffle(12, groups=2, generator=generator, name="unit")(x, train)
         return DynamicShuffle(2, per_group=True, generator=generator, name="mixer")(fnn.relu(x), train)
 
