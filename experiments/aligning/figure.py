@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def alignment_figure(methods: Mapping[str, Mapping[int, Sequence[Record]]], orders: int) -> Figure:
     """Distinct permutations, images aligned and images with a permutation over the steps.
 
-    A line is the mean of the seeds, the band beside it their smallest and largest.
+    A line is the mean of the seeds; their spread is in the table.
 
     Args:
         methods: by name, at most as many as :data:`~shuffle_jax.analysis.drawing.STYLES`, the records of each seed.
@@ -36,7 +36,6 @@ def alignment_figure(methods: Mapping[str, Mapping[int, Sequence[Record]]], orde
         for axes, name in zip(panels, names, strict=True):
             values = np.array([[getattr(record, name) for record in records] for records in seeds.values()], float)
             values *= 1 if name == "distinct" else 100
-            axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.1, linewidth=0)
             style = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": size * 0.7}
             axes.plot(steps, values.mean(0), label=method, **style)
     first, *shares = panels

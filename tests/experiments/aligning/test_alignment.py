@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from experiments.aligning.results import read_results, row, solved, write_result
 from experiments.aligning.task import balanced_numbers, draw, mixer_index, pictures
 from experiments.aligning.training import Record, Setting
 from shuffle_jax.ops.kronecker import group_factors, index
+
+ROOT = Path(__file__).parents[3]
 
 
 def undoing(orders, groups, copies):
@@ -146,6 +149,23 @@ def test_a_seed_is_solved_by_permutations_that_align_all_images_but_one_in_two_h
     assert row("some", seeds) == ("some", 2, 1, "4 (3 to 4)", "1.00", "0.75 (0.50 to 1.00)", "0.375 (0.250 to 0.500)")
     with pytest.raises(ValueError, match="from 1 to 6 methods, got 0"):
         alignment_figure({}, 4)
+
+
+def test_tables_of_the_page_are_those_of_the_results():
+    kept = read_results(ROOT / "experiments/comparisons/alignment.json")
+    known = set()
+    for (_, method), seeds in kept.items():
+        for some in (seeds, {seed: records for seed, records in seeds.items() if seed < 105}):
+            _, count, found, *others = row(method, some)
+            known.add((f"{found} of {count}", *others))
+    with (ROOT / "experiments/comparisons/alignment_explained.csv").open() as file:
+        explained = list(csv.reader(file))[1:]
+    page = (ROOT / "docs/results/dynamic_shuffle.md").read_text()
+    bench, why = page.split("## The bench")[1].split("## What dynamic layers cost")[0].split("## Why it collapses")
+    stated = [line.strip("| ").split(" | ") for line in bench.splitlines() if " of " in line and line.startswith("| ")]
+    assert len(stated) > 30 and {tuple(line[1:]) for line in stated} <= known
+    table = [line.strip("| ").split(" | ") for line in why.splitlines() if line.startswith("| ")][1:]
+    assert table == explained
 
 
 @pytest.mark.slow
