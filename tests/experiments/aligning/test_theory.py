@@ -12,7 +12,7 @@ import pytest
 
 from experiments.aligning import explained
 from experiments.aligning.theory import Probe, coherence, cosine, make_probe, share_of_mean
-from shuffle_jax.nn import Dense, DynamicShuffle
+from shuffle_jax.nn import Dense, DynamicShuffle, FactorGenerator
 
 
 class TwoShuffles(nn.Module):
@@ -58,7 +58,7 @@ def test_gradients_of_each_image_make_up_those_of_the_kernels_and_the_start_lead
     state = {name: variables[name] for name in ("params", "batch_stats", "progress")}
     found = make_probe(network, images)(state, images, labels)
     assert list(found.margin) == [f"stage2_{i}/generator" for i in range(2)]
-    assert all(lead == pytest.approx(1) for lead in found.margin.values())
+    assert all(lead == pytest.approx(FactorGenerator.start_logit) for lead in found.margin.values())
     assert all(share < 1e-6 for share in found.read.values()) and all(share > 0.3 for share in found.pooled.values())
     assert all(0 < value <= 1 for value in found.coherence.values())
 
