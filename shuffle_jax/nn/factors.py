@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -120,14 +121,16 @@ class FactorGenerator(nn.Module):
             inner_index: Array = self.get_variable(PERMUTATIONS, "inner")[None]
             return Factors(to_matrix(outer_index), to_matrix(inner_index), outer_index, inner_index, frozen=True)
         check_batch(x)
-        check_positive(hidden=self.hidden, start_logit=self.start_logit)
+        check_positive(hidden=self.hidden, least_hidden=self.least_hidden, start_logit=self.start_logit)
         check_positive(temperature=self.temperature, end_temperature=self.end_temperature)
         check_fraction(regularize_from=self.regularize_from, regularize_fully=self.regularize_fully)
-        if self.regularize_from > self.regularize_fully or self.information < 0:
+        if self.regularize_from > self.regularize_fully:
             raise ValueError(
-                f"regularize_from must be at most regularize_fully, and information at least 0, got "
-                f"{self.regularize_from}, {self.regularize_fully} and {self.information}"
+                f"regularize_from must be at most regularize_fully, got {self.regularize_from} and "
+                f"{self.regularize_fully}: lower the former or raise the latter"
             )
+        if not 0 <= self.information < math.inf:
+            raise ValueError(f"information must be at least 0 and finite, got {self.information}: 0 leaves it out")
         p, q = self.sizes
         size = self.copies * (p * p + q * q)
         if self.dynamic:

@@ -347,10 +347,12 @@ def test_the_norm_is_absorbed_into_the_hidden_layer():
         ({"end_temperature": 0.0}, "^end_temperature must be positive, got 0.0"),
         ({"start_logit": 0}, "^start_logit must be positive, got 0"),
         ({"hidden": 0}, "^hidden must be positive, got 0"),
+        ({"least_hidden": 0}, "^least_hidden must be positive, got 0"),
         ({"regularize_from": -0.1}, "^regularize_from must be .*got -0.1"),
         ({"regularize_fully": 1.1}, "^regularize_fully must be .*got 1.1"),
-        ({"regularize_from": 0.8}, "^regularize_from must be at most regularize_fully.* got 0.8, 0.7 and 0.0"),
-        ({"information": -0.1} | RAMP, "and information at least 0, got 0.5, 0.7 and -0.1"),
+        ({"regularize_from": 0.8}, "^regularize_from must be at most regularize_fully, got 0.8 and 0.7: lower"),
+        ({"information": -0.1}, "^information must be at least 0 and finite, got -0.1: 0 leaves it out"),
+        ({"information": float("nan")}, "^information must be at least 0 and finite, got nan"),
     ],
 )
 def test_what_is_out_of_range_is_refused(options, message):
