@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import convolution as ops
+from shuffle_jax.ops.convolution import Padding
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 
@@ -55,10 +56,11 @@ class Conv(nn.Module):
 
     Attributes:
         features: output channels.
-        kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
+        kernel_size: k of the square k x k window.
         stride: the same for rows and columns.
         groups: divides the channels in and out.
         use_bias: adds a learned constant to every output channel.
+        padding: the ``k // 2`` values beyond each side of the image: "zeros", or those of the opposite side, "wrap".
         dtype: type of the computation; that of the input by default. Parameters are float32.
         kernel_init: start of the kernel.
     """
@@ -68,6 +70,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     use_bias: bool = False
+    padding: Padding = "zeros"
     dtype: jnp.dtype | None = None
     kernel_init: nn.initializers.Initializer = kernel_init
 
@@ -77,7 +80,7 @@ class Conv(nn.Module):
         check_groups(x.shape[-1], self.groups)
         shape = (*_window(self.kernel_size), x.shape[-1] // self.groups, self.features)
         x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
-        y = ops.convolution(x, kernel, self.stride, groups=self.groups)
+        y = ops.convolution(x, kernel, self.stride, self.padding, self.groups)
         return _add_bias(self, y) if self.use_bias else y
 
     def multiply_adds(self, x: Images, y: Images) -> int:
@@ -91,14 +94,16 @@ class DepthwiseConv(nn.Module):
     """A depthwise convolution, :func:`shuffle_jax.ops.convolution.depthwise`: as many channels out as in.
 
     Attributes:
-        kernel_size: k of the square k x k window, padded by ``k // 2`` zeros.
+        kernel_size: k of the square k x k window.
         stride: the same for rows and columns.
+        padding: the ``k // 2`` values beyond each side of the image: "zeros", or those of the opposite side, "wrap".
         dtype: type of the computation; that of the input by default. Parameters are float32.
         kernel_init: start of the kernel.
     """
 
     kernel_size: int = 3
     stride: int = 1
+    padding: Padding = "zeros"
     dtype: jnp.dtype | None = None
     kernel_init: nn.initializers.Initializer = kernel_init
 
@@ -107,7 +112,7 @@ class DepthwiseConv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
         shape = (*_window(self.kernel_size), 1, x.shape[-1])
         x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
-        return ops.depthwise(x, kernel, self.stride)
+        return ops.depthwise(x, kernel, self.stride, self.padding)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and tap of its window."""

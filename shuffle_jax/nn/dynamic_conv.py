@@ -17,6 +17,7 @@ from shuffle_jax.nn.normalization import BatchNorm, absorbed
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import convolution, dynamic_conv, per_sample
 from shuffle_jax.ops.barrier import computed_once
+from shuffle_jax.ops.convolution import Padding
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images, PyTree
@@ -92,7 +93,7 @@ class DynamicConv(nn.Module):
         features: output channels.
         kernel_size: k of a square window, or one number for each axis.
         stride: the same for all axes.
-        padding: zeros before and after each axis; ``k // 2`` by default (None).
+        padding: zeros before and after each axis, ``k // 2`` by default (None); "wrap": as many of the opposite side.
         groups: of the static kernel, a divisor of the channels in and out.
         rule: gives the sizes of the dynamic part, called as ``rule(channels, features, squeeze)``; see also
             ``shuffle_jax.models.decomposition``.
@@ -116,7 +117,7 @@ class DynamicConv(nn.Module):
     features: int
     kernel_size: int | tuple[int, ...] = 1
     stride: int = 1
-    padding: tuple[tuple[int, int], ...] | None = None
+    padding: tuple[tuple[int, int], ...] | Padding | None = None
     groups: int = 1
     rule: Rule = default_sizes
     squeeze: int = 16

@@ -14,6 +14,7 @@ from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.nn.window import Window, window
 from shuffle_jax.ops import kernel_attention, per_sample
 from shuffle_jax.ops.barrier import computed_once
+from shuffle_jax.ops.convolution import Padding
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.relaxation import softmax_rows
 from shuffle_jax.typing import Array, Float, Images, Key
@@ -34,7 +35,7 @@ class KernelAttention(nn.Module):
         features: output channels.
         kernel_size: k of a square window, or one number for each axis.
         stride: the same for all axes.
-        padding: zeros before and after each axis; ``k // 2`` by default (None).
+        padding: zeros before and after each axis, ``k // 2`` by default (None); "wrap": as many of the opposite side.
         groups: of every kernel, a divisor of the channels in and out.
         count: K, the number of kernels.
         use_bias: adds a learned constant for each kernel, weighted as the kernels are.
@@ -48,7 +49,7 @@ class KernelAttention(nn.Module):
     features: int
     kernel_size: int | tuple[int, ...] = 1
     stride: int = 1
-    padding: tuple[tuple[int, int], ...] | None = None
+    padding: tuple[tuple[int, int], ...] | Padding | None = None
     groups: int = 1
     count: int = 4
     use_bias: bool = False

@@ -5,12 +5,14 @@ depthwise and grouped convolutions are 5 to 50 times slower than shifted multipl
 gradients more; on GPU and TPU the native ones are used. ``python -m experiments.benchmark`` measures the difference.
 
 Layout is NHWC for images and HWIO for kernels. Padding is symmetric by default, ``k // 2`` zeros on either side, which
-keeps the size at stride 1 and matches the published networks at stride 2.
+keeps the size at stride 1 and matches the published networks at stride 2. With "wrap" it is the opposite side of the
+image in place of zeros: at stride 1 the convolution then commutes with every circular shift.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
@@ -20,9 +22,12 @@ from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from, rotate
 from shuffle_jax.typing import Array, Float, Images
 
+Padding = Literal["zeros", "wrap"]
+"""What the ``k // 2`` values beyond each side of an image are: zeros, or those of the opposite side."""
+
 
 def depthwise(
-    x: Images, kernel: Float[Array, "kh kw 1 c"], stride: int = 1, padding: Pads | None = None
+    x: Images, kernel: Float[Array, "kh kw 1 c"], stride: int = 1, padding: Pads | Padding = "zeros"
 ) -> Float[Array, "n oh ow c"]:
     """Convolves every channel with its own kernel.
 
@@ -35,7 +40,8 @@ def depthwise(
         x: ``(n, h, w, c)``.
         kernel: ``(kh, kw, 1, c)``, of the type of x.
         stride: s, at least 1, the same for rows and columns.
-        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
+            ``((top, bottom), (left, right))``.
 
     Returns:
         ``(n, oh, ow, c)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
@@ -52,7 +58,7 @@ def depthwise(
         raise ValueError(
             f"a depthwise kernel for {channels} channels has the shape (kh, kw, 1, {channels}), not {kernel.shape}"
         )
-    pads = resolve_padding(x.shape[1:3], kernel.shape[:2], padding)
+    x, pads = around(x, kernel.shape[:2], padding)
     return lax.platform_dependent(
         x,
         kernel,
@@ -109,7 +115,7 @@ def pointwise(
 
 
 def convolution(
-    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | None = None, groups: int = 1
+    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | Padding = "zeros", groups: int = 1
 ) -> Float[Array, "n oh ow o"]:
     """A dense or grouped convolution, ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + a - top, s j + b - left, c]``.
 
@@ -120,7 +126,8 @@ def convolution(
         x: ``(n, h, w, c)``.
         kernel: ``(kh, kw, c / g, o)``, of the type of x.
         stride: s, at least 1.
-        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
+            ``((top, bottom), (left, right))``.
         groups: g, a divisor of c and o.
 
     Returns:
@@ -140,7 +147,7 @@ def convolution(
             f"a kernel for {channels} channels{f' in {groups} groups' * (groups > 1)} has the shape "
             f"(kh, kw, {channels // groups}, o), not {kernel.shape}"
         )
-    pads = resolve_padding(x.shape[1:3], kernel.shape[:2], padding)
+    x, pads = around(x, kernel.shape[:2], padding)
     native = partial(_native, stride, pads, groups)
     if groups > 1:
         return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups), default=native)
@@ -164,9 +171,24 @@ _SUMMED_TAPS = 9
 _BLOCK_CHANNELS = 96
 
 
-def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pads | None) -> Pads:
-    """The explicit padding of a ``window`` over an image of ``size``; ``k // 2`` on every side if none is given."""
-    if padding is None:
+def around(x: Images, window: tuple[int, ...], padding: Pads | Padding | None) -> tuple[Images, Pads]:
+    """An image with what its padding takes from itself, and the zeros that are still to be put around it.
+
+    >>> x, pads = around(jnp.arange(1.0, 4.0).reshape(1, 1, 3, 1), (1, 3), "wrap")
+    >>> x.ravel().tolist(), pads
+    ([3.0, 1.0, 2.0, 3.0, 1.0], ((0, 0), (0, 0)))
+    """
+    pads = resolve_padding(x.shape[1:3], window, padding)
+    if padding != "wrap":
+        return x, pads
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="wrap"), ((0, 0), (0, 0))
+
+
+def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pads | Padding | None) -> Pads:
+    """How much is around an image of ``size`` under a ``window``: ``k // 2`` on every side unless numbers are given."""
+    if isinstance(padding, str) and padding not in get_args(Padding):
+        raise ValueError(f"there is no padding {padding!r}: choose one of {list(get_args(Padding))}, or give numbers")
+    if padding is None or isinstance(padding, str):
         padding = ((window[0] // 2, window[0] // 2), (window[1] // 2, window[1] // 2))
     for n, k, (before, after) in zip(size, window, padding, strict=True):
         if n + before + after < k:

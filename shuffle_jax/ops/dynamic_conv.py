@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from shuffle_jax.ops import convolution
-from shuffle_jax.ops.convolution import Pads
+from shuffle_jax.ops.convolution import Padding, Pads
 from shuffle_jax.ops.normalization import Affine
 from shuffle_jax.typing import Array, Float, Images
 
@@ -96,7 +96,7 @@ def latents(
     q: Float[Array, "1 1 i m"],
     window: tuple[int, int],
     stride: int,
-    padding: Pads,
+    padding: Pads | Padding,
     blocks: int = 1,
     elements: Float[Array, "kh kw e"] | None = None,
 ) -> Float[Array, "n oh ow f"]:
@@ -107,7 +107,7 @@ def latents(
         q: ``(1, 1, c / B, B l)``: from each block of channels to its latent channels.
         window: (kh, kw).
         stride: of the window.
-        padding: zeros ``((top, bottom), (left, right))`` that the window sees.
+        padding: that the window sees, as of :func:`shuffle_jax.ops.convolution.convolution`.
         blocks: B.
         elements: R, ``(kh, kw, E)``; None for the element in the middle, the later one of an even number.
 
@@ -123,7 +123,8 @@ def latents(
     )
 
 
-def _at_center(x: Images, window: tuple[int, int], stride: int, padding: Pads) -> Images:
+def _at_center(x: Images, window: tuple[int, int], stride: int, padding: Pads | Padding) -> Images:
+    x, padding = convolution.around(x, window, padding)
     edges = [(before - k // 2, after - (k - 1 - k // 2), 0) for k, (before, after) in zip(window, padding, strict=True)]
     if any(edge != (0, 0, 0) for edge in edges):
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))

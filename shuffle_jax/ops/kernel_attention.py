@@ -15,7 +15,7 @@ import math
 import jax.numpy as jnp
 
 from shuffle_jax.ops import convolution
-from shuffle_jax.ops.convolution import Pads
+from shuffle_jax.ops.convolution import Padding, Pads
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Images
 
@@ -41,7 +41,7 @@ def mix_features(
     kernels: Float[Array, "k kh kw i o"],
     weights: Float[Array, "n k"],
     stride: int = 1,
-    padding: Pads | None = None,
+    padding: Pads | Padding = "zeros",
     groups: int = 1,
 ) -> Float[Array, "n oh ow o"]:
     """The weighted sum of K convolutions, ``y[n] = sum_k r[n, k] (W_k * x[n])``, as one with ``K o`` channels out.
@@ -51,7 +51,8 @@ def mix_features(
         kernels: W, ``(K, kh, kw, c / g, o)``, of the type of x.
         weights: r, ``(n, K)``, of the type of x.
         stride: at least 1.
-        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
+            ``((top, bottom), (left, right))``.
         groups: g, a divisor of c and o.
 
     Returns:

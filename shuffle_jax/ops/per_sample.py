@@ -10,13 +10,13 @@ import math
 
 import jax.numpy as jnp
 
-from shuffle_jax.ops.convolution import Pads, patches, resolve_padding
+from shuffle_jax.ops.convolution import Padding, Pads, around, patches
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.typing import Array, Float, Images
 
 
 def convolution(
-    x: Images, kernels: Float[Array, "n kh kw i o"], stride: int = 1, padding: Pads | None = None, groups: int = 1
+    x: Images, kernels: Float[Array, "n kh kw i o"], stride: int = 1, padding: Pads | Padding = "zeros", groups: int = 1
 ) -> Float[Array, "n oh ow o"]:
     """A convolution with one kernel for each image.
 
@@ -27,7 +27,8 @@ def convolution(
         x: ``(n, h, w, c)``.
         kernels: ``(n, kh, kw, c / g, o)``, of the type of x.
         stride: s, at least 1.
-        padding: zeros ``((top, bottom), (left, right))``; ``k // 2`` on every side by default.
+        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
+            ``((top, bottom), (left, right))``.
         groups: g, a divisor of c and o.
 
     Returns:
@@ -48,7 +49,8 @@ def convolution(
             f"({n}, kh, kw, {channels // groups}, o), not {kernels.shape}"
         )
     kh, kw = kernels.shape[1:3]
-    columns = patches(x, (kh, kw), stride, resolve_padding(x.shape[1:3], (kh, kw), padding))
+    x, pads = around(x, (kh, kw), padding)
+    columns = patches(x, (kh, kw), stride, pads)
     return _product(columns, kernels.reshape(n, kh * kw, channels // groups, features), groups)
 
 
@@ -57,7 +59,7 @@ def affine(
     rows: Float[Array, "n r o"],
     window: tuple[int, int],
     stride: int = 1,
-    padding: Pads | None = None,
+    padding: Pads | Padding = "zeros",
     groups: int = 1,
 ) -> Float[Array, "n oh ow o"]:
     """A convolution with one kernel and one bias for each image: :func:`convolution`, plus the bias.
@@ -91,7 +93,8 @@ def affine(
     if groups > 1 or size > features:
         kernels = rows[:, :-1].reshape(n, *window, channels // groups, features)
         return convolution(x, kernels, stride, padding, groups) + rows[:, None, None, -1]
-    columns = patches(x, window, stride, resolve_padding(x.shape[1:3], window, padding))
+    x, pads = around(x, window, padding)
+    columns = patches(x, window, stride, pads)
     columns = jnp.concatenate([columns, jnp.ones_like(columns[..., :1])], axis=-1)
     return _product(columns, rows[:, None], 1)
 

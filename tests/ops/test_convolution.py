@@ -147,6 +147,32 @@ def test_depthwise_is_the_same_elsewhere(elsewhere, stride, pads):
     assert_equals_the_equation(op, x, kernel, stride, pads or half_of(kernel), groups=3)
 
 
+WRAPPED = {  # the op, x, its kernel, the convolution without padding
+    "depthwise": (conv.depthwise, (2, 4, 3, 3), (3, 5, 1, 3), 3),
+    "stem": (conv.convolution, (2, 3, 4, 3), (3, 3, 3, 4), 1),
+    "groups": (partial(conv.convolution, groups=2), (1, 1, 4, 10), (3, 3, 5, 4), 2),
+}
+
+
+@pytest.mark.fast_cases(1)
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_wraps_is_the_equation_on_the_tiled_image_as_are_its_gradients(name):
+    op, shape, window, groups = WRAPPED[name]
+    x, kernel = draw(3, shape, window)
+    pads = half_of(kernel)
+    (cotangent,) = draw(9, output_shape(x, kernel, 1, pads))
+    with jax.enable_x64(True):
+        y, dx, dk = jax.jit(partial(with_gradients, partial(op, padding="wrap")))(x, kernel, cotangent)
+    rows, columns = (np.arange(-a, n + b) % n for n, (a, b) in zip(shape[1:3], pads, strict=True))
+    around, dx_around, dk_around = oracle(x[:, rows][:, :, columns], kernel, cotangent, 1, NO_PADS, groups)
+    expected = np.zeros(shape)
+    np.add.at(expected, np.s_[:, rows[:, None], columns[None]], dx_around)
+    for a, b in ((y, around), (dx, expected), (dk, dk_around)):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="there is no padding 'circular': choose one of"):
+        op(x, kernel, padding="circular")
+
+
 @pytest.fixture
 def form_of_groups(request, monkeypatch):
     """Runs the test in each of the two forms that CPU takes of a grouped 1x1 convolution, and in that of the others."""
