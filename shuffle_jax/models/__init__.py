@@ -1,6 +1,7 @@
 """Networks: one file, one family; :func:`build` makes any of them from a configuration."""
 
 from shuffle_jax.models.addressnet import AddressNet
+from shuffle_jax.models.anchored import AnchoredNet
 from shuffle_jax.models.build import build
 from shuffle_jax.models.config import NetworkConfig
 from shuffle_jax.models.mobilenet_v2 import MobileNetV2
@@ -11,6 +12,7 @@ from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
 
 __all__ = [
     "AddressNet",
+    "AnchoredNet",
     "MobileNetV2",
     "NetworkConfig",
     "ResNet",

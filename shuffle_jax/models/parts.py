@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from shuffle_jax.models.addressnet import AddressNet
+from shuffle_jax.models.anchored import AnchoredNet
 from shuffle_jax.models.mobilenet_v2 import MobileNetV2
 from shuffle_jax.models.resnet import ResNet
 from shuffle_jax.models.shift_resnet import ShiftResNet
@@ -25,6 +26,7 @@ from shuffle_jax.models.shufflenet_v2 import ShuffleNetV2
 from shuffle_jax.nn import (
     AddressShift,
     AutoShuffle,
+    ChannelRotation,
     ChannelShift,
     ChannelShuffle,
     CondConv,
@@ -70,11 +72,13 @@ NETWORKS = {
     "resnet": Part(ResNet, "ResNet, 2015"),
     "addressnet": Part(AddressNet, "AddressNet, 2019, whose only layers with weights are 1x1", "shift"),
     "shift_resnet": Part(ShiftResNet, "ShiftResNet, 2018, for small images", "shift"),
+    "anchored": Part(AnchoredNet, "deep anchored networks, 2019, whose layers share their kernels, for small images"),
 }
 MIXERS = {
     "auto": Part(AutoShuffle, "learned permutations"),
     "shuffle": Part(ChannelShuffle, "the fixed one of ShuffleNet"),
     "shift": Part(ChannelShift, "the channel shift of AddressNet"),
+    "roll": Part(ChannelRotation, "all channels rotated by one, as in the code of anchored networks"),
     "random": Part(FixedPermutation, "fixed random ones"),
     "identity": Part(Identity, "none"),
     "dynamic": Part(DynamicShuffle, "permutations made for each image"),

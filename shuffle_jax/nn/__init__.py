@@ -14,13 +14,15 @@ from shuffle_jax.nn.factors import FactorGenerator, HardFactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
-from shuffle_jax.nn.shift import AddressShift, ChannelShift, GridShift, ShiftedPointwise
+from shuffle_jax.nn.shared import Use
+from shuffle_jax.nn.shift import AddressShift, ChannelRotation, ChannelShift, GridShift, ShiftedPointwise
 from shuffle_jax.nn.squeeze_excitation import SqueezeExcitation
 
 __all__ = [
     "AddressShift",
     "AutoShuffle",
     "BatchNorm",
+    "ChannelRotation",
     "ChannelShift",
     "ChannelShuffle",
     "CondConv",
@@ -42,4 +44,5 @@ __all__ = [
     "ShiftedPointwise",
     "SqueezeExcitation",
     "StaticDynamicShuffle",
+    "Use",
 ]

@@ -28,10 +28,30 @@ class ChannelShift(nn.Module):
 
     groups: int = 2
 
+    @property
+    def channel_multiple(self) -> int:
+        """Of what the channels must be a multiple."""
+        return 2 * self.groups
+
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
         return shift.channel_shift(x, self.groups)
+
+
+class ChannelRotation(nn.Module):
+    """A mixer that rotates all channels, :func:`shuffle_jax.ops.shift.rotate`.
+
+    Attributes:
+        by: how far to the left: output i is input ``i + by``.
+    """
+
+    by: int = 1
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Images:
+        """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
+        return shift.rotate(x, self.by)
 
 
 class AddressShift(nn.Module):

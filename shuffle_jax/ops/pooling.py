@@ -1,4 +1,4 @@
-"""The pooling that halves an image: an average on the way past a unit, a maximum behind a stem."""
+"""The pooling that halves an image: an average on the way past a unit, a maximum behind a stem or a stage."""
 
 from __future__ import annotations
 
@@ -60,6 +60,30 @@ def largest(x: Images) -> Float[Array, "n oh ow c"]:
     [4.0, 5.0, 7.0, 8.0]
     """
     return lax.platform_dependent(x, cpu=partial(_largest_noted, x.shape[1:3]), default=_largest_native)
+
+
+def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:
+    """The largest of each 2 x 2 values. A last odd row or column is left out, and one row or column is not halved.
+
+    ``y[n, i, j, c] = max_ab x[n, 2 i + a, 2 j + b, c]``, a and b in (0, 1)
+
+    The gradient of equal values is shared between them.
+
+    Args:
+        x: ``(n, h, w, c)``.
+
+    Returns:
+        ``(n, max(1, floor(h / 2)), max(1, floor(w / 2)), c)``.
+
+    >>> largest_2x2(jnp.arange(10.0).reshape(1, 2, 5, 1)).ravel().tolist()
+    [6.0, 8.0]
+    >>> largest_2x2(jnp.arange(4.0).reshape(1, 1, 4, 1)).ravel().tolist()
+    [1.0, 3.0]
+    """
+    n, h, w, c = x.shape
+    rows, columns = min(2, h), min(2, w)
+    x = x[:, : h // rows * rows, : w // columns * columns]
+    return x.reshape(n, h // rows, rows, w // columns, columns, c).max((2, 4))
 
 
 def _largest_native(x: Images) -> Images:
