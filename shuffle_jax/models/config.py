@@ -91,6 +91,8 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
         spatial: What moves information over the image. {_choices(SPATIAL)}.
         head: The classifier. {_choices(HEADS)}.
         dropout: Share of the classifier's inputs that training sets to 0.
+        sizes: Channels one by one in place of a width, as experiments.search finds them, of ResNet up to depth 34,
+            ShuffleNetV2 and MobileNetV2.
         dtype: Type of the computation. Parameters, statistics and penalties are float32 in either case.
     """
 
@@ -104,6 +106,7 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
     spatial: SpatialKind = "depthwise"
     head: HeadKind = "plain"
     dropout: float = 0.0
+    sizes: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -118,11 +121,11 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
         return {kind: getattr(self, kind) for kind in KINDS}
 
     def of_family(self, family: str) -> NetworkConfig:
-        """The same of another family, without a width, depth or groups that it has no field for."""
+        """The same of another family, without a width, depth or groups that it has no field for, and without sizes."""
         takes = parameters(part("family", named("family", family)))
         defaults: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self)}
         gone = {name: defaults[name] for name in ("width", "depth", "groups") if name not in takes}
-        return replace(self, family=family, **gone)
+        return replace(self, family=family, **gone, sizes=())
 
     def resolved(self) -> NetworkConfig:
         """The same with the network's own depth and groups where none are given."""

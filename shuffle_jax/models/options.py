@@ -16,7 +16,7 @@ import flax.linen as nn
 
 from shuffle_jax.models.parts import KINDS, Factory, default_of
 
-COMMON = ("width", "depth", "groups", "stem", "dropout", "dtype")
+COMMON = ("width", "depth", "groups", "stem", "dropout", "sizes", "dtype")
 """Options that all networks share; a network has those of which it has a field."""
 
 GIVEN = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
+from shuffle_jax.models.sizes import Node, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
@@ -57,6 +59,8 @@ class ResNet(nn.Module):
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
+        sizes: channels one by one, in place of ``width``, of networks of basic units: for each stage those of its
+            output, and those inside each of its units. The first is the stem's, too.
         groups: of all convolutions of the units; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first convolution of each unit; none by
             default.
@@ -71,6 +75,7 @@ class ResNet(nn.Module):
     head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
+    sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
 
@@ -87,13 +92,12 @@ class ResNet(nn.Module):
             DynamicDense: {"kernel_init": dynamic_init, "head_init": dynamic_init},
         }
 
-    @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
-        """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
+    @nn.nowrap
+    def all_sizes(self) -> tuple[int, ...]:
+        """The sizes given, or those of the width and depth, in the order of ``sizes``.
 
         Raises:
-            ValueError: there is no such depth, the width makes no whole number of channels, the groups do not divide
-                them, or the dropout is out of range.
+            ValueError: there is no such depth, the width makes no whole number of channels, or the sizes do not fit.
         """
         if self.depth not in UNITS:
             raise ValueError(f"ResNet has no depth {self.depth}: choose one of {list(UNITS)}")
@@ -102,17 +106,54 @@ class ResNet(nn.Module):
             raise ValueError(
                 f"ResNet of width {self.width} has {STEM * self.width:g} channels: give a multiple of 1/{STEM} above 0"
             )
+        if self.sizes and self.depth >= BOTTLENECK_FROM:
+            raise ValueError(
+                f"sizes must be of a ResNet of basic units, depth 10, 18 or 34, got depth {self.depth}: leave them out"
+            )
+        own = [features << stage for stage, units in enumerate(UNITS[self.depth]) for _ in range(1 + units)]
+        return sizes_of(f"ResNet-{self.depth}", self.sizes, own, self.width)
+
+    @nn.nowrap
+    def nodes(self) -> tuple[Node, ...]:
+        """The sizes with what is read of them, as in CONet: a stage's size by the sides of its units towards it.
+
+        The first of those sides belongs to the size of the stage before; stem and shortcuts are left out.
+        """
+        if self.depth >= BOTTLENECK_FROM:
+            raise ValueError(f"ResNet-{self.depth} has no sizes of its own: choose depth 10, 18 or 34")
+        inner = math.lcm(self.groups, multiple_of(self.mixer()))
+        sizes, found = iter(self.all_sizes()), []
+        for stage, units in enumerate(UNITS[self.depth], start=1):
+            paths = [f"stage{stage}_{i}" for i in range(units)]
+            sides = tuple(side for path in paths for side in ((f"{path}/conv1", "in"), (f"{path}/conv2", "out")))
+            found.append(Node(f"stage{stage}", next(sizes), self.groups, sides))
+            for path in paths:
+                between = ((f"{path}/conv1", "out"), (f"{path}/conv2", "in"))
+                found.append(Node(path, next(sizes), inner, between))
+        return tuple(found)
+
+    @nn.compact
+    def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
+        """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
+
+        Raises:
+            ValueError: there is no such depth, the width makes no whole number of channels, the groups do not divide
+                them, or the dropout is out of range.
+        """
+        sizes = self.all_sizes()
         stem = partial(Stem, kernel_size=3 if self.stem == "small" else 7, kernel_init=fan_out_init)
         unit: Callable[..., nn.Module] = BasicUnit
         if self.depth >= BOTTLENECK_FROM:
             unit = partial(Bottleneck, pointwise=self.pointwise)
         unit = partial(unit, groups=self.groups, mixer=self.mixer, conv=self.conv, dtype=self.dtype)
 
-        x = stem(features, self.stem, self.dtype, name="stem")(x, train)
+        x = stem(sizes[0], self.stem, self.dtype, name="stem")(x, train)
+        remaining = iter(sizes)
         for stage, units in enumerate(UNITS[self.depth], start=1):
-            for i in range(units):
-                x = unit(features, stride=2 if i == 0 and stage > 1 else 1, name=f"stage{stage}_{i}")(x, train)
-            features *= 2
+            features = next(remaining)
+            for i, inside in zip(range(units), remaining, strict=False):
+                own = {} if self.depth >= BOTTLENECK_FROM else {"inside": inside}
+                x = unit(features, stride=2 if i == 0 and stage > 1 else 1, name=f"stage{stage}_{i}", **own)(x, train)
         return classify(x, self.classes, self.head, self.dropout, train)
 
 
@@ -126,6 +167,7 @@ class BasicUnit(nn.Module):
         mixer: factory of the mixer.
         conv: factory of both convolutions.
         dtype: type of the computation.
+        inside: channels between the convolutions, as many as ``features`` by default.
     """
 
     features: int
@@ -134,16 +176,18 @@ class BasicUnit(nn.Module):
     mixer: Callable[..., nn.Module]
     conv: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
+    inside: int | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
-        conv = partial(self.conv, features=self.features, kernel_size=3, groups=self.groups, dtype=self.dtype)
+        conv = partial(self.conv, kernel_size=3, groups=self.groups, dtype=self.dtype)
+        inside = self.features if self.inside is None else self.inside
         norm = partial(BatchNorm, dtype=self.dtype)
 
-        y = nn.relu(norm(name="norm1")(conv(stride=self.stride, name="conv1")(x, train=train), train))
+        y = nn.relu(norm(name="norm1")(conv(features=inside, stride=self.stride, name="conv1")(x, train=train), train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = norm(name="norm2")(conv(stride=1, name="conv2")(y, train=train), train)
+        y = norm(name="norm2")(conv(features=self.features, stride=1, name="conv2")(y, train=train), train)
         return nn.relu(_shortcut(x, self.features, self.stride, self.dtype, train) + y)
 
 

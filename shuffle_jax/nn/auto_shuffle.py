@@ -45,6 +45,11 @@ class AutoShuffle(nn.Module):
     groups: int = 2
     unit_rows: bool = True
 
+    @property
+    def channel_multiple(self) -> int:
+        """Of what the channels must be a multiple: for the "shuffle" start alone the groups."""
+        return self.groups if self.start == "shuffle" else 1
+
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""

@@ -31,6 +31,10 @@ LIGHT = partial(FactorGenerator, least_hidden=16)
 """The head of a static-dynamic layer."""
 
 
+LEAST_FACTORS = (2, 2)
+"""Into whose multiples a group of chosen channels can be factored; the larger factor of a prime would be the group."""
+
+
 class DynamicShuffle(nn.Module):
     """A mixer whose permutation is made from each image, ``S_G (I_G kron A(x) kron B(x))``.
 
@@ -89,6 +93,11 @@ class DynamicShuffle(nn.Module):
         if progress is not None:
             return jax.lax.cond(progress >= self.binarize_from, straight_through, soft, x, outer, inner)
         return (straight_through if self.binarize_from <= 0 else soft)(x, outer, inner)
+
+    @property
+    def channel_multiple(self) -> int:
+        """Of what chosen channels are a multiple: G p q of the given factors, of two above 1 where none are given."""
+        return self.groups * math.prod(self.factors or LEAST_FACTORS)
 
     def own_multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image beside those of the generator: none for a gather, two contractions if soft."""
@@ -187,6 +196,11 @@ class StaticDynamicShuffle(nn.Module):
         if self.static == "grouped" or (self.replaced == "square" and not square):
             return 0
         return math.prod(x.shape[1:-1]) * kronecker.multiply_adds(self._blocks, *self._shapes(x.shape[-1]))
+
+    @property
+    def channel_multiple(self) -> int:
+        """Of what chosen channels are a multiple: G p q of two factors above 1."""
+        return self._blocks * math.prod(LEAST_FACTORS)
 
     @property
     def _blocks(self) -> int:

@@ -36,6 +36,11 @@ class ChannelShuffle(nn.Module):
 
     groups: int = 2
 
+    @property
+    def channel_multiple(self) -> int:
+        """Of what the channels must be a multiple."""
+        return self.groups
+
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
