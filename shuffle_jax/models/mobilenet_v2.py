@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, DepthwiseConv, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
@@ -64,6 +66,8 @@ class MobileNetV2(nn.Module):
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
         shift: factory of a shift in place of each depthwise convolution with its norm, called as
             ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
+        sizes: channels one by one, in place of ``width``: of the stem; for each stage those of its output, and those
+            that each of its units expands to, of which the first stage's has none; of the last 1x1 convolution.
         groups: of the exchangeable 1x1 convolutions; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit that
             expands; none by default.
@@ -77,6 +81,7 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
     shift: Callable[..., nn.Module] | None = None
+    sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
 
@@ -84,6 +89,38 @@ class MobileNetV2(nn.Module):
     def mixing_groups(self) -> int:
         """Channel groups of the layers on both sides of a mixer."""
         return self.groups
+
+    @nn.nowrap
+    def all_sizes(self) -> tuple[int, ...]:
+        """The sizes given, or those of the width, in the order of ``sizes``.
+
+        Raises:
+            ValueError: the width is not one of the four, or the sizes do not fit.
+        """
+        if self.width not in WIDTHS:
+            raise ValueError(f"MobileNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
+        own = [scale(STEM, self.width)]
+        for expansion, channels, units, _ in TABLE:
+            before, features = own[0] if len(own) < 2 else features, scale(channels, self.width)
+            own += [features, *(() if expansion == 1 else (expansion * before, *(units - 1) * (expansion * features,)))]
+        return sizes_of("MobileNetV2", self.sizes, (*own, LAST), self.width)
+
+    @nn.nowrap
+    def nodes(self) -> tuple[Node, ...]:
+        """The sizes with the sides of 1x1 convolutions and stem that have them."""
+        sizes, ends = iter(self.all_sizes()), len(TABLE)
+        outer = math.lcm(self.groups, multiple_of(self.pointwise(features=1, groups=self.groups)))
+        inner = math.lcm(outer, multiple_of(self.mixer()))
+        found = [Node("stem", next(sizes), 1, (("stem/conv", "out"), ("stage1_0/project", "in")))]
+        for stage, (expansion, _, units, _) in enumerate(TABLE, start=1):
+            paths = [f"stage{stage}_{i}" for i in range(units)]
+            after = "last" if stage == ends else f"stage{stage + 1}_0/expand"
+            sides: list[Side] = [(f"{path}/project", "out") for path in paths]
+            sides += [*((f"{path}/expand", "in") for path in paths[1:]), (after, "in")]
+            found.append(Node(f"stage{stage}", next(sizes), outer, tuple(sides)))
+            for path in paths if expansion != 1 else ():
+                found.append(Node(path, next(sizes), inner, ((f"{path}/expand", "out"), (f"{path}/project", "in"))))
+        return (*found, Node("last", next(sizes), 1, (("last", "out"),)))
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
@@ -93,15 +130,15 @@ class MobileNetV2(nn.Module):
             ValueError: the width is not one of the four, the groups do not divide the channels, or the dropout is out
                 of range.
         """
-        if self.width not in WIDTHS:
-            raise ValueError(f"MobileNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
+        first, *inner, last = self.all_sizes()
+        sizes = iter(inner)
         stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init)
 
-        x = stem(scale(STEM, self.width), self.stem, self.dtype, name="stem")(x, train)
-        for stage, (expansion, channels, units, stride) in enumerate(TABLE, start=1):
+        x = stem(first, self.stem, self.dtype, name="stem")(x, train)
+        for stage, (expansion, _, units, stride) in enumerate(TABLE, start=1):
             unit = partial(
                 InvertedResidual,
-                scale(channels, self.width),
+                next(sizes),
                 expansion=expansion,
                 groups=1 if expansion == 1 else self.groups,
                 mixer=self.mixer,
@@ -111,8 +148,9 @@ class MobileNetV2(nn.Module):
             )
             for i in range(units):
                 keeps_size = i > 0 or (self.stem == "small" and stage == 2)
-                x = unit(stride=1 if keeps_size else stride, name=f"stage{stage}_{i}")(x, train)
-        x = static_pointwise(features=LAST, dtype=self.dtype, name="last")(x)
+                inside = None if expansion == 1 else next(sizes)
+                x = unit(stride=1 if keeps_size else stride, inside=inside, name=f"stage{stage}_{i}")(x, train)
+        x = static_pointwise(features=last, dtype=self.dtype, name="last")(x)
         x = nn.relu6(BatchNorm(self.dtype, name="last_norm")(x, train))
         return classify(x, self.classes, self.head, self.dropout, train)
 
@@ -131,6 +169,7 @@ class InvertedResidual(nn.Module):
         pointwise: factory of the 1x1 convolutions.
         shift: factory of what replaces the depthwise convolution, if anything does.
         dtype: type of the computation.
+        inside: channels to which the first 1x1 expands, t times those of the input by default.
     """
 
     features: int
@@ -141,6 +180,7 @@ class InvertedResidual(nn.Module):
     pointwise: Callable[..., nn.Module]
     shift: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
+    inside: int | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -151,7 +191,8 @@ class InvertedResidual(nn.Module):
 
         y = x
         if self.expansion != 1:
-            y = pointwise(features=self.expansion * channels, name="expand")(y, train=train)
+            inside = self.expansion * channels if self.inside is None else self.inside
+            y = pointwise(features=inside, name="expand")(y, train=train)
             y = nn.relu6(norm(name="norm1")(y, train))
             y = self.mixer(name="mixer")(y, train=train)
         if self.shift is None:

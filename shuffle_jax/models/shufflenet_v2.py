@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
@@ -10,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
 from shuffle_jax.nn.dense import Dense
@@ -41,6 +43,8 @@ class ShuffleNetV2(nn.Module):
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
+        sizes: channels one by one, in place of ``width``: of the stem; for each stage those of its output, which are
+            even, and those between the 1x1 convolutions of each of its units; of the last 1x1 convolution.
     """
 
     classes: int
@@ -51,11 +55,49 @@ class ShuffleNetV2(nn.Module):
     dtype: jnp.dtype | None = None
     head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
+    sizes: tuple[int, ...] = ()
 
     @property
     def mixing_groups(self) -> int:
         """Channel groups that a mixer brings together: the two branches of a unit."""
         return 2
+
+    @nn.nowrap
+    def all_sizes(self) -> tuple[int, ...]:
+        """The sizes given, or those of the width, in the order of ``sizes``.
+
+        Raises:
+            ValueError: the width is not published, or the sizes do not fit.
+        """
+        if self.width not in WIDTHS:
+            raise ValueError(f"ShuffleNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
+        *stages, last = WIDTHS[self.width]
+        inner = [size for f, units in zip(stages, UNITS, strict=True) for size in (f, *units * (f // 2,))]
+        return sizes_of("ShuffleNetV2", self.sizes, (STEM, *inner, last), self.width)
+
+    @nn.nowrap
+    def nodes(self) -> tuple[Node, ...]:
+        """The sizes with the sides of 1x1 convolutions and stem that have them; of a stage's most have half of it."""
+        one = multiple_of(self.pointwise(features=1, groups=1))
+        whole = math.lcm(2 * one, multiple_of(self.mixer()))
+        sizes = iter(self.all_sizes())
+        ends: dict[int, tuple[Side, ...]] = {
+            stage: ((f"stage{stage}_0/left_pointwise", "in"), (f"stage{stage}_0/pointwise1", "in"))
+            for stage, _ in enumerate(UNITS, start=2)
+        }
+        ends[max(ends) + 1] = (("conv5", "in"),)
+        found = [Node("stem", next(sizes), one, (("stem/conv", "out"), *ends[2]))]
+        for stage, units in enumerate(UNITS, start=2):
+            paths = [f"stage{stage}_{i}" for i in range(units)]
+            outputs: list[Side] = [(f"{paths[0]}/left_pointwise", "out"), *((f"{p}/pointwise2", "out") for p in paths)]
+            halves: list[Side] = [(f"{path}/pointwise1", "in") for path in paths[1:]]
+            found.append(Node(f"stage{stage}", next(sizes), whole, (*outputs, *halves, *ends[stage + 1])))
+            for path in paths:
+                found.append(
+                    Node(path, next(sizes), one, ((f"{path}/pointwise1", "out"), (f"{path}/pointwise2", "in")))
+                )
+        found.append(Node("conv5", next(sizes), one, (("conv5", "out"),)))
+        return tuple(found)
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
@@ -64,15 +106,15 @@ class ShuffleNetV2(nn.Module):
         Raises:
             ValueError: the width is not published, or the dropout is out of range.
         """
-        if self.width not in WIDTHS:
-            raise ValueError(f"ShuffleNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
-        *stages, last = WIDTHS[self.width]
+        stem, *inner, last = self.all_sizes()
+        remaining = iter(inner)
         unit = partial(Unit, mixer=self.mixer, pointwise=self.pointwise, dtype=self.dtype)
 
-        x = Stem(STEM, self.stem, self.dtype, name="stem")(x, train)
-        for stage, (features, units) in enumerate(zip(stages, UNITS, strict=True), start=2):
-            for i in range(units):
-                x = unit(features, stride=2 if i == 0 else 1, name=f"stage{stage}_{i}")(x, train)
+        x = Stem(stem, self.stem, self.dtype, name="stem")(x, train)
+        for stage, units in enumerate(UNITS, start=2):
+            features = next(remaining)
+            for i, inside in zip(range(units), remaining, strict=False):
+                x = unit(features, stride=2 if i == 0 else 1, inside=inside, name=f"stage{stage}_{i}")(x, train)
         x = self.pointwise(features=last, groups=1, dtype=self.dtype, name="conv5")(x, train=train)
         x = nn.relu(BatchNorm(self.dtype, name="norm5")(x, train))
         return classify(x, self.classes, self.head, self.dropout, train)
@@ -89,6 +131,7 @@ class Unit(nn.Module):
         mixer: factory of the mixer that ends the unit.
         pointwise: factory of the 1x1 convolutions.
         dtype: type of the computation.
+        inside: channels between the 1x1 convolutions, half of ``features`` by default.
     """
 
     features: int
@@ -96,11 +139,14 @@ class Unit(nn.Module):
     mixer: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
+    inside: int | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
-        pointwise = partial(self.pointwise, features=self.features // 2, groups=1, dtype=self.dtype)
+        to = partial(self.pointwise, groups=1, dtype=self.dtype)
+        half = self.features // 2
+        pointwise, inside = partial(to, features=half), half if self.inside is None else self.inside
         depthwise = partial(DepthwiseConv, stride=self.stride, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
 
@@ -110,7 +156,7 @@ class Unit(nn.Module):
             left, right = x, x
             left = norm(name="left_norm1")(depthwise(name="left_depthwise")(left), train)
             left = nn.relu(norm(name="left_norm2")(pointwise(name="left_pointwise")(left, train=train), train))
-        right = nn.relu(norm(name="norm1")(pointwise(name="pointwise1")(right, train=train), train))
+        right = nn.relu(norm(name="norm1")(to(features=inside, name="pointwise1")(right, train=train), train))
         right = norm(name="norm2")(depthwise(name="depthwise")(right), train)
         right = nn.relu(norm(name="norm3")(pointwise(name="pointwise2")(right, train=train), train))
         return self.mixer(name="mixer")(jnp.concatenate([left, right], axis=-1), train=train)
