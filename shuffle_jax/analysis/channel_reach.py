@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.naming import some
 from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, STATIC
+from shuffle_jax.nn.shared import apart, gathered
 from shuffle_jax.typing import Array, Bool, Images, PyTree
 
 UNIT = re.compile(r"stage\d+_\d+")
@@ -182,8 +183,7 @@ def unit_links(
     programs: dict[Hashable, Program] = {}
     known: dict[Hashable, np.ndarray] = {}
     for call in chosen:
-        depth = 1 + len(call.path)
-        own = {(path[0], *path[depth:]): leaf for path, leaf in leaves.items() if path[1:depth] == call.path}
+        own = gathered(leaves, call.places)
         mixing = call.likeness, *((path, leaf.tobytes()) for path, leaf in own.items() if _mixes(path))
         if mixing not in known:
             program = programs.setdefault(call.likeness, jax.jit(call.run))
@@ -193,9 +193,9 @@ def unit_links(
 
 
 class _Call(NamedTuple):
-    """A unit as its network calls it: what it is, and what it takes beside an input of so many channels."""
+    """A unit as its network calls it: where its variables are, what it is, and what it takes beside such an input."""
 
-    path: Path
+    places: dict[Path, Path]
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
@@ -203,7 +203,7 @@ class _Call(NamedTuple):
 
     @property
     def name(self) -> str:
-        return "/".join(self.path)
+        return "/".join(self.places[()])
 
     def run(self, variables: PyTree, images: Images) -> Array:
         return self.module.apply(variables, images, *self.args, **dict(self.kwargs))  # type: ignore[return-value]
@@ -240,8 +240,8 @@ def _trace(network: nn.Module, variables: PyTree, image_shape: tuple[int, ...]) 
         around.append(name)
         outputs.append(call(*args, **kwargs))
         around.pop()
-        unbound = module.clone(parent=None, name=None)
-        calls.append(_Call(module.path, unbound, args[1:], tuple(kwargs.items()), args[0].shape[-1]))
+        unbound, places = apart(module)
+        calls.append(_Call(places, unbound, args[1:], tuple(kwargs.items()), args[0].shape[-1]))
         return outputs[-1]
 
     def complete(variables: PyTree) -> Leaves:

@@ -7,6 +7,8 @@ layers, and what is seen there decides:
   (``scale_outputs``, see :func:`shuffle_jax.nn.normalization.scale_outputs`) and keeps its shift as a bias.
 - Where the output of that norm goes, and nowhere else, into a 1x1 convolution with such a norm behind it, even the bias
   moves on into the latter's: there is no padding that it would miss. A norm left with nothing returns its input.
+- A layer that is called in many places (:class:`shuffle_jax.nn.Use`) has another norm behind it in each: it stays as
+  it is, and so do they, unless each place is to have a copy.
 - A module with norms inside may absorb them by itself: in ``scale_outputs``, or by ``absorb_norms`` if it is no linear
   layer, such as the head of a dynamic shuffle.
 
@@ -15,16 +17,18 @@ What fits none of these stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import flax.linen as nn
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.deploy.tracing import Call, Path, Variables, traced
-from shuffle_jax.nn import BatchNorm
+from shuffle_jax.nn import BatchNorm, Use
 from shuffle_jax.nn.collections import collections_of
 from shuffle_jax.nn.normalization import absorbed
+from shuffle_jax.nn.shared import OWN
 from shuffle_jax.typing import PyTree
 
 
@@ -42,13 +46,17 @@ class Folded(NamedTuple):
     kept: dict[str, str]
 
 
-def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]) -> Folded:
+def fold(
+    network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int], copies: bool = False
+) -> Folded:
     """Folds the batch norms of any network into the layers before them.
 
     Args:
         network: called as ``network(images)``, which evaluates; traced and not run.
         variables: of the network.
         image_shape: (h, w, c), of any size that the network takes.
+        copies: give each use of a shared layer a copy of its own, which then absorbs the norm behind it. There are as
+            many kernels as uses with a norm then; without, they stay one and the norms stay too.
 
     Returns:
         New variables with which ``network.apply`` gives the same logits to rounding, and what became of each norm. A
@@ -63,6 +71,7 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
     (56, {}, ['params'])
     """
     variables = collections_of(variables, "fold")
+    variables = _with_copies(network, variables, image_shape) if copies else variables
     norms = [path[:-1] for path in flatten_dict(variables.get("batch_stats", {})) if path[-1] == "mean"]
     if not norms:
         return Folded(variables, (), {})
@@ -100,6 +109,28 @@ def fold(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[in
         tuple(names[norm] for norm in norms if norm not in kept),
         {names[norm]: _reason(norm, calls, before) for norm in kept},
     )
+
+
+def _with_copies(
+    network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]
+) -> dict[str, PyTree]:
+    """The variables with a copy of a shared layer for each use with a norm behind it."""
+    calls = traced(network, variables, image_shape)[0]
+    uses = {path: call.module.layer.path for path, call in calls.items() if isinstance(call.module, Use)}
+
+    def copied(chosen: Collection[Path]) -> dict[str, PyTree]:
+        state = Variables(variables)
+        found = {path: state.of(uses[path]) for path in chosen}
+        for path, layer in found.items():
+            state.replace(path, {collection: {OWN: tree} for collection, tree in layer.items()})
+        for layer in set(uses.values()) - {uses[path] for path in uses if path not in chosen}:
+            state.replace(layer, {})
+        return unflatten_dict(state.flat)
+
+    shared = [path for path in uses if calls.get(uses[path])]  # not those that have copies already
+    calls, before = traced(network, copied(shared), image_shape)
+    followed = {layer for norm, layer in before.items() if isinstance(calls[norm].module, BatchNorm)}
+    return copied([path for path in shared if (*path, OWN) in followed])
 
 
 def _reason(norm: Path, calls: dict[Path, Call], before: dict[Path, Path]) -> str:

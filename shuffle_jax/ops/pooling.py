@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -67,10 +67,12 @@ def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:
 
     ``y[n, i, j, c] = max_ab x[n, 2 i + a, 2 j + b, c]``, a and b in (0, 1)
 
-    The gradient of equal values is shared between them.
+    The gradient goes to that value, of equal ones to the first in row-major order. It follows the comparisons that the
+    forward pass made: to look for the maximum again finds none, and nan, where XLA computes the values anew and rounds
+    them otherwise.
 
     Args:
-        x: ``(n, h, w, c)``.
+        x: ``(n, h, w, c)``, finite.
 
     Returns:
         ``(n, max(1, floor(h / 2)), max(1, floor(w / 2)), c)``.
@@ -82,8 +84,13 @@ def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:
     """
     n, h, w, c = x.shape
     rows, columns = min(2, h), min(2, w)
-    x = x[:, : h // rows * rows, : w // columns * columns]
-    return x.reshape(n, h // rows, rows, w // columns, columns, c).max((2, 4))
+    x = x[:, : h // rows * rows, : w // columns * columns].reshape(n, h // rows, rows, w // columns, columns, c)
+    return _larger_of(_larger_of(x, 4), 2).reshape(n, h // rows, w // columns, c)
+
+
+def _larger_of(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """The larger of the two values along an axis, which stays with one; a split has a concatenation as its gradient."""
+    return reduce(lambda first, second: jnp.where(second > first, second, first), jnp.split(x, x.shape[axis], axis))
 
 
 def _largest_native(x: Images) -> Images:
