@@ -20,6 +20,7 @@ from jax import lax
 from shuffle_jax.ops.depthwise_shifts import Pads, padded, shifted, sum_of_shifts
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from, rotate
+from shuffle_jax.ops.wrap import wrap
 from shuffle_jax.typing import Array, Float, Images
 
 Padding = Literal["zeros", "wrap"]
@@ -181,7 +182,7 @@ def around(x: Images, window: tuple[int, ...], padding: Pads | Padding | None) -
     pads = resolve_padding(x.shape[1:3], window, padding)
     if padding != "wrap":
         return x, pads
-    return jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="wrap"), ((0, 0), (0, 0))
+    return wrap(x, pads), ((0, 0), (0, 0))
 
 
 def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pads | Padding | None) -> Pads:
