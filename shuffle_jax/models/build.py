@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from shuffle_jax.models.config import GROUPS, NetworkConfig
 from shuffle_jax.models.options import COMMON, chosen_options, module_of, parameters, with_options
 from shuffle_jax.models.parts import KINDS, Factory, part
-from shuffle_jax.nn import FactorGenerator
+from shuffle_jax.nn import FactorGenerator, RollingPointwise
 
 PLACES = {"mixer": ("mixer",), "pointwise": ("pointwise", "conv"), "spatial": ("shift",), "head": ("head",)}
 """The fields of a network that take the parts of each kind; ``conv`` those of any kernel size."""
@@ -88,6 +88,8 @@ def factory(config: NetworkConfig, kind: str, network: nn.Module | None = None) 
         start |= defaults().get(module_of(make), {})
     if kind == "mixer" and "groups" in parameters(make) and (count := getattr(network, "mixing_groups", None)):
         start["groups"] = count
+    if kind == "pointwise" and "default_groups" in parameters(make) and network is not None:
+        start["default_groups"] = 2 if getattr(network, "groups", 1) == 1 else 1
     return with_options(kind, partial(make, **start) if start else make, _values(config, kind))
 
 
@@ -145,16 +147,23 @@ def _check_options(config: NetworkConfig) -> None:
 
 def _check_replaced(config: NetworkConfig, network: nn.Module) -> None:
     """Refuses layers that would replace none of the network's."""
-    if config.pointwise not in ("static_dynamic", "static_dynamic_hard") or config.dynamic.replaced == "all":
+    rolling = config.pointwise == "rolling"
+    squares = config.pointwise in ("static_dynamic", "static_dynamic_hard") and config.dynamic.replaced != "all"
+    if not rolling and not squares:
         return
-    found = []
+    found, kind = [], RollingPointwise if rolling else FactorGenerator
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        found.append(isinstance(context.module, FactorGenerator) and "mixer" not in context.module.path)
+        found.append(isinstance(context.module, kind) and "mixer" not in context.module.path)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(record):
         jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32))
+    if not any(found) and rolling:
+        raise ValueError(
+            f"{config.family} of this form has no 1x1 layer that another can replace: leave --network.pointwise at "
+            "plain, or choose another depth or family"
+        )
     if not any(found):
         raise ValueError(
             f"no 1x1 layer of {config.family} has as many channels out as in: choose --network.dynamic.replaced all, "

@@ -40,6 +40,7 @@ from shuffle_jax.nn import (
     HardFactorGenerator,
     HardStaticDynamicShuffle,
     Identity,
+    RollingPointwise,
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
@@ -104,6 +105,7 @@ POINTWISE = {
     "dcd": Part(DynamicConv, "dynamic convolution decomposition"),
     "condconv": Part(CondConv, "a sum of kernels, weighted for each image", "attention"),
     "dyconv": Part(DYConv, "the same, with a softmax", "attention"),
+    "rolling": Part(RollingPointwise, "rolling pointwise convolutions, whose groups of channels overlap"),
 }
 SPATIAL = {
     "depthwise": Part(None, "the network's own, depthwise convolutions in most"),

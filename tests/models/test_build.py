@@ -76,6 +76,7 @@ def test_every_network_has_the_common_options(family):
         "resnet": set(),
         "addressnet": {"width"},
         "shift_resnet": {"width", "stem"},
+        "anchored": {"groups", "stem"},
     }[family]  # fmt: skip
     for name in set(values) - set(has):
         with pytest.raises(ValueError, match=f"{family} has no {name}, got .*: leave --network.{name} at .*it has "):
@@ -96,7 +97,7 @@ def test_every_network_takes_every_mixer_in_its_groups_or_others(family):
 
 def test_dense_networks_have_no_groups_and_others_those_of_their_papers():
     groups = {family: build(NetworkConfig(family), 2).mixing_groups for family in NETWORKS}
-    assert groups == {"shufflenet_v1": 3, "shufflenet_v2": 2, "addressnet": 4} | dict.fromkeys(
+    assert groups == {"shufflenet_v1": 3, "shufflenet_v2": 2, "addressnet": 4, "anchored": 2} | dict.fromkeys(
         ("mobilenet_v2", "resnet", "shift_resnet"), 1
     )
     assert build(NetworkConfig("addressnet", mixer="shift"), 2).mixer() == ChannelShift(groups=4)
@@ -166,6 +167,7 @@ def test_options_of_parts_that_are_not_chosen_are_not_read():
         ("pointwise", "static_dynamic", {"replaced": "all", "blocks": 0}),
         *(("pointwise", "dcd", wrong) for wrong in ({"squeeze": 0}, {"latent": 0}, {"elements": -1}, {"blocks": 0})),
         *(("pointwise", "dyconv", wrong) for wrong in ({"count": 0}, {"temperature": 0.0}, {"annealing": 0.0})),
+        *(("pointwise", "rolling", wrong) for wrong in ({"default_groups": 0}, {"default_groups": 2, "overlap": 1.0})),
         ("family", "shift_resnet", {"expansion": 0}),
     ],
 )
