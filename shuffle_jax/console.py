@@ -21,7 +21,7 @@ NUMBERS = {
 }
 """The numbers of a record that a person follows, and how they are written."""
 
-LAYERS = {"permutation": "penalty", "dynamic": "permutations"}
+LAYERS = {"permutation": "penalty", "dynamic": "permutations", "knowledge": "gain"}
 """The number that is followed of the records of layers, by kind; what it is over these stands behind the others."""
 
 EVERY = 10.0
@@ -207,5 +207,7 @@ class Console:
 def _over_layers(kind: str, values: Sequence[float]) -> str:
     if kind == "permutation":
         return f"P/Pmax {np.mean(values):.2f}"
+    if kind == "knowledge":
+        return f"gain {np.mean(values):.3f}"
     fewest, most = f"{min(values):.0f}", f"{max(values):.0f}"
     return f"permutations {fewest}" if fewest == most else f"permutations {fewest} to {most}"

@@ -10,7 +10,7 @@ fully-observed variational Bayesian matrix factorization, JMLR 2013.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,24 @@ class Knowledge(NamedTuple):
         """S, the mean of inputs and outputs, where there are both."""
         found = [side.gain for side in (self.inputs, self.outputs) if side is not None]
         return float(np.mean(found)) if found else 0.0
+
+    def numbers(self) -> dict[str, float]:
+        """Gain, ranks and conditions, as the records of a run have them; see :meth:`read`."""
+        found = {"gain": self.gain}
+        for name in ("inputs", "outputs", "window"):
+            if (side := getattr(self, name)) is not None:
+                found |= {f"{name}_{what}": value for what, value in side._asdict().items()}
+        return found
+
+    @classmethod
+    def read(cls, numbers: Mapping[str, float]) -> Knowledge:
+        """The inverse of :meth:`numbers`; other entries do not matter."""
+        sides = {
+            name: Side(*(float(numbers[f"{name}_{what}"]) for what in Side._fields))
+            for name in cls._fields
+            if f"{name}_rank" in numbers
+        }
+        return cls(**{name: sides.get(name) for name in cls._fields})
 
 
 def signal(matrix: Float[Array, "l m"]) -> Float[np.ndarray, " k"]:

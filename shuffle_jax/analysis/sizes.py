@@ -1,8 +1,8 @@
 """Which sizes the next trial of a search has: a pure function of what the trials before it have learned.
 
 A size whose layers go on to gain rank while they train is worth more channels; one whose rank stands still, or whose
-kernels are conditioned badly, is worth fewer. Every trial changes each size by a share that is halved when the direction
-turns, until it is small and the size stays.
+kernels are conditioned badly, is worth fewer. Every trial changes each size by a share that is halved when the
+direction turns, until it is small and the size stays.
 
 Source: Hosseini et al., CONet, ICCVW 2021, arXiv 2108.06822.
 """
@@ -125,8 +125,8 @@ def bounds(rule: Rule, multiple: int = 2) -> tuple[int, int]:
     least, most = -(-rule.least // multiple) * multiple, rule.most // multiple * multiple
     if most < least:
         raise ValueError(
-            f"most must leave room for a multiple of {multiple} from {rule.least} on, got {rule.most}: raise it, or lower "
-            "least"
+            f"most must leave room for a multiple of {multiple} from {rule.least} on, got {rule.most}: raise it, or "
+            "lower least"
         )
     return least, most
 

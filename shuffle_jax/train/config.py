@@ -21,14 +21,14 @@ from shuffle_jax.streams import ORDER, stream_seed
 class OptimizerConfig:
     """The optimiser and its learning rate over time."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
-    """"sgd" with momentum, or "adamw"."""
+    kind: Literal["sgd", "adamw", "adas"] = "sgd"
+    """"sgd" with momentum, "adamw", or "adas": sgd with a rate for each convolution, by what it learned in an epoch."""
 
     learning_rate: float = 0.1
     """The peak, reached after the warm-up."""
 
-    schedule: Literal["cosine", "linear", "step"] = "cosine"
-    """How the learning rate falls from its peak: "cosine" and "linear" end at 0, "step" multiplies at boundaries."""
+    schedule: Literal["cosine", "linear", "step", "constant"] = "cosine"
+    """From the peak "cosine" and "linear" fall to 0, "step" at boundaries; "constant" stays, as AdaS's paper has it."""
 
     warmup_epochs: float = 1.0
     """Epochs over which the learning rate rises linearly from 0."""
@@ -45,9 +45,14 @@ class OptimizerConfig:
     momentum: float = 0.9
     """Of SGD."""
 
+    adas_beta: float = 0.8
+    """Share of a convolution's rate that an epoch of "adas" leaves, in [0, 1)."""
+
+    adas_zeta: float = 1.0
+    """Weight of the change of its knowledge gain, which is added to that."""
+
     nesterov: bool = True
-    """Whether SGD looks ahead along its momentum, as Nesterov's does. The code released with dynamic convolution
-    decomposition does not."""
+    """Whether SGD looks ahead along its momentum; the code released with dynamic convolution decomposition does not."""
 
     clip_norm: float = 0.0
     """Largest norm of the gradient, relaxed permutations apart; 0 for no limit."""
@@ -80,6 +85,8 @@ class OptimizerConfig:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"freeze must be regular expressions, got {pattern!r}: {error}") from error
+        if not 0 <= self.adas_beta < 1:
+            raise ValueError(f"adas_beta must be at least 0 and below 1, got {self.adas_beta}")
         if not 0 < self.warmup_share <= 1:
             raise ValueError(f"warmup_share must be above 0 and at most 1, got {self.warmup_share}")
 

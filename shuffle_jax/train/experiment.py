@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from shuffle_jax.analysis.convolutions import Convolutions, convolutions
 from shuffle_jax.analysis.probe import Probe
 from shuffle_jax.data import Batches, DataConfig, Dataset, Preprocessing, load
 from shuffle_jax.data.inventory import Inventory, inventory
@@ -108,6 +109,7 @@ class Experiment:
 
     def train_step(self) -> TrainStep:
         """The jitted training step."""
+        _ = self.convolutions  # a network without any is refused before anything is written
         return make_train_step(
             self.network,
             self.config,
@@ -147,6 +149,12 @@ class Experiment:
     def _recalibration(self) -> Recalibration:
         network = with_frozen_norms(self.network, self.config.optimizer.freeze)
         return Recalibration(network, replicated(self.mesh))
+
+    @cached_property
+    def convolutions(self) -> Convolutions | None:
+        """What the optimiser "adas" looks at; None with another."""
+        adas = self.config.optimizer.kind == "adas"
+        return convolutions(self.network, self.dataset.image_shape) if adas else None
 
     @cached_property
     def probe(self) -> Probe | None:

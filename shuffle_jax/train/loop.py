@@ -18,6 +18,7 @@ from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, 
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import Interruption
+from shuffle_jax.train.adas import adapted
 from shuffle_jax.train.advice import before
 from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
 from shuffle_jax.train.checkpoint import Checkpoints
@@ -190,6 +191,8 @@ class _Loop:
             self._checked(meter, step, values)
             if wait:
                 jax.block_until_ready(state)
+            if step % per_epoch == 0:
+                state = self._adapted(meter, state, step)
             evaluating = step % (per_epoch * config.evaluate_every) == 0 or step == steps
             if evaluating or step == middle:
                 state = experiment.settled(state)
@@ -214,6 +217,23 @@ class _Loop:
                 self.checkpoints.wait()
                 raise Stopped(f"stopped at step {step} of {steps} and saved in {self.run.path}", stop, self.command)
         return state
+
+    def _adapted(self, meter: Meter, state: TrainState, step: int) -> TrainState:
+        """The state of the next epoch, with records of what each convolution has learned in this one."""
+        experiment = self.experiment
+        if (layers := experiment.convolutions) is None:
+            return state
+        self._checked(meter)
+        config, mesh = experiment.config.optimizer, experiment.mesh
+        try:
+            opt_state, known = adapted(state.opt_state, state.params, layers, config, mesh)
+        except ValueError as error:
+            raise self._broken(f"{error} after step {step}") from None
+        epoch = step / experiment.batches.steps_per_epoch
+        for layer, found in known.items():
+            self.metrics.write({"kind": "knowledge", "step": step, "epoch": epoch, "layer": layer, **found.numbers()})
+        meter.restart()
+        return state.replace(opt_state=opt_state)
 
     def _checked(self, meter: Meter, step: int | None = None, values: PyTree = None) -> None:
         """Adds the values of a step to the meter, which looks at those of the step before; None: at the last ones."""

@@ -13,6 +13,7 @@ import optax
 from shuffle_jax.constraint import RELAXED, is_relaxed, keep_bistochastic, parameter_name
 from shuffle_jax.nn.collections import STATIC
 from shuffle_jax.ops.relaxation import balance, clamp_normalize
+from shuffle_jax.train.adas import scale_by_adas
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 from shuffle_jax.train.frozen import body, frozen
 from shuffle_jax.typing import Array, Int, Matrix, PyTree
@@ -50,6 +51,8 @@ def learning_rate(config: OptimizerConfig, steps: int, steps_per_epoch: int) -> 
         case "step":
             boundaries = {round(part * steps) - warmup: config.step_factor for part in config.step_boundaries}
             fall = optax.piecewise_constant_schedule(peak, boundaries)
+        case "constant":
+            fall = optax.constant_schedule(peak)
     if warmup:
         fall = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), fall], [warmup])
     return _in_float(fall)
@@ -94,7 +97,7 @@ def _in_float(schedule: optax.Schedule) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The chain: the gradient's limit, decay of kernels, SGD or AdamW, and last the constraint on relaxed permutations.
+    """The chain: limit of the gradient, decay of kernels, SGD, AdaS or AdamW, last the constraint on permutations.
 
     Relaxed permutations are outside the limit and the decay; their updates are scaled by their own rate. What is frozen
     is outside of all, and has no state.
@@ -111,6 +114,13 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
             descent = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decays),
                 optax.sgd(schedule, config.momentum, nesterov=config.nesterov),
+            )
+        case "adas":
+            descent = optax.chain(
+                optax.add_decayed_weights(config.weight_decay, mask=decays),
+                optax.trace(config.momentum, nesterov=config.nesterov),
+                scale_by_adas(),
+                optax.scale_by_learning_rate(schedule),
             )
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
