@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -39,6 +40,10 @@ class Arguments:
     """Fold batch norms, and the permutations of ShuffleNets, into the kernels; --no-fold exports the layers as they
     are, to compare. What cannot be folded, such as shuffles that depend on the image, stays as it is."""
 
+    copies: bool = False
+    """Give each use of a shared kernel, as anchored networks have them, a copy of its own that absorbs the norm behind
+    it: a larger file and fewer operations. Without, the file has one copy of the kernel, and the norms."""
+
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu", "cuda", "tpu")
     """What the one file runs on."""
 
@@ -59,12 +64,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
     from shuffle_jax.train.config import to_json
     from shuffle_jax.train.trained import load_trained
 
+    if options.copies and not options.fold:
+        raise ValueError("--copies are made for folding: leave out --no-fold, or --copies")
     trained = load_trained(options.run, options.checkpoint)
     network = trained.config.network
     exported, shape = Routed(trained.apply, trained.variables), trained.preprocessing.shape
     if options.fold:
-        folded = fold(trained.network, trained.variables, shape)
+        folded = fold(trained.network, trained.variables, shape, options.copies)
         exported = route(trained.network, folded.variables, shape)
+        if options.copies:
+            sizes = [
+                sum(leaf.size for leaf in jax.tree.leaves(v["params"])) for v in (trained.variables, folded.variables)
+            ]
+            print(f"{sizes[1]:,} parameters with copies of shared kernels, {sizes[0]:,} before")
         if folded.kept:
             name, why = next(iter(folded.kept.items()))
             print(f"{len(folded.kept)} batch norms are not folded, such as {name}: {why}")

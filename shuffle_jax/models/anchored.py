@@ -49,15 +49,15 @@ class AnchoredNet(nn.Module):
 
     Attributes:
         classes: number of classes.
-        depth: 14 without shortcuts, as VGG; 18 or 34 with those of ResNet. The paper has no 10: one unit for each stage.
+        depth: 14 without shortcuts, as VGG; 18 or 34 with those of ResNet; 10 is this project's own, one unit a stage.
         width: multiplies all channels, this project's own; ``128 width`` of one kernel, or ``64 width`` of one for each
             width, is a whole number.
         kernels: "one" for the whole network, which is the paper's plain form, or one for "each_width", its mix form.
         anchored: share them; without, each layer has a kernel of its own, which is the control.
         regulator: "pointwise" for a 1x1 convolution of its own in each unit, behind its last norm; or "none".
-        mixing: where the mixer stands: on the "branch", behind the last norm and the 1x1 convolution of each unit; or on
-            the "stream", behind each norm of it, and as often on the shortcut, as the rotations of the paper's code. Without
-            shortcuts both are behind the norm of each use.
+        mixing: where the mixer stands: on the "branch", behind the last norm and the 1x1 convolution of each unit; or
+            on the "stream", behind each norm of it, and as often on the shortcut, as the rotations of the paper's code.
+            Without shortcuts both are behind the norm of each use.
         pointwise: factory of the regulators, called as ``pointwise(features=..., groups=1, dtype=..., name=...)``.
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
@@ -129,9 +129,9 @@ class AnchoredNet(nn.Module):
         """The form of ResNet: a stem, and four stages of units, with a pooling behind each."""
         channels, units = self._channels(), UNITS[self.depth]
         anchors = self._anchors(channels, use_bias=self.kernels == "each_width")
-        unit = partial(Unit, stream=self.mixing == "stream", **self._parts())
+        unit: Callable[..., nn.Module] = partial(Unit, stream=self.mixing == "stream", **self._parts())
         x = Stem(channels[0], "small", self.dtype, kernel_init=fan_out_init, name="stem")(x, train)
-        for stage, (count, features, anchor) in enumerate(zip(units, channels, anchors, strict=True), start=1):
+        for stage, (count, features, anchor) in enumerate(zip(units, channels, anchors, strict=False), start=1):
             for i in range(count):
                 x = unit(features, anchor, pool=i == count - 1, name=f"stage{stage}_{i}")(x, train)
         return x
@@ -142,9 +142,9 @@ class AnchoredNet(nn.Module):
         channels = [*channels, channels[-1]]
         anchors = self._anchors(channels[:4], use_bias=True)
         stages = PLAIN_STAGES if plain else MIX_STAGES
-        layer = partial(Layer, norm_first=not plain, **self._parts())
+        layer: Callable[..., nn.Module] = partial(Layer, norm_first=not plain, **self._parts())
         x = layer(channels[0], None, name="stem")(x, train)
-        for stage, (kinds, features) in enumerate(zip(stages, channels, strict=True), start=1):
+        for stage, (kinds, features) in enumerate(zip(stages, channels, strict=False), start=1):
             for i, kind in enumerate(kinds):
                 anchor = None if kind == "o" else anchors[min(stage, len(anchors)) - 1]
                 pool = i == len(kinds) - 1

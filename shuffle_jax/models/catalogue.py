@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from shuffle_jax.models import addressnet, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models import addressnet, anchored, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
 from shuffle_jax.models.config import NetworkConfig
 from shuffle_jax.models.stem import StemKind
 
@@ -71,6 +71,14 @@ ADDRESSNETS: dict[str, Variant] = {
 SHIFT_RESNETS: dict[str, Variant] = {"": {}}
 """Variants of ShiftResNet."""
 
+ANCHORED: dict[str, Variant] = {
+    "": {},
+    "mix_": {"anchored": {"kernels": "each_width"}},
+    "regulated_mix_": {"anchored": {"kernels": "each_width", "regulator": "pointwise"}},
+    "auto_mix_": {"mixer": "auto", "anchored": {"kernels": "each_width"}},
+}
+"""Variants of the anchored networks."""
+
 TORCHVISION = {
     **{f"shufflenet_v2_x{width}".replace(".", "_"): f"shufflenet_v2_{width}x" for width in shufflenet_v2.WIDTHS},
     "mobilenet_v2": "mobilenet_v2_1.0x",
@@ -86,7 +94,7 @@ def catalogue() -> dict[str, Entry]:
     Returns:
         Entries by names such as ``shufflenet_v2_1.0x``, ``shufflenet_v1_g3_0.5x``, ``mobilenet_v2_0.5x`` and
         ``resnet18``, for 224 x 224 pixels and 1000 classes. A prefix of :data:`SHUFFLENETS`, :data:`MOBILENETS`,
-        :data:`RESNETS` or :data:`ADDRESSNETS` stands for another variant, the suffix ``_32`` for the stem for small
+        :data:`RESNETS`, :data:`ADDRESSNETS` or :data:`ANCHORED` stands for another variant, the suffix ``_32`` for the stem for small
         images, 32 x 32 pixels and 10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
@@ -118,5 +126,7 @@ def _families() -> Iterator[tuple[str, NetworkConfig, dict[str, Variant]]]:
             yield name, replace(config, family="addressnet", depth=depth), ADDRESSNETS
         for depth in shift_resnet.DEPTHS if suffix else ():
             yield f"shift_resnet{depth}{suffix}", replace(config, family="shift_resnet", depth=depth), SHIFT_RESNETS
+        for depth in (anchored.LAYERS, *anchored.UNITS) if suffix else ():
+            yield f"anchored{depth}{suffix}", replace(config, family="anchored", depth=depth), ANCHORED
         for depth in resnet.UNITS:
             yield f"resnet{depth}{suffix}", replace(config, family="resnet", depth=depth), RESNETS

@@ -19,9 +19,9 @@ OWN = "own"
 class Use(nn.Module):
     """One use of a layer that a network calls in many places.
 
-    It has no parameters: they are the layer's, once in the network, in its checkpoints and in its gradient. Where there
-    are parameters below :data:`OWN` here, as after :func:`shuffle_jax.deploy.fold.fold` with ``copies``, the use is that
-    of a copy.
+    It has no parameters: they are the layer's, once in the network, in its checkpoints and in its gradient. Where it
+    has parameters below :data:`OWN` all the same, as after :func:`shuffle_jax.deploy.fold.fold` with ``copies``, they
+    are those of a copy, which is called instead.
 
     Attributes:
         layer: what is shared: one module, made by whoever makes its uses, and called as ``layer(x, train=...)``.
@@ -52,8 +52,8 @@ def apart(module: nn.Module) -> tuple[nn.Module, dict[Path, Path]]:
     """
     fields = {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.init and f.name != "parent"}
     held = {name: one for name, one in fields.items() if isinstance(one, nn.Module) and one.scope is not None}
-    alone = {name: one.clone(parent=None, name=None) for name, one in held.items()}
-    places = {(): module.path, **{(name,): one.path for name, one in held.items()}}
+    alone: dict[str, Any] = {name: one.clone(parent=None, name=None) for name, one in held.items()}
+    places: dict[Path, Path] = {(): module.path} | {(name,): one.path for name, one in held.items()}
     return module.clone(parent=None, name=None, **alone), places
 
 

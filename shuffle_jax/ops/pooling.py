@@ -82,15 +82,16 @@ def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:
     >>> largest_2x2(jnp.arange(4.0).reshape(1, 1, 4, 1)).ravel().tolist()
     [1.0, 3.0]
     """
-    n, h, w, c = x.shape
-    rows, columns = min(2, h), min(2, w)
-    x = x[:, : h // rows * rows, : w // columns * columns].reshape(n, h // rows, rows, w // columns, columns, c)
-    return _larger_of(_larger_of(x, 4), 2).reshape(n, h // rows, w // columns, c)
+    return _larger_of_pairs(_larger_of_pairs(x, 2), 1)
 
 
-def _larger_of(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """The larger of the two values along an axis, which stays with one; a split has a concatenation as its gradient."""
-    return reduce(lambda first, second: jnp.where(second > first, second, first), jnp.split(x, x.shape[axis], axis))
+def _larger_of_pairs(x: Images, axis: int) -> Images:
+    """The larger of each two values along an axis; a split has a concatenation as its gradient."""
+    length = x.shape[axis]
+    size = min(2, length)
+    x = lax.slice_in_dim(x, 0, length // size * size, axis=axis)
+    pairs = jnp.split(x.reshape(*x.shape[:axis], length // size, size, *x.shape[axis + 1 :]), size, axis + 1)
+    return reduce(lambda first, second: jnp.where(second > first, second, first), pairs).squeeze(axis + 1)
 
 
 def _largest_native(x: Images) -> Images:

@@ -7,9 +7,19 @@ from dataclasses import replace
 import pytest
 
 from shuffle_jax.analysis.count import Known, count
-from shuffle_jax.models import addressnet, build, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models import (
+    addressnet,
+    anchored,
+    build,
+    mobilenet_v2,
+    resnet,
+    shift_resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+)
 from shuffle_jax.models.catalogue import (
     ADDRESSNETS,
+    ANCHORED,
     MOBILENETS,
     RESNETS,
     SHIFT_RESNETS,
@@ -43,6 +53,7 @@ VARIANTS = {
     "resnet": RESNETS,
     "addressnet": ADDRESSNETS,
     "shift_resnet": SHIFT_RESNETS,
+    "anchored": ANCHORED,
 }
 
 
@@ -72,23 +83,25 @@ def test_mobilenet_has_every_width_and_resnet_every_depth_for_both_stems():
         assert {config.depth for config in configs_of("resnet", stem)} == set(resnet.UNITS)
 
 
-def test_addressnet_has_one_depth_for_imagenet_and_shift_resnet_none():
+def test_addressnet_has_one_depth_for_imagenet_and_networks_for_small_images_none():
     assert len(configs_of("addressnet", "imagenet")) == len(ADDRESSNETS)
     assert {config.depth for config in configs_of("addressnet", "small")} == set(addressnet.DEPTHS)
     assert configs_of("shift_resnet", "imagenet") == []
     assert {config.depth for config in configs_of("shift_resnet", "small")} == set(shift_resnet.DEPTHS)
+    assert configs_of("anchored", "imagenet") == []
+    assert {config.depth for config in configs_of("anchored", "small")} == {anchored.LAYERS, *anchored.UNITS}
 
 
 def test_names_say_what_is_behind_them():
-    families = ("shufflenet", "mobilenet", "resnet", "addressnet", "shift_resnet")
-    prefixes = sorted({*SHUFFLENETS, *MOBILENETS, *ADDRESSNETS}, key=len, reverse=True)
+    families = ("shufflenet", "mobilenet", "resnet", "addressnet", "shift_resnet", "anchored")
+    prefixes = sorted({*SHUFFLENETS, *MOBILENETS, *ADDRESSNETS, *ANCHORED}, key=len, reverse=True)
     for name, (config, image_shape, classes) in catalogue().items():
         small = name.endswith("_32")
         assert (config.stem == "small", image_shape[0] == 32, classes == 10) == (small,) * 3
         rests = [name.removeprefix(p) for p in prefixes if name.startswith(p)]
         plain = next(rest for rest in rests if rest.startswith(families)).removesuffix("_32")
         groups = f"_g{config.groups}" if config.family == "shufflenet_v1" else ""
-        deep = config.family in ("resnet", "addressnet", "shift_resnet")
+        deep = config.family in ("resnet", "addressnet", "shift_resnet", "anchored")
         own = f"{config.depth}" if deep else f"{groups}_{config.width}x"
         if (config.family, small) == ("addressnet", False):
             own = ""  # The only one for ImageNet.

@@ -17,11 +17,13 @@ from shuffle_jax.analysis.channel_reach import channel_reach
 from shuffle_jax.analysis.count import count_layers
 from shuffle_jax.models import (
     AddressNet,
+    AnchoredNet,
     MobileNetV2,
     ResNet,
     ShiftResNet,
     ShuffleNetV1,
     ShuffleNetV2,
+    anchored,
     mobilenet_v2,
     resnet,
     shufflenet_v1,
@@ -59,10 +61,12 @@ NETWORKS = {  # With as few units as there are kinds of them, as the fixture bel
     "resnet, bottleneck": ResNet(5, 50, 1 / 8, "small", groups=2),
     "addressnet": AddressNet(5, 8),
     "shift_resnet": ShiftResNet(5, 8, groups=2),
+    "anchored": AnchoredNet(5, 10, 1 / 16, "each_width", regulator="pointwise"),
+    "anchored, layers": AnchoredNet(5, 14, 1 / 16, regulator="pointwise"),
 }
 UNGROUPED = ("mobilenet_v2", "resnet, basic", "resnet, bottleneck", "shift_resnet")
 """Those whose papers have no groups and no mixer."""
-PLACES = dict(zip(NETWORKS, (4, 4, 3, 2, 2, 3, 3), strict=True))
+PLACES = dict(zip(NETWORKS, (4, 4, 3, 2, 2, 3, 3, 3, 3), strict=True))
 """How many mixers they have."""
 
 
@@ -73,6 +77,8 @@ def short(monkeypatch):
     monkeypatch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
     monkeypatch.setattr(mobilenet_v2, "LAST", 48)
     monkeypatch.setattr(resnet, "UNITS", {10: (1, 1), 50: (1, 1)})
+    monkeypatch.setattr(anchored, "UNITS", {10: (2, 1)})
+    monkeypatch.setattr(anchored, "PLAIN_STAGES", ("u", "uu"))
 
 
 def images(n, shape=SHAPE):
@@ -289,6 +295,10 @@ def test_groups_are_apart_until_a_mixer_brings_them_together(name, start, draw):
         (ResNet(10, width=-1), "ResNet of width -1 has -64 channels: give a multiple of 1/64 above 0"),
         (ShiftResNet(5, 18), r"no depth 18: choose 6 n \+ 2, such as \[20, 56, 110\]"),
         (ShiftResNet(5, 20, 0), "expansion must be positive, got 0"),
+        (AnchoredNet(10, 20), r"AnchoredNet has no depth 20: choose one of \[10, 18, 34, 14\]"),
+        (AnchoredNet(10, width=0.3), "AnchoredNet of width 0.3 has 38.4 channels: give a multiple of 1/128 above 0"),
+        (AnchoredNet(10, width=0, kernels="each_width"), "has 0 channels: give a multiple of 1/64 above 0"),
+        (AnchoredNet(10, pointwise=DynamicConv), "others with the regulator none: choose the regulator pointwise"),
         (AddressNet(5, 21), r"no depth 21: choose 6 n \+ 2, such as 20, 32 or 44"),
         (AddressNet(5, 2), "no depth 2"),
         (AddressNet(5, 8, groups=8), "36 channels cannot be split into 8 groups"),
@@ -368,6 +378,20 @@ SIZES = {  # Network, layers, and the sizes of their outputs for images of each 
         [f"stage{stage}_0/norm2" for stage in (1, 2, 3)],
         {(5, 9): [(5, 9), (3, 5), (2, 3)], (1, 1): [(1, 1)] * 3},
     ),
+    "anchored": (
+        AnchoredNet(7, 10),
+        [f"stage{stage}_0/norm2" for stage in (1, 2, 3, 4)],
+        {
+            (32, 32): [(32, 32), (16, 16), (8, 8), (4, 4)],
+            (7, 9): [(7, 9), (3, 4), (1, 2), (1, 1)],
+            (1, 1): [(1, 1)] * 4,
+        },
+    ),
+    "anchored, layers": (
+        AnchoredNet(7, 14),
+        [f"stage{stage}_0/norm" for stage in range(1, 6)],
+        {(32, 32): [(n, n) for n in (32, 16, 8, 4, 2)], (8, 1): [(8, 1), (4, 1), (2, 1), (1, 1), (1, 1)]},
+    ),
 }
 
 
@@ -387,7 +411,7 @@ def test_what_networks_tell_of_themselves():
         "shufflenet_v1": 3,
         "shufflenet_v2": 2,
         "addressnet": 4,
-        **dict.fromkeys(UNGROUPED, 2),
+        **dict.fromkeys((*UNGROUPED, "anchored", "anchored, layers"), 2),
     }
     for depth, pool in ((18, 2), (50, 1)):
         own = ResNet(5, depth).layer_defaults()
