@@ -98,6 +98,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-resnet": Row(RESNET, recipes.CIFAR.decaying(5e-4), (11_173_962, 0, 555_422_720)),
         "-addressnet": Row(ADDRESSNET, recipes.SHIFT_RESNET, (126_046, 0, 18_912_672), _SHIFTS),
         "-shift-resnet": Row(SHIFT_RESNET, recipes.SHIFT_RESNET, (95_642, 0, 16_433_792), _SHIFTS),
+        "-anchored": Row(networks.ANCHORED, recipes.REFERENCE, (4_872_074, 696_320, 555_422_720)),
     },
     data.CIFAR100: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_356_104, 1_345_600, 45_094_272)),
@@ -108,6 +109,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-resnet": Row(RESNET, recipes.REFERENCE, (11_220_132, 0, 555_468_800)),
         "-addressnet": Row(ADDRESSNET, recipes.SHIFT_RESNET, (139_096, 0, 18_925_632), _PAPER),
         "-shift-resnet": Row(SHIFT_RESNET, recipes.SHIFT_RESNET, (101_492, 0, 16_439_552)),
+        "-anchored": Row(networks.ANCHORED, recipes.REFERENCE, (4_918_244, 696_320, 555_468_800)),
     },
     data.TINY_IMAGENET: {
         "-auto": Row(AUTO, recipes.TINY.permuting(), (1_458_604, 1_345_600, 11_950_432)),

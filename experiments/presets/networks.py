@@ -83,6 +83,16 @@ SHIFT_RESNET = Network(
     "Sizes: the paper has ``--network.depth 20``, ``56`` and ``110`` and ``--network.shift.expansion`` from 1 to 9.",
     NetworkConfig(family="shift_resnet", depth=20, stem="small", mixer="identity"),
 )
+ANCHORED = Network(
+    "Deep anchored network of {depth} layers with one 3x3 kernel for each width",
+    "Regulators: learned permutations, which cost no parameters once they are hard; ``--network.mixer identity`` has "
+    "none, with ``--network.anchored.regulator pointwise`` it has the 1x1 convolutions of the paper; ``roll`` and "
+    "``--network.anchored.mixing stream`` are the rotations of its code. ``--network.anchored.kernels one`` has one "
+    "kernel for all layers, with ``--network.depth 14`` without shortcuts.",
+    NetworkConfig(
+        family="anchored", depth=18, mixer="auto", auto={"candidates": 4}, anchored={"kernels": "each_width"}
+    ),
+)
 DCD_MOBILENET = Network(
     "MobileNetV2 {width}x with decomposed dynamic convolutions",
     "Convolutions: ``dcd``, and the classifier; ``--network.pointwise plain --network.head plain`` is the static "

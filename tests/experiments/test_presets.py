@@ -23,8 +23,19 @@ SETS = {
     "imagenet": (1_281_167, 224, 1000),
 }
 """Training images, side and classes of the known sets."""
-NETWORKS = ["auto", "auto-v1", "dynamic", "static-dynamic", "mobilenet", "resnet", "addressnet", "shift-resnet"]
-KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" != "imagenet-shift-resnet"]
+NETWORKS = [
+    "auto",
+    "auto-v1",
+    "dynamic",
+    "static-dynamic",
+    "mobilenet",
+    "resnet",
+    "addressnet",
+    "shift-resnet",
+    "anchored",
+]
+NONE = ("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored")
+KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" not in NONE]
 FIVE = ["", "-dynamic", "-mobilenet", "-resnet", "-addressnet", "-shift-resnet"]
 PUBLISHED = {
     "imagenet-auto": 2_278_604,
@@ -42,6 +53,9 @@ PUBLISHED = {
     "cifar100-addressnet --network.depth 20": 81_640,
     "cifar100-addressnet --network.depth 44": 196_552,
     "cifar10-shift-resnet": 95_642,
+    "cifar100-anchored": 4_918_244,
+    "cifar100-anchored --network.depth 34 --network.anchored.regulator pointwise": 6_183_140,
+    "cifar100-anchored --network.anchored.kernels one --network.depth 14": 167_396,
 }
 """Parameters of networks as they are known from elsewhere: of presets, and of what is an option away."""
 TRACED: Known = {}
