@@ -3,7 +3,8 @@
 A preset is a complete configuration; every field of it can be overridden by name. With --data.root ROOT any of them
 reads a folder of images, with --data.name NAME a set of tensorflow-datasets; --help shows the everyday options of the
 one named before it, --help-all every one. The run goes to --run, by default runs/PRESET (or runs/PRESET-2, ... if
-that exists): configuration, numbers, checkpoints, permutations and figures. Ctrl-C saves and stops; --resume RUN goes
+that exists): configuration, numbers, checkpoints, permutations and figures. For PRESET may stand @FILE, whose words are
+a preset and options, as experiments.search writes it. Ctrl-C saves and stops; --resume RUN goes
 on from there as if nothing had happened, with everything from the run. It may be given another number of devices,
 another way of the images to them, the new place of pictures that were moved (--data.root), and more --epochs, if its
 schedules had been the same so far.
@@ -14,7 +15,6 @@ that experiments.convert wrote; --optimizer.body-rate 0.1 trains all but the cla
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,8 +22,9 @@ from typing import Annotated
 
 import tyro
 
-from experiments.cli import TRACEBACK, keep_programs, main, parse_preset, quiet_libraries
+from experiments.cli import keep_programs, main, parse_preset, quiet_libraries
 from experiments.cli import parse as parse_options
+from experiments.cli.options import words_of
 from experiments.cli.source import START, network, resumed, source, started, value_of
 from experiments.presets import PRESETS
 from shuffle_jax.data.pipelines import InputConfig
@@ -111,16 +112,19 @@ class Arguments:
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
     """A preset, overridden from the command line, with data of the kind that it names."""
-    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+    words = words_of(arguments)
     words, run = resumed(words)
     if run is not None and words[0].startswith("-"):
         options = Arguments(read_config(Run(run)), str(run), run, resume=True)
-        options = _adapted(options, words)
+        options = replace(options, config=adapted(options.config, words))
         return parse_options(Arguments, words, prog=PROG, description=__doc__, default=options, everyday=EVERYDAY)
     presets = {name: (_summary(preset), Arguments(preset(), name)) for name, preset in PRESETS.items()}
     if words and words[0] in presets:
         _, options = presets[words[0]]
-        presets[words[0]] = f"{PRESETS[words[0]].__doc__}\n\n{OWN_DATA}", _adapted(options, words)
+        presets[words[0]] = (
+            f"{PRESETS[words[0]].__doc__}\n\n{OWN_DATA}",
+            replace(options, config=adapted(options.config, words)),
+        )
     return parse_preset(presets, words, prog=PROG, description=__doc__ or "", everyday=EVERYDAY)
 
 
@@ -166,9 +170,8 @@ def _folder(options: Arguments) -> tuple[Path, bool]:
     return folder, options.resume
 
 
-def _adapted(options: Arguments, words: Sequence[str]) -> Arguments:
-    """The options with data and network of the kinds that the words of the command line name, and what follows."""
-    config = options.config
+def adapted(config: TrainConfig, words: Sequence[str]) -> TrainConfig:
+    """A configuration with data and network of the kinds that the words of the command line name, and what follows."""
     if (start := value_of(START, words)) is not None:
         config = started(config, Run(Path(start)), words)
     else:
@@ -176,7 +179,7 @@ def _adapted(options: Arguments, words: Sequence[str]) -> Arguments:
     optimizer = config.optimizer
     if value_of(WARMUP, words) is not None:  # who says how long it is means it
         optimizer = replace(optimizer, warmup_share=1.0)
-    return replace(options, config=replace(config, network=network(config.network, words), optimizer=optimizer))
+    return replace(config, network=network(config.network, words), optimizer=optimizer)
 
 
 def _summary(preset: object) -> str:

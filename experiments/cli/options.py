@@ -7,9 +7,11 @@ import io
 import itertools
 import os
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -48,7 +50,7 @@ def parse(
         ValueError: the words do not fit; one line that names them, and the nearest that do.
     """
     default = tyro.MISSING_NONPROP if default is None else default
-    return _parse(kind, _words(arguments), prog, description, (), everyday, default)
+    return _parse(kind, words_of(arguments), prog, description, (), everyday, default)
 
 
 def parse_preset(
@@ -71,7 +73,7 @@ def parse_preset(
     Raises:
         ValueError: the words do not fit; one line that names them, and the nearest that do.
     """
-    words = _words(arguments)
+    words = words_of(arguments)
     if words and words[0] in HELP:
         about = f"{description.rstrip()}\n\n{ABOUT_TRACEBACK}"
         width = max(shutil.get_terminal_size().columns, 60)
@@ -154,9 +156,17 @@ def _page(show: Callable[[], object]) -> str:
     return re.sub(r"\n{3,}", "\n\n", page.getvalue())
 
 
-def _words(arguments: Sequence[str] | None) -> list[str]:
-    """The words of the command line, options of earlier versions under the names that they have now."""
+def words_of(arguments: Sequence[str] | None) -> list[str]:
+    """The words of the command line, options of earlier versions under the names that they have now.
+
+    For a first word ``@FILE`` stand the words in the file.
+
+    Args:
+        arguments: the words; those of this process by default.
+    """
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
+    if words and words[0].startswith("@"):
+        words[:1] = shlex.split(Path(words[0][1:]).read_text(encoding="utf-8"))
     return [_renamed(word) if word.startswith(NETWORK) else word for word in words]
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shuffle_jax.typing import Array, Float
+from shuffle_jax.typing import Float
 
 POINTS = 64
 """Of a grid on which the noise is looked for; each of the next begins and ends beside the best of the one before."""
@@ -76,7 +76,7 @@ class Knowledge(NamedTuple):
         return cls(**{name: sides.get(name) for name in cls._fields})
 
 
-def signal(matrix: Float[Array, "l m"]) -> Float[np.ndarray, " k"]:
+def signal(matrix: Float[np.ndarray, "l m"]) -> Float[np.ndarray, " k"]:
     """The singular values of the signal in a matrix with noise, falling; none in noise alone.
 
     With ``L <= M`` rows and columns, ``alpha = L / M``, ``t = 2.5129 sqrt(alpha)``, ``x^ = (1 + t)(1 + alpha / t)`` and
@@ -127,7 +127,7 @@ def signal(matrix: Float[Array, "l m"]) -> Float[np.ndarray, " k"]:
     return scale * s / 2 * (part + np.sqrt(part**2 - 4 * rows * columns * noise**2 / s**4))
 
 
-def knowledge(kernel: Float[Array, "kh kw i o"], groups: int = 1) -> Knowledge:
+def knowledge(kernel: Float[np.ndarray, "kh kw i o"], groups: int = 1) -> Knowledge:
     """What a convolution has learned, from the three sides of its kernel.
 
     A grouped kernel is one for each group, and the numbers are their means: this project's own, as is that a side of
