@@ -12,9 +12,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, PointwiseConv, ShiftedPointwise
 from shuffle_jax.nn.dense import Dense
+from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, shortcut_shift
 from shuffle_jax.ops.shifted_pointwise import Form
@@ -89,6 +91,9 @@ class AddressNet(nn.Module):
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
+        sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
+            :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
+            The images stay the same for every shift only where the boundary is "wrap" as well.
     """
 
     classes: int
@@ -104,6 +109,7 @@ class AddressNet(nn.Module):
     dtype: jnp.dtype | None = None
     head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
+    sampling: Sampling | None = None
 
     @property
     def mixing_groups(self) -> int:
@@ -115,9 +121,11 @@ class AddressNet(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: there is no such depth, a shift does not fit the channels, or the dropout is out of range.
+            ValueError: there is no such depth, a shift does not fit the channels, the dropout is out of range, or the
+                image cannot be sampled.
         """
         first, stages = stages_of(self.stem, self.depth)
+        check_sizes(x, self.sampling, sum(stage.stride > 1 for stage in stages) + (self.stem == "imagenet"))
         step = partial(ShiftedPointwise, offsets=self.offsets, boundary=self.boundary, form=self.form)
         unit = partial(
             Unit,
@@ -126,9 +134,10 @@ class AddressNet(nn.Module):
             step=partial(step, mixer=self.mixer, pointwise=self.pointwise),
             pointwise=self.pointwise,
             dtype=self.dtype,
+            sampling=self.sampling,
         )
 
-        x = Stem(first, self.stem, self.dtype, pool=False, name="stem")(x, train)
+        x = Stem(first, self.stem, self.dtype, pool=False, sampling=self.sampling, name="stem")(x, train)
         for number, stage in enumerate(stages, start=1):
             for i, expansion in enumerate(stage.expansions):
                 stride = stage.stride if i == 0 else 1
@@ -151,6 +160,7 @@ class Unit(nn.Module):
         step: factory of the channel shift, the address shift and the last 1x1 convolution.
         pointwise: factory of the first 1x1 convolution.
         dtype: type of the computation.
+        sampling: factory of what samples the input in place of the stride, if anything does.
     """
 
     features: int
@@ -161,6 +171,7 @@ class Unit(nn.Module):
     step: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -169,7 +180,11 @@ class Unit(nn.Module):
         out = new_features(channels, self.features, self.stride, self.shortcut)
         norm = partial(BatchNorm, dtype=self.dtype)
 
-        y = x[:, :: self.stride, :: self.stride]
+        y = x
+        if self.stride > 1 and self.sampling is None:
+            y, x = x[:, ::2, ::2], halve(x)
+        elif self.stride > 1:
+            y, x = Halving(self.stride, self.sampling)(x, mean_around(x))
         pointwise = self.pointwise(
             features=self.expansion * channels, groups=self.groups, dtype=self.dtype, name="pointwise1"
         )
@@ -177,7 +192,7 @@ class Unit(nn.Module):
         step = self.step(features=out, groups=math.gcd(self.groups, out), dtype=self.dtype, name="step")
         y = norm(name="norm2")(step(y, train=train), train)
         if self.stride > 1:
-            return nn.relu(jnp.concatenate([halve(x), y], axis=-1))
+            return nn.relu(jnp.concatenate([x, y], axis=-1))
         return shortcut_shift(x, nn.relu(y)) if self.shortcut == "shift" else nn.relu(x + y)
 
 

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, DepthwiseConv, Identity, PointwiseConv
@@ -71,6 +72,8 @@ class MobileNetV2(nn.Module):
         groups: of the exchangeable 1x1 convolutions; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit that
             expands; none by default.
+        sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
+            :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
     """
 
     classes: int
@@ -84,6 +87,7 @@ class MobileNetV2(nn.Module):
     sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
+    sampling: Sampling | None = None
 
     @property
     def mixing_groups(self) -> int:
@@ -127,12 +131,13 @@ class MobileNetV2(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the width is not one of the four, the groups do not divide the channels, or the dropout is out
-                of range.
+            ValueError: the width is not one of the four, the groups do not divide the channels, the dropout is out of
+                range, or the image cannot be sampled.
         """
+        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
         first, *inner, last = self.all_sizes()
         sizes = iter(inner)
-        stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init)
+        stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init, sampling=self.sampling)
 
         x = stem(first, self.stem, self.dtype, name="stem")(x, train)
         for stage, (expansion, _, units, stride) in enumerate(TABLE, start=1):
@@ -145,6 +150,7 @@ class MobileNetV2(nn.Module):
                 pointwise=static_pointwise if expansion == 1 else self.pointwise,
                 shift=self.shift,
                 dtype=self.dtype,
+                sampling=self.sampling,
             )
             for i in range(units):
                 keeps_size = i > 0 or (self.stem == "small" and stage == 2)
@@ -170,6 +176,7 @@ class InvertedResidual(nn.Module):
         shift: factory of what replaces the depthwise convolution, if anything does.
         dtype: type of the computation.
         inside: channels to which the first 1x1 expands, t times those of the input by default.
+        sampling: factory of what samples in place of the stride, if anything does.
     """
 
     features: int
@@ -181,6 +188,7 @@ class InvertedResidual(nn.Module):
     shift: Callable[..., nn.Module] | None = None
     dtype: jnp.dtype | None = None
     inside: int | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -195,10 +203,13 @@ class InvertedResidual(nn.Module):
             y = pointwise(features=inside, name="expand")(y, train=train)
             y = nn.relu6(norm(name="norm1")(y, train))
             y = self.mixer(name="mixer")(y, train=train)
+        halving = Halving(self.stride, self.sampling)
         if self.shift is None:
-            depthwise = DepthwiseConv(stride=self.stride, dtype=self.dtype, kernel_init=fan_out_init, name="depthwise")
-            y = nn.relu6(norm(name="norm2")(depthwise(y), train))
+            depthwise = partial(DepthwiseConv, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
+            y = depthwise(kernel_init=fan_out_init, name="depthwise")(y)
+            y = nn.relu6(norm(name="norm2")(y, train))
         else:
-            y = self.shift(stride=self.stride, name="shift")(y, train=train)
+            y = self.shift(stride=halving.stride, name="shift")(y, train=train)
+        (y,) = halving(y)
         y = norm(name="norm3")(pointwise(features=self.features, name="project")(y, train=train), train)
         return x + y if self.stride == 1 and self.features == channels else y

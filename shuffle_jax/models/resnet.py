@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
+from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.sizes import Node, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
@@ -64,6 +65,9 @@ class ResNet(nn.Module):
         groups: of all convolutions of the units; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first convolution of each unit; none by
             default.
+        sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
+            :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps
+            (``conv`` is told ``padding="wrap"``). None for strides.
     """
 
     classes: int
@@ -78,6 +82,7 @@ class ResNet(nn.Module):
     sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
+    sampling: Sampling | None = None
 
     @property
     def mixing_groups(self) -> int:
@@ -138,14 +143,17 @@ class ResNet(nn.Module):
 
         Raises:
             ValueError: there is no such depth, the width makes no whole number of channels, the groups do not divide
-                them, or the dropout is out of range.
+                them, the dropout is out of range, or the image cannot be sampled.
         """
         sizes = self.all_sizes()
-        stem = partial(Stem, kernel_size=3 if self.stem == "small" else 7, kernel_init=fan_out_init)
+        small = self.stem == "small"
+        check_sizes(x, self.sampling, 3 if small else 5)
+        stem = partial(Stem, kernel_size=3 if small else 7, kernel_init=fan_out_init, sampling=self.sampling)
         unit: Callable[..., nn.Module] = BasicUnit
         if self.depth >= BOTTLENECK_FROM:
             unit = partial(Bottleneck, pointwise=self.pointwise)
-        unit = partial(unit, groups=self.groups, mixer=self.mixer, conv=self.conv, dtype=self.dtype)
+        parts: dict[str, Any] = {"mixer": self.mixer, "conv": self.conv, "sampling": self.sampling}
+        unit = partial(unit, groups=self.groups, dtype=self.dtype, **parts)
 
         x = stem(sizes[0], self.stem, self.dtype, name="stem")(x, train)
         remaining = iter(sizes)
@@ -168,6 +176,7 @@ class BasicUnit(nn.Module):
         conv: factory of both convolutions.
         dtype: type of the computation.
         inside: channels between the convolutions, as many as ``features`` by default.
+        sampling: factory of what samples in place of the stride, if anything does.
     """
 
     features: int
@@ -177,18 +186,21 @@ class BasicUnit(nn.Module):
     conv: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
     inside: int | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
-        conv = partial(self.conv, kernel_size=3, groups=self.groups, dtype=self.dtype)
+        halving = Halving(self.stride, self.sampling)
+        conv = partial(self.conv, kernel_size=3, groups=self.groups, dtype=self.dtype, **halving.around)
         inside = self.features if self.inside is None else self.inside
         norm = partial(BatchNorm, dtype=self.dtype)
 
-        y = nn.relu(norm(name="norm1")(conv(features=inside, stride=self.stride, name="conv1")(x, train=train), train))
+        y = conv(features=inside, stride=halving.stride, name="conv1")(x, train=train)
+        y, x = halving(nn.relu(norm(name="norm1")(y, train)), x)
         y = self.mixer(name="mixer")(y, train=train)
         y = norm(name="norm2")(conv(features=self.features, stride=1, name="conv2")(y, train=train), train)
-        return nn.relu(_shortcut(x, self.features, self.stride, self.dtype, train) + y)
+        return nn.relu(_shortcut(x, self.features, halving, self.dtype, train) + y)
 
 
 class Bottleneck(nn.Module):
@@ -202,6 +214,7 @@ class Bottleneck(nn.Module):
         conv: factory of the 3x3 convolution.
         pointwise: factory of the 1x1 convolutions.
         dtype: type of the computation.
+        sampling: factory of what samples in place of the stride, if anything does.
     """
 
     features: int
@@ -211,27 +224,30 @@ class Bottleneck(nn.Module):
     conv: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), 4 features)``."""
         out = BOTTLENECK * self.features
         grouped: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
-        conv = partial(self.conv, features=self.features, kernel_size=3, stride=self.stride, **grouped)
+        halving = Halving(self.stride, self.sampling)
+        conv = partial(self.conv, features=self.features, kernel_size=3, stride=halving.stride, **grouped)
         pointwise = partial(self.pointwise, **grouped)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         y = pointwise(features=self.features, name="conv1")(x, train=train)
         y = nn.relu(norm(name="norm1")(y, train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = nn.relu(norm(name="norm2")(conv(name="conv2")(y, train=train), train))
+        y = conv(name="conv2", **halving.around)(y, train=train)
+        y, x = halving(nn.relu(norm(name="norm2")(y, train)), x)
         y = norm(name="norm3")(pointwise(features=out, name="conv3")(y, train=train), train)
-        return nn.relu(_shortcut(x, out, self.stride, self.dtype, train) + y)
+        return nn.relu(_shortcut(x, out, halving, self.dtype, train) + y)
 
 
-def _shortcut(x: Images, features: int, stride: int, dtype: jnp.dtype | None, train: bool) -> Images:
+def _shortcut(x: Images, features: int, halving: Halving, dtype: jnp.dtype | None, train: bool) -> Images:
     """The input where the unit keeps its shape, else a 1x1 convolution with the stride, inside the calling module."""
-    if stride == 1 and x.shape[-1] == features:
+    if halving.step == 1 and x.shape[-1] == features:
         return x
-    x = static_conv(features, kernel_size=1, stride=stride, dtype=dtype, name="downsample")(x)
+    x = static_conv(features, kernel_size=1, stride=halving.stride, dtype=dtype, name="downsample")(x)
     return BatchNorm(dtype, name="downsample_norm")(x, train)

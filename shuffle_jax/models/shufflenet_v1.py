@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
 from shuffle_jax.nn.dense import Dense
+from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.typing import Array, Float, Images
 
@@ -45,6 +48,8 @@ class ShuffleNetV1(nn.Module):
         head: factory of the classifier, called as ``head(features=classes, name="head")``, of the mean over positions
             in float32; a dense layer by default (None).
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
+        sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
+            :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
     """
 
     classes: int
@@ -57,6 +62,7 @@ class ShuffleNetV1(nn.Module):
     dtype: jnp.dtype | None = None
     head: Callable[..., nn.Module] | None = None
     dropout: float = 0.0
+    sampling: Sampling | None = None
 
     @property
     def mixing_groups(self) -> int:
@@ -68,18 +74,21 @@ class ShuffleNetV1(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the number of groups or the width is not published, the groups do not divide the channels, or
-                the dropout is out of range.
+            ValueError: the number of groups or the width is not published, the groups do not divide the channels, the
+                dropout is out of range, or the image cannot be sampled.
         """
         if self.groups not in CHANNELS:
             raise ValueError(f"ShuffleNetV1 has no {self.groups} groups: choose one of {list(CHANNELS)}")
         if self.width not in WIDTHS:
             raise ValueError(f"ShuffleNetV1 has no width {self.width}: choose one of {list(WIDTHS)}")
         features = int(CHANNELS[self.groups] * self.width)
+        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
         mixer = self.mixer or partial(ChannelShuffle, groups=self.groups)
-        unit = partial(Unit, groups=self.groups, mixer=mixer, pointwise=self.pointwise, dtype=self.dtype)
+        parts: dict[str, Any] = {"mixer": mixer, "pointwise": self.pointwise, "sampling": self.sampling}
+        unit: Callable[..., nn.Module] = partial(Unit, groups=self.groups, dtype=self.dtype, **parts)
 
-        x = Stem(stem_features(self.groups, self.width), self.stem, self.dtype, name="stem")(x, train)
+        stem = stem_features(self.groups, self.width)
+        x = Stem(stem, self.stem, self.dtype, sampling=self.sampling, name="stem")(x, train)
         for stage, units in enumerate(UNITS, start=2):
             for i in range(units):
                 first = stage == 2 and i == 0
@@ -102,6 +111,7 @@ class Unit(nn.Module):
         pointwise: factory of the 1x1 convolutions.
         group_first: False leaves the first 1x1 ungrouped, as the paper does where the input has few channels.
         dtype: type of the computation.
+        sampling: factory of what samples in place of the stride, if anything does.
     """
 
     features: int
@@ -111,6 +121,7 @@ class Unit(nn.Module):
     pointwise: Callable[..., nn.Module]
     group_first: bool = True
     dtype: jnp.dtype | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -119,15 +130,16 @@ class Unit(nn.Module):
         middle, out = self.features // 4, self.features - (0 if residual else x.shape[-1])
         pointwise = partial(self.pointwise, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
+        halving = Halving(self.stride, self.sampling)
 
         first_groups = self.groups if self.group_first else 1
         y = pointwise(features=middle, groups=first_groups, name="pointwise1")(x, train=train)
         y = nn.relu(norm(name="norm1")(y, train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = DepthwiseConv(stride=self.stride, dtype=self.dtype, name="depthwise")(y)
+        y = DepthwiseConv(stride=halving.stride, padding=halving.padding, dtype=self.dtype, name="depthwise")(y)
         y = norm(name="norm2")(y, train)
+        if not residual:
+            y, x = (y, halve(x)) if self.sampling is None else halving(y, mean_around(x))
         y = pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train)
         y = norm(name="norm3")(y, train)
-        if residual:
-            return nn.relu(x + y)
-        return nn.relu(jnp.concatenate([halve(x), y], axis=-1))
+        return nn.relu(x + y if residual else jnp.concatenate([x, y], axis=-1))

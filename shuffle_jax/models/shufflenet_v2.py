@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from shuffle_jax.models.classifier import classify
+from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
@@ -45,6 +47,8 @@ class ShuffleNetV2(nn.Module):
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         sizes: channels one by one, in place of ``width``: of the stem; for each stage those of its output, which are
             even, and those between the 1x1 convolutions of each of its units; of the last 1x1 convolution.
+        sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
+            :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
     """
 
     classes: int
@@ -56,6 +60,7 @@ class ShuffleNetV2(nn.Module):
     head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
     sizes: tuple[int, ...] = ()
+    sampling: Sampling | None = None
 
     @property
     def mixing_groups(self) -> int:
@@ -104,13 +109,15 @@ class ShuffleNetV2(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: the width is not published, or the dropout is out of range.
+            ValueError: the width is not published, the dropout is out of range, or the image cannot be sampled.
         """
+        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
         stem, *inner, last = self.all_sizes()
         remaining = iter(inner)
-        unit = partial(Unit, mixer=self.mixer, pointwise=self.pointwise, dtype=self.dtype)
+        parts: dict[str, Any] = {"mixer": self.mixer, "pointwise": self.pointwise, "sampling": self.sampling}
+        unit: Callable[..., nn.Module] = partial(Unit, dtype=self.dtype, **parts)
 
-        x = Stem(stem, self.stem, self.dtype, name="stem")(x, train)
+        x = Stem(stem, self.stem, self.dtype, sampling=self.sampling, name="stem")(x, train)
         for stage, units in enumerate(UNITS, start=2):
             features = next(remaining)
             for i, inside in zip(range(units), remaining, strict=False):
@@ -132,6 +139,7 @@ class Unit(nn.Module):
         pointwise: factory of the 1x1 convolutions.
         dtype: type of the computation.
         inside: channels between the 1x1 convolutions, half of ``features`` by default.
+        sampling: factory of what samples in place of the stride, if anything does.
     """
 
     features: int
@@ -140,6 +148,7 @@ class Unit(nn.Module):
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
     inside: int | None = None
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -147,16 +156,18 @@ class Unit(nn.Module):
         to = partial(self.pointwise, groups=1, dtype=self.dtype)
         half = self.features // 2
         pointwise, inside = partial(to, features=half), half if self.inside is None else self.inside
-        depthwise = partial(DepthwiseConv, stride=self.stride, dtype=self.dtype)
+        halving = Halving(self.stride, self.sampling)
+        depthwise = partial(DepthwiseConv, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         if self.stride == 1:
             left, right = jnp.split(x, 2, axis=-1)
         else:
-            left, right = x, x
-            left = norm(name="left_norm1")(depthwise(name="left_depthwise")(left), train)
-            left = nn.relu(norm(name="left_norm2")(pointwise(name="left_pointwise")(left, train=train), train))
+            left, right = norm(name="left_norm1")(depthwise(name="left_depthwise")(x), train), x
         right = nn.relu(norm(name="norm1")(to(features=inside, name="pointwise1")(right, train=train), train))
         right = norm(name="norm2")(depthwise(name="depthwise")(right), train)
+        if self.stride > 1:
+            right, left = halving(right, left)
+            left = nn.relu(norm(name="left_norm2")(pointwise(name="left_pointwise")(left, train=train), train))
         right = nn.relu(norm(name="norm3")(pointwise(name="pointwise2")(right, train=train), train))
         return self.mixer(name="mixer")(jnp.concatenate([left, right], axis=-1), train=train)

@@ -8,8 +8,10 @@ from typing import Literal
 import flax.linen as nn
 import jax.numpy as jnp
 
+from shuffle_jax.models.sampling import Halving, Sampling
 from shuffle_jax.nn import BatchNorm, Conv
 from shuffle_jax.nn.convolution import kernel_init
+from shuffle_jax.ops.polyphase import largest_ahead
 from shuffle_jax.ops.pooling import largest
 from shuffle_jax.typing import Images
 
@@ -27,6 +29,7 @@ class Stem(nn.Module):
         pool: False leaves out the max-pooling.
         activation: what follows the normalisation.
         kernel_init: start of the convolution's kernel.
+        sampling: factory of what samples in place of the stride and, by a choice of its own, behind a 2x2 max-pooling.
     """
 
     features: int
@@ -36,14 +39,23 @@ class Stem(nn.Module):
     pool: bool = True
     activation: Callable[[Images], Images] = nn.relu
     kernel_init: nn.initializers.Initializer = kernel_init
+    sampling: Sampling | None = None
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h / s, w / s, features)``, s = 4, 2 or 1 by kind and pooling."""
         small = self.kind == "small"
-        stride = 1 if small else 2
-        x = Conv(self.features, self.kernel_size, stride, dtype=self.dtype, kernel_init=self.kernel_init, name="conv")(
-            x
+        halving = Halving(1 if small else 2, self.sampling)
+        conv = Conv(
+            self.features,
+            self.kernel_size,
+            halving.stride,
+            padding=halving.padding,
+            dtype=self.dtype,
+            kernel_init=self.kernel_init,
+            name="conv",
         )
-        x = self.activation(BatchNorm(self.dtype, name="norm")(x, train))
-        return largest(x) if self.pool and not small else x
+        (x,) = halving(self.activation(BatchNorm(self.dtype, name="norm")(conv(x), train)))
+        if small or not self.pool:
+            return x
+        return largest(x) if self.sampling is None else halving(largest_ahead(x), name="pool_sampling")[0]

@@ -58,12 +58,43 @@ def blur(x: Images, size: int) -> Images:
     row = np.ones(1)
     for _ in range(size - 1):
         row = np.convolve(row, [0.5, 0.5])
-    y, ends, none = at_least_float32(x), ((size - 1) // 2, size // 2), (0, 0)
-    for window, pads in (((size, 1), (ends, none)), ((1, size), (none, ends))):
-        weights = jnp.asarray(row, y.dtype).reshape(*window, 1, 1)
-        kernel = jnp.broadcast_to(weights, (*window, 1, x.shape[-1]))
-        y = depthwise(wrap(y, pads), kernel, padding=(none, none))
-    return y.astype(x.dtype)
+    return _smoothed(x, row)
+
+
+def mean_around(x: Images) -> Images:
+    """The mean of 3 x 3 values around every one, circular: what a pooled shortcut samples.
+
+    ``y[n, i, j, c] = sum_ab x[n, i + a - 1, j + b - 1, c] / 9``
+
+    Args:
+        x: ``(n, h, w, c)``; half precision is added in float32 and rounded once.
+
+    Returns:
+        Array like x.
+
+    >>> mean_around(jnp.array([0.0, 9.0, 0.0, 0.0]).reshape(1, 1, 4, 1)).ravel().round(3).tolist()
+    [3.0, 3.0, 3.0, 0.0]
+    """
+    return _smoothed(x, np.full(3, 1 / 3))
+
+
+def largest_ahead(x: Images) -> Images:
+    """The largest of 2 x 2 values from every one on, circular: what a pooled stem samples.
+
+    ``y[n, i, j, c] = max_ab x[n, i + a, j + b, c]``
+
+    Args:
+        x: ``(n, h, w, c)``.
+
+    Returns:
+        Array like x.
+
+    >>> largest_ahead(jnp.array([0.0, 9.0, 0.0, 1.0]).reshape(1, 1, 4, 1)).ravel().tolist()
+    [9.0, 9.0, 1.0, 1.0]
+    """
+    x = wrap(x, ((0, 1), (0, 1)))
+    rows = jnp.maximum(x[:, :-1], x[:, 1:])
+    return jnp.maximum(rows[:, :, :-1], rows[:, :, 1:])
 
 
 def choose(x: Images, criterion: Criterion = "l2") -> Int[Array, " n"]:
@@ -151,6 +182,17 @@ def sample(
     if choice is None:
         choice = choose(blurred if select == "blurred" else x, criterion)
     return component(blurred, choice), choice
+
+
+def _smoothed(x: Images, row: Float[np.ndarray, " k"]) -> Images:
+    """A circular correlation with the outer product of a row with itself, centred, an even one half a pixel ahead."""
+    y, size, none = at_least_float32(x), len(row), (0, 0)
+    ends = (size - 1) // 2, size // 2
+    for window, pads in (((size, 1), (ends, none)), ((1, size), (none, ends))):
+        weights = jnp.asarray(row, y.dtype).reshape(*window, 1, 1)
+        kernel = jnp.broadcast_to(weights, (*window, 1, x.shape[-1]))
+        y = depthwise(wrap(y, pads), kernel, padding=(none, none))
+    return y.astype(x.dtype)
 
 
 def _even(x: Images) -> Images:
