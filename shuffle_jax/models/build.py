@@ -18,10 +18,16 @@ from shuffle_jax.models.options import COMMON, chosen_options, module_of, parame
 from shuffle_jax.models.parts import KINDS, Factory, part
 from shuffle_jax.nn import FactorGenerator, RollingPointwise
 
-PLACES = {"mixer": ("mixer",), "pointwise": ("pointwise", "conv"), "spatial": ("shift",), "head": ("head",)}
+PLACES = {
+    "mixer": ("mixer",),
+    "pointwise": ("pointwise", "conv"),
+    "spatial": ("shift",),
+    "sampling": ("sampling",),
+    "head": ("head",),
+}
 """The fields of a network that take the parts of each kind; ``conv`` those of any kernel size."""
 
-NEUTRAL = {"mixer": "identity", "pointwise": "plain", "spatial": "depthwise", "head": "plain"}
+NEUTRAL = {"mixer": "identity", "pointwise": "plain", "spatial": "depthwise", "sampling": "stride", "head": "plain"}
 """What a network without a place has."""
 
 
@@ -59,6 +65,10 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
         if make is not None:
             made = factory(config, kind, network)
             any_size = "kernel_size" in parameters(make)
+            if any_size and "conv" in free and config.sampling != "stride" and "padding" not in parameters(make):
+                raise ValueError(
+                    f"{name} must take padding, as nn.Conv does, where the network samples by {config.sampling}"
+                )
             parts |= {place: made for place in free if place != "conv" or any_size}
     if missing := [place for place in unset if place not in parts]:
         raise ValueError(f"{config.family} needs a choice for {' and '.join(missing)}: it has none of its own")
@@ -72,7 +82,7 @@ def factory(config: NetworkConfig, kind: str, network: nn.Module | None = None) 
 
     Args:
         config: of the network.
-        kind: "mixer", "pointwise", "spatial" or "head".
+        kind: "mixer", "pointwise", "spatial", "sampling" or "head".
         network: the one that it is for, which says what its layers start from (``layer_defaults``) and across how many
             groups a mixer mixes (``mixing_groups``).
 
@@ -90,6 +100,8 @@ def factory(config: NetworkConfig, kind: str, network: nn.Module | None = None) 
         start["groups"] = count
     if kind == "pointwise" and "default_groups" in parameters(make) and network is not None:
         start["default_groups"] = 2 if getattr(network, "groups", 1) == 1 else 1
+    if kind == "spatial" and config.sampling != "stride" and "padding" in parameters(make):
+        start["padding"] = "wrap"
     return with_options(kind, partial(make, **start) if start else make, _values(config, kind))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union
 
 from shuffle_jax.models.options import chosen_options, groups, parameters
-from shuffle_jax.models.parts import HEADS, KINDS, MIXERS, NETWORKS, POINTWISE, SPATIAL, Part, named, part
+from shuffle_jax.models.parts import HEADS, KINDS, MIXERS, NETWORKS, POINTWISE, SAMPLING, SPATIAL, Part, named, part
 from shuffle_jax.models.stem import StemKind
 
 RENAMED = {
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     MixerKind: TypeAlias = Any
     PointwiseKind: TypeAlias = Any
     SpatialKind: TypeAlias = Any
+    SamplingKind: TypeAlias = Any
     HeadKind: TypeAlias = Any
 
     @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
         shift: Any = None
 
 else:
-    Family, MixerKind, PointwiseKind, SpatialKind, HeadKind = (
+    Family, MixerKind, PointwiseKind, SpatialKind, SamplingKind, HeadKind = (
         Union[Literal[tuple(table)], str]  # noqa: UP007 (made of values)
         for table in KINDS.values()
     )
@@ -89,6 +90,7 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
         mixer: What carries information across channel groups. {_choices(MIXERS)}.
         pointwise: 1x1 layers, and where they are of any size all convolutions of ResNet's units. {_choices(POINTWISE)}.
         spatial: What moves information over the image. {_choices(SPATIAL)}.
+        sampling: What halves the image. {_choices(SAMPLING)}.
         head: The classifier. {_choices(HEADS)}.
         dropout: Share of the classifier's inputs that training sets to 0.
         sizes: Channels one by one in place of a width, as experiments.search finds them, of ResNet up to depth 34,
@@ -104,6 +106,7 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
     mixer: MixerKind = "auto"
     pointwise: PointwiseKind = "plain"
     spatial: SpatialKind = "depthwise"
+    sampling: SamplingKind = "stride"
     head: HeadKind = "plain"
     dropout: float = 0.0
     sizes: tuple[int, ...] = ()

@@ -40,6 +40,7 @@ from shuffle_jax.nn import (
     HardFactorGenerator,
     HardStaticDynamicShuffle,
     Identity,
+    PolyphaseSampling,
     RollingPointwise,
     SqueezeExcitation,
     StaticDynamicShuffle,
@@ -111,11 +112,22 @@ SPATIAL = {
     "depthwise": Part(None, "the network's own, depthwise convolutions in most"),
     "address": Part(AddressShift, "address shifts", "shift"),
 }
+SAMPLING = {
+    "stride": Part(None, "every second row and column"),
+    "aps": Part(PolyphaseSampling, "those that the image chooses, so that its shifts change nothing"),
+}
 HEADS = {
     "plain": Part(None, "a dense layer"),
     "dcd": Part(DynamicDense, "dynamic convolution decomposition", "classifier"),
 }
-KINDS = {"family": NETWORKS, "mixer": MIXERS, "pointwise": POINTWISE, "spatial": SPATIAL, "head": HEADS}
+KINDS = {
+    "family": NETWORKS,
+    "mixer": MIXERS,
+    "pointwise": POINTWISE,
+    "spatial": SPATIAL,
+    "sampling": SAMPLING,
+    "head": HEADS,
+}
 """The tables by the field of a configuration that chooses from them. A part is one line here."""
 
 

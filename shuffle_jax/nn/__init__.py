@@ -14,6 +14,7 @@ from shuffle_jax.nn.factors import FactorGenerator, HardFactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
+from shuffle_jax.nn.polyphase import PolyphaseSampling
 from shuffle_jax.nn.rolling_pointwise import RollingPointwise
 from shuffle_jax.nn.shared import Use
 from shuffle_jax.nn.shift import AddressShift, ChannelRotation, ChannelShift, GridShift, ShiftedPointwise
@@ -42,6 +43,7 @@ __all__ = [
     "HardStaticDynamicShuffle",
     "Identity",
     "PointwiseConv",
+    "PolyphaseSampling",
     "RollingPointwise",
     "ShiftedPointwise",
     "SqueezeExcitation",

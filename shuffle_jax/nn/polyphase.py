@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from shuffle_jax.ops import polyphase
-from shuffle_jax.ops.polyphase import Criterion, Select
+from shuffle_jax.ops.polyphase import BlurSize, Criterion, Select
 from shuffle_jax.typing import Array, Images, Int
 
 
@@ -23,7 +23,7 @@ class PolyphaseSampling(nn.Module):
     """
 
     criterion: Criterion = "l2"
-    blur: int = 1
+    blur: BlurSize = 1
     select: Select = "blurred"
 
     @nn.compact

@@ -29,11 +29,11 @@ Criterion = Literal["l2", "l1", "largest", "largest_signed", "smallest_l2", "sma
 Select = Literal["blurred", "unblurred"]
 """Of which image the components are compared: what is sampled, or what it was before the blur."""
 
-SIZES = (1, 2, 3, 4, 5)
-"""Of the blur."""
+BlurSize = Literal[1, 2, 3, 4, 5]
+"""Of the blur; 1 is none."""
 
 
-def blur(x: Images, size: int) -> Images:
+def blur(x: Images, size: BlurSize) -> Images:
     """The circular binomial blur, ``y[i, j] = sum_ab w[a] w[b] x[i + a - t, j + b - t]`` with ``t = (k - 1) // 2``.
 
     ``w`` is the row of binomials (1 1), (1 2 1), (1 3 3 1) or (1 4 6 4 1) over its sum; for k = 1 nothing happens.
@@ -51,8 +51,8 @@ def blur(x: Images, size: int) -> Images:
     >>> blur(jnp.array([0.0, 4.0, 0.0, 0.0]).reshape(1, 1, 4, 1), 3).ravel().tolist()
     [1.0, 2.0, 1.0, 0.0]
     """
-    if size not in SIZES:
-        raise ValueError(f"there is no blur of size {size}: choose one of {list(SIZES)}")
+    if size not in get_args(BlurSize):
+        raise ValueError(f"there is no blur of size {size}: choose one of {list(get_args(BlurSize))}")
     if size == 1:
         return x
     row = np.ones(1)
@@ -151,7 +151,7 @@ def sample(
     x: Images,
     choice: Int[Array, " n"] | None = None,
     criterion: Criterion = "l2",
-    size: int = 1,
+    size: BlurSize = 1,
     select: Select = "blurred",
 ) -> tuple[Float[Array, "n oh ow c"], Int[Array, " n"]]:
     """Blurs an image and keeps one of its four polyphase components, its own choice or that of another image.

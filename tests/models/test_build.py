@@ -26,7 +26,7 @@ from shuffle_jax.nn import (
     StaticDynamicShuffle,
 )
 
-CALLED = {"mixer": {}, "pointwise": {"features": 4}, "spatial": {"stride": 1}, "head": {"features": 2}}
+CALLED = {"mixer": {}, "pointwise": {"features": 4}, "spatial": {"stride": 1}, "sampling": {}, "head": {"features": 2}}
 """What a network gives a part when it makes it."""
 WITH_OPTIONS = [
     (kind, name)
