@@ -134,7 +134,7 @@ class MobileNetV2(nn.Module):
             ValueError: the width is not one of the four, the groups do not divide the channels, the dropout is out of
                 range, or the image cannot be sampled.
         """
-        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
+        check_sizes(x, self.sampling, sum(row[-1] > 1 for row in TABLE) + (-1 if self.stem == "small" else 1))
         first, *inner, last = self.all_sizes()
         sizes = iter(inner)
         stem = partial(Stem, pool=False, activation=nn.relu6, kernel_init=fan_out_init, sampling=self.sampling)

@@ -147,7 +147,7 @@ class ResNet(nn.Module):
         """
         sizes = self.all_sizes()
         small = self.stem == "small"
-        check_sizes(x, self.sampling, 3 if small else 5)
+        check_sizes(x, self.sampling, len(UNITS[self.depth]) + (-1 if small else 1))
         stem = partial(Stem, kernel_size=3 if small else 7, kernel_init=fan_out_init, sampling=self.sampling)
         unit: Callable[..., nn.Module] = BasicUnit
         if self.depth >= BOTTLENECK_FROM:

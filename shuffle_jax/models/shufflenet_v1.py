@@ -82,7 +82,7 @@ class ShuffleNetV1(nn.Module):
         if self.width not in WIDTHS:
             raise ValueError(f"ShuffleNetV1 has no width {self.width}: choose one of {list(WIDTHS)}")
         features = int(CHANNELS[self.groups] * self.width)
-        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
+        check_sizes(x, self.sampling, len(UNITS) + (0 if self.stem == "small" else 2))
         mixer = self.mixer or partial(ChannelShuffle, groups=self.groups)
         parts: dict[str, Any] = {"mixer": mixer, "pointwise": self.pointwise, "sampling": self.sampling}
         unit: Callable[..., nn.Module] = partial(Unit, groups=self.groups, dtype=self.dtype, **parts)

@@ -111,7 +111,7 @@ class ShuffleNetV2(nn.Module):
         Raises:
             ValueError: the width is not published, the dropout is out of range, or the image cannot be sampled.
         """
-        check_sizes(x, self.sampling, 3 if self.stem == "small" else 5)
+        check_sizes(x, self.sampling, len(UNITS) + (0 if self.stem == "small" else 2))
         stem, *inner, last = self.all_sizes()
         remaining = iter(inner)
         parts: dict[str, Any] = {"mixer": self.mixer, "pointwise": self.pointwise, "sampling": self.sampling}
