@@ -9,31 +9,29 @@ of units in a row are the product of boolean matrices.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from shuffle_jax.analysis.units import (
+    Call,
+    ImageDependent,  # noqa: F401 (who asks for reach knows it from here)
+    Leaves,
+    mixes,
+    trace,
+    weighted,
+)
 from shuffle_jax.naming import some
-from shuffle_jax.nn.collections import PERMUTATIONS, RELAXED, STATIC
-from shuffle_jax.nn.shared import apart, gathered
+from shuffle_jax.nn.shared import gathered
 from shuffle_jax.typing import Array, Bool, Images, PyTree
 
-UNIT = re.compile(r"stage\d+_\d+")
 BATCH = 64  # Channels that are tried at a time, which bounds the memory.
 
-Path = tuple[str, ...]
-Leaves = dict[Path, Any]  # Variables by collection and path.
 Program = Callable[[PyTree, Images], Array]
-
-
-class ImageDependent(ValueError):
-    """What a unit connects depends on the image."""
 
 
 class Rules(NamedTuple):
@@ -173,7 +171,7 @@ def unit_links(
     >>> units_to_full(reach(unit_links(network, {}, (8, 8, 3), match="stage2_")[1:]))
     2
     """
-    calls, leaves = _trace(network, variables, image_shape)
+    calls, leaves = trace(network, variables, image_shape)
     chosen = [call for call in calls if match in call.name]
     if not chosen:
         names = some(call.name for call in calls) or "submodules called stage1_0, stage1_1 and so on, if any"
@@ -184,7 +182,7 @@ def unit_links(
     known: dict[Hashable, np.ndarray] = {}
     for call in chosen:
         own = gathered(leaves, call.places)
-        mixing = call.likeness, *((path, leaf.tobytes()) for path, leaf in own.items() if _mixes(path))
+        mixing = call.likeness, *((path, leaf.tobytes()) for path, leaf in own.items() if mixes(path))
         if mixing not in known:
             program = programs.setdefault(call.likeness, jax.jit(call.run))
             known[mixing] = _connected(call, program, own, rules)
@@ -192,85 +190,15 @@ def unit_links(
     return links
 
 
-class _Call(NamedTuple):
-    """A unit as its network calls it: where its variables are, what it is, and what it takes beside such an input."""
-
-    places: dict[Path, Path]
-    module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...]
-    channels: int
-
-    @property
-    def name(self) -> str:
-        return "/".join(self.places[()])
-
-    def run(self, variables: PyTree, images: Images) -> Array:
-        return self.module.apply(variables, images, *self.args, **dict(self.kwargs))  # type: ignore[return-value]
-
-    @property
-    def likeness(self) -> Hashable:
-        """What two units share that are one program."""
-        try:
-            hash(self.module)
-        except TypeError:  # A field of the unit is a list: it is like itself alone.
-            return self.name
-        return self.module, self.args, self.kwargs, self.channels
-
-
-def _trace(network: nn.Module, variables: PyTree, image_shape: tuple[int, ...]) -> tuple[list[_Call], Leaves]:
-    """The units, by shapes alone, and the leaves of all variables: those that mix as they are, of others the shapes."""
-    calls: list[_Call] = []
-    around: list[str] = []  # The unit that is being called.
-    outputs: list[Any] = []
-
-    def visit(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        module, name = context.module, "/".join(context.module.path)
-        if context.method_name != "__call__":
-            return call(*args, **kwargs)
-        if around and args and getattr(args[0], "ndim", 4) < 4:
-            raise ImageDependent(
-                f"what {around[-1]} connects depends on the image, which {name} sees as a whole: choose mixers "
-                "ChannelShuffle, ChannelShift, FixedPermutation, AutoShuffle or Identity, or freeze dynamic shuffles"
-            )
-        if around or not UNIT.fullmatch(module.name or ""):
-            return call(*args, **kwargs)
-        if outputs and args[0] is not outputs[-1]:
-            raise ValueError(f"something is computed between {calls[-1].name} and {name}: make it a part of a unit")
-        around.append(name)
-        outputs.append(call(*args, **kwargs))
-        around.pop()
-        unbound, places = apart(module)
-        calls.append(_Call(places, unbound, args[1:], tuple(kwargs.items()), args[0].shape[-1]))
-        return outputs[-1]
-
-    def complete(variables: PyTree) -> Leaves:
-        images = jnp.zeros((1, *image_shape), jnp.float32)
-        return flatten_dict(network.apply(variables, images, mutable=True, rngs={"params": jax.random.key(0)})[1])
-
-    with nn.intercept_methods(visit):
-        leaves = jax.eval_shape(complete, variables)
-    if any(map(_mixes, leaves)):
-        # Kernels, which nobody asks for, are not drawn.
-        take = jax.jit(lambda given: {path: leaf for path, leaf in complete(given).items() if _mixes(path)})
-        leaves |= jax.device_get(take(variables))
-    return calls, leaves
-
-
-def _mixes(path: Path) -> bool:
-    """Whether a leaf says where channels go."""
-    return path[0] == PERMUTATIONS or path[-1] in (RELAXED, STATIC)
-
-
-def _connected(call: _Call, program: Program, own: Leaves, rules: Rules) -> Bool[np.ndarray, "i o"]:
+def _connected(call: Call, program: Program, own: Leaves, rules: Rules) -> Bool[np.ndarray, "i o"]:
     """Runs a unit on one image for each channel."""
     # What goes through a weight grows with it.
-    weighted = [_weighted(own, weight, rules.threshold) for weight in ((1.0,) if rules.shortcuts else (1.0, 2.0))]
+    given = [weighted(own, weight, rules.threshold) for weight in ((1.0,) if rules.shortcuts else (1.0, 2.0))]
     rows, found = min(BATCH, call.channels), []
     for first in range(0, call.channels, rows):
         channel = jax.nn.one_hot(np.arange(first, first + rows), call.channels)  # Zeros behind the last.
         images = jnp.broadcast_to(channel[:, None, None], (rows, rules.size, rules.size, call.channels))
-        answers = [np.asarray(program(variables, images), np.float32) for variables in weighted]
+        answers = [np.asarray(program(variables, images), np.float32) for variables in given]
         if not all((answer >= 0).all() for answer in answers):  # Also if it is no number.
             raise ValueError(f"{call.name} subtracts: what reaches an output can be told only where nothing cancels")
         arrived = answers[0] > 0 if rules.shortcuts else answers[1] > answers[0]
@@ -284,15 +212,3 @@ def _connected(call: _Call, program: Program, own: Leaves, rules: Rules) -> Bool
             size = f"{rules.size} x {rules.size}"
             raise ValueError(f"{call.name} sees the edge in the middle of {size} pixels: give the rules a larger size")
     return np.concatenate(found)[: call.channels]
-
-
-def _weighted(own: Leaves, weight: float, threshold: float) -> PyTree:
-    """The variables of a unit, every weight the same; what mixes is as it is, and norms change nothing."""
-
-    def filled(path: Path, leaf: Any) -> Any:
-        if path[-1] == RELAXED:
-            return (leaf > threshold).astype(leaf.dtype)
-        value = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}.get(path[-1], weight)
-        return leaf if _mixes(path) else np.full(leaf.shape, value, leaf.dtype)
-
-    return unflatten_dict({path: filled(path, leaf) for path, leaf in own.items()})

@@ -29,7 +29,7 @@ def test_it_is_its_operation_with_a_bias_in_the_type_asked_for():
     y, plain = layer.apply(variables, x), layer.clone(dtype=None).apply(variables, x)
     assert (y.dtype, plain.dtype) == (jnp.bfloat16, jnp.float32)
     product = rolling_pointwise(jnp.asarray(x), variables["params"]["kernel"], 2)
-    np.testing.assert_array_equal(plain, np.asarray(product) + np.arange(6))
+    np.testing.assert_allclose(plain, np.asarray(product) + np.arange(6), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.float32(y), plain, rtol=0.02, atol=0.02)
 
 
