@@ -29,10 +29,9 @@ def kernel(case):
 def test_the_authors_figures(case):
     for name, side in zip(("in", "out", "k"), knowledge(kernel(case)), strict=True):
         rank, condition, gain = (float(FIGURES[f"{case}/{name}_{what}"]) for what in ("rank", "condition", "S"))
-        rows = FIGURES[f"{case}/W"].shape
-        side = NOTHING if side is None else side  # theirs of one row is 0 always
-        assert side.rank == pytest.approx(rank, abs=1e-7)
-        np.testing.assert_allclose(side[1:], (condition, gain), rtol=1e-4, err_msg=f"{name} of {rows}")
+        found = NOTHING if side is None else side  # theirs of one row is 0 always
+        assert found.rank == pytest.approx(rank, abs=1e-7)
+        np.testing.assert_allclose(found[1:], (condition, gain), rtol=1e-4, err_msg=name)
 
 
 @given(seed=st.integers(0, 99), scale=st.sampled_from((1e-6, 1e-2, 37.0, 1e5)), rank=st.integers(0, 4))
@@ -82,7 +81,7 @@ def test_records_hold_it():
 
 @pytest.mark.parametrize("wrong", [np.ones((3, 4, 4)), np.full((1, 1, 4, 4), np.nan)])
 def test_what_is_no_kernel_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be HWIO|of finite numbers"):
+    with pytest.raises(ValueError, match=r"must be HWIO|of finite numbers"):
         knowledge(wrong)
     with pytest.raises(ValueError, match="a multiple of 3 outputs"):
         knowledge(np.ones((1, 1, 4, 4)), groups=3)
@@ -111,7 +110,7 @@ def test_every_parameter_of_a_network_follows_one():
     network = ResNet(5, 10, 0.125, "small", groups=2)
     found = convolutions(network, (8, 8, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]
-    paths = {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree.leaves_with_path(shapes)}
+    paths = {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(shapes)}
     assert set(found.followed) == paths
     assert set(found.followed.values()) == set(found.groups)
     assert found.followed["stage1_0/norm1/scale"] == "stage1_0/conv1"
