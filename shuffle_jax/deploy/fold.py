@@ -115,8 +115,12 @@ def _with_copies(
     network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[int, int, int]
 ) -> dict[str, PyTree]:
     """The variables with a copy of a shared layer for each use with a norm behind it."""
-    calls = traced(network, variables, image_shape)[0]
-    uses = {path: call.module.layer.path for path, call in calls.items() if isinstance(call.module, Use)}
+    before_any, calls = Variables(variables), traced(network, variables, image_shape)[0]
+    uses = {
+        path: call.module.layer.path
+        for path, call in calls.items()
+        if isinstance(call.module, Use) and not before_any.of(path)  # else it has a copy
+    }
 
     def copied(chosen: Collection[Path]) -> dict[str, PyTree]:
         state = Variables(variables)
@@ -127,10 +131,9 @@ def _with_copies(
             state.replace(layer, {})
         return unflatten_dict(state.flat)
 
-    shared = [path for path in uses if calls.get(uses[path])]  # not those that have copies already
-    calls, before = traced(network, copied(shared), image_shape)
+    calls, before = traced(network, copied(uses), image_shape)
     followed = {layer for norm, layer in before.items() if isinstance(calls[norm].module, BatchNorm)}
-    return copied([path for path in shared if (*path, OWN) in followed])
+    return copied([path for path in uses if (*path, OWN) in followed])
 
 
 def _reason(norm: Path, calls: dict[Path, Call], before: dict[Path, Path]) -> str:

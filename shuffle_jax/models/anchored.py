@@ -53,7 +53,7 @@ class AnchoredNet(nn.Module):
         width: multiplies all channels, this project's own; ``128 width`` of one kernel, or ``64 width`` of one for each
             width, is a whole number.
         kernels: "one" for the whole network, which is the paper's plain form, or one for "each_width", its mix form.
-        anchored: share them; without, each layer has a kernel of its own, which is the control.
+        shared: share them; without, each layer has a kernel of its own, which is the control.
         regulator: "pointwise" for a 1x1 convolution of its own in each unit, behind its last norm; or "none".
         mixing: where the mixer stands: on the "branch", behind the last norm and the 1x1 convolution of each unit; or
             on the "stream", behind each norm of it, and as often on the shortcut, as the rotations of the paper's code.
@@ -70,7 +70,7 @@ class AnchoredNet(nn.Module):
     depth: int = 18
     width: float = 1.0
     kernels: Literal["one", "each_width"] = "one"
-    anchored: bool = True
+    shared: bool = True
     regulator: Literal["none", "pointwise"] = "none"
     mixing: Literal["branch", "stream"] = "branch"
     pointwise: Callable[..., nn.Module] = pointwise_conv
@@ -123,7 +123,7 @@ class AnchoredNet(nn.Module):
     def _parts(self) -> dict[str, Any]:
         """What all units and layers are given."""
         regulator = self.pointwise if self.regulator == "pointwise" else None
-        return {"own": not self.anchored, "regulator": regulator, "mixer": self.mixer, "dtype": self.dtype}
+        return {"own": not self.shared, "regulator": regulator, "mixer": self.mixer, "dtype": self.dtype}
 
     def _with_shortcuts(self, x: Images, train: bool) -> Images:
         """The form of ResNet: a stem, and four stages of units, with a pooling behind each."""

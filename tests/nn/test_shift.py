@@ -12,6 +12,7 @@ import pytest
 from shuffle_jax.analysis.count import NOTHING, Count, count
 from shuffle_jax.nn import (
     AddressShift,
+    ChannelRotation,
     ChannelShift,
     ChannelShuffle,
     DynamicConv,
@@ -32,6 +33,7 @@ compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 
 SHIFTS = {
     "channels": (ChannelShift(), partial(shift.channel_shift, groups=2)),
     "channels in 4 groups": (ChannelShift(4), partial(shift.channel_shift, groups=4)),
+    "all channels by one": (ChannelRotation(), lambda x: x[..., (np.arange(16) + 1) % 16]),
     "address": (AddressShift(), shift.address_shift),
     "wrap": (AddressShift(DIAGONALS, "wrap"), partial(shift.address_shift, offsets=DIAGONALS, boundary="wrap")),
     "every second pixel": (AddressShift(stride=2), lambda x: shift.address_shift(x)[:, [0, 2]][:, :, [0, 2, 4]]),

@@ -73,6 +73,7 @@ CASES = {  # The op, what is split, and what lies whole on every device.
     "sums": (lambda x: sums([x, x]), [images(4, 48, 4, 8)], []),
     "halve": (pooling.halve, [X], []),
     "largest": (pooling.largest, [X], []),
+    "largest_2x2": (pooling.largest_2x2, [X], []),
     "depthwise, strided": (partial(convolution.depthwise, stride=2), [images(4, 40, 40, 8)], [images(3, 3, 1, 8)]),
     "depthwise, strided past its kernel": (
         partial(convolution.depthwise, stride=2),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from shuffle_jax.ops.pooling import halve, largest
+from shuffle_jax.ops.pooling import halve, largest, largest_2x2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7)])
@@ -82,3 +82,27 @@ def test_only_cpu_notes_where_the_largest_was():
     traced = jax.jit(jax.grad(lambda x: largest(x).sum())).trace(np.zeros((1, 6, 6, 2), np.float32))
     for platform, native in (("cpu", False), ("cuda", True), ("tpu", True)):
         assert ("stablehlo.select_and_scatter" in traced.lower(lowering_platforms=(platform,)).as_text()) == native
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (1, 6), (7, 4)])
+def test_the_largest_of_four_takes_the_gradient_and_of_equal_ones_the_first(size):
+    rng = np.random.default_rng(0)
+    x = rng.integers(-2, 3, (2, *size, 3)).astype(np.float32)
+    rows, columns = (min(2, n) for n in size)
+    cotangent = rng.integers(-9, 10, (2, max(1, size[0] // 2), max(1, size[1] // 2), 3)).astype(np.float32)
+    expected, gradient = np.zeros(cotangent.shape, np.float32), np.zeros(x.shape, np.float32)
+    for n, i, j, c in np.ndindex(*cotangent.shape):
+        window = x[n, rows * i : rows * i + rows, columns * j : columns * j + columns, c]
+        a, b = np.unravel_index(window.argmax(), window.shape)
+        expected[n, i, j, c] = window[a, b]
+        gradient[n, rows * i + a, columns * j + b, c] = cotangent[n, i, j, c]
+
+    @jax.jit
+    def both(x, cotangent):
+        y, pull = jax.vjp(largest_2x2, x)
+        return y, *pull(cotangent)
+
+    for actual, value in zip(both(x, cotangent), (expected, gradient), strict=True):
+        np.testing.assert_array_equal(actual, value)
+    half, _ = both(x.astype(jnp.bfloat16), cotangent.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
