@@ -46,3 +46,26 @@ def _draw(network, image_shape, seed=0):
 @pytest.fixture(scope="session")
 def draw():
     return _draw
+
+
+@pytest.fixture(scope="session")
+def contextual_figures():
+    """By the name of a case, its configuration and its arrays: contextual convolutions, units and a network in torch.
+
+    Each case is one row of numbers in the file, which is smaller so.
+    """
+    import json
+    from pathlib import Path
+
+    import numpy as np
+
+    with np.load(Path(__file__).parent / "fixtures" / "coconv.npz") as file:
+        cases, values = json.loads(str(file["manifest"])), {name: file[name] for name in file.files}
+
+    def case(name):
+        shapes = cases[name]["arrays"]
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])
+        parts = zip(shapes.items(), np.split(values[name], ends[:-1]), strict=True)
+        return cases[name], {key: part.reshape(shape) for (key, shape), part in parts}
+
+    return case

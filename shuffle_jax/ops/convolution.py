@@ -28,11 +28,15 @@ Padding = Literal["zeros", "wrap"]
 
 
 def depthwise(
-    x: Images, kernel: Float[Array, "kh kw 1 c"], stride: int = 1, padding: Pads | Padding = "zeros"
+    x: Images,
+    kernel: Float[Array, "kh kw 1 c"],
+    stride: int = 1,
+    padding: Pads | Padding = "zeros",
+    dilation: int = 1,
 ) -> Float[Array, "n oh ow c"]:
     """Convolves every channel with its own kernel.
 
-    ``y[n, i, j, c] = sum_ab K[a, b, 0, c] x[n, s i + a - top, s j + b - left, c]``
+    ``y[n, i, j, c] = sum_ab K[a, b, 0, c] x[n, s i + d a - top, s j + d b - left, c]``
 
     On CPU a sum of ``kh kw`` shifted copies, :func:`shuffle_jax.ops.depthwise_shifts.sum_of_shifts`; elsewhere the
     native convolution. Half-precision inputs are summed in float32.
@@ -41,11 +45,12 @@ def depthwise(
         x: ``(n, h, w, c)``.
         kernel: ``(kh, kw, 1, c)``, of the type of x.
         stride: s, at least 1, the same for rows and columns.
-        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
-            ``((top, bottom), (left, right))``.
+        padding: ``k // 2`` "zeros" on every side, k of the dilated window, or as many values of the opposite side,
+            "wrap"; or numbers of zeros ``((top, bottom), (left, right))``.
+        dilation: d, at least 1, from one tap to the next; the window is one of ``k = d (kh - 1) + 1``.
 
     Returns:
-        ``(n, oh, ow, c)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
+        ``(n, oh, ow, c)`` with ``oh = floor((h + top + bottom - k) / s) + 1``.
 
     Raises:
         ValueError: the kernel does not fit the channels, or is larger than the padded image.
@@ -59,12 +64,12 @@ def depthwise(
         raise ValueError(
             f"a depthwise kernel for {channels} channels has the shape (kh, kw, 1, {channels}), not {kernel.shape}"
         )
-    x, pads = around(x, kernel.shape[:2], padding)
+    x, pads = around(x, dilated(kernel.shape[:2], dilation), padding)
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(sum_of_shifts, stride, pads),
-        default=partial(_native, stride, pads, channels),
+        cpu=partial(sum_of_shifts, stride, pads, dilation=dilation),
+        default=partial(_native, stride, pads, channels, dilation=dilation),
     )
 
 
@@ -116,9 +121,16 @@ def pointwise(
 
 
 def convolution(
-    x: Images, kernel: Float[Array, "kh kw i o"], stride: int = 1, padding: Pads | Padding = "zeros", groups: int = 1
+    x: Images,
+    kernel: Float[Array, "kh kw i o"],
+    stride: int = 1,
+    padding: Pads | Padding = "zeros",
+    groups: int = 1,
+    dilation: int = 1,
 ) -> Float[Array, "n oh ow o"]:
-    """A dense or grouped convolution, ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + a - top, s j + b - left, c]``.
+    """A dense or grouped convolution.
+
+    ``y[n, i, j, o] = sum_abc K[a, b, c, o] x[n, s i + d a - top, s j + d b - left, c]``
 
     On CPU a 1x1 kernel is a matrix product, a larger one over at most 4 channels (an image stem) gathers its patches
     for one, and groups are convolved one by one; otherwise the native convolution.
@@ -127,12 +139,13 @@ def convolution(
         x: ``(n, h, w, c)``.
         kernel: ``(kh, kw, c / g, o)``, of the type of x.
         stride: s, at least 1.
-        padding: ``k // 2`` "zeros" on every side, or as many values of the opposite side, "wrap"; or numbers of zeros
-            ``((top, bottom), (left, right))``.
+        padding: ``k // 2`` "zeros" on every side, k of the dilated window, or as many values of the opposite side,
+            "wrap"; or numbers of zeros ``((top, bottom), (left, right))``.
         groups: g, a divisor of c and o.
+        dilation: d, at least 1, from one tap to the next; the window is one of ``k = d (kh - 1) + 1``.
 
     Returns:
-        ``(n, oh, ow, o)`` with ``oh = floor((h + top + bottom - kh) / s) + 1``.
+        ``(n, oh, ow, o)`` with ``oh = floor((h + top + bottom - k) / s) + 1``.
 
     Raises:
         ValueError: g does not divide the channels, or the kernel does not fit them, or is larger than the padded image.
@@ -148,13 +161,13 @@ def convolution(
             f"a kernel for {channels} channels{f' in {groups} groups' * (groups > 1)} has the shape "
             f"(kh, kw, {channels // groups}, o), not {kernel.shape}"
         )
-    x, pads = around(x, kernel.shape[:2], padding)
-    native = partial(_native, stride, pads, groups)
+    x, pads = around(x, dilated(kernel.shape[:2], dilation), padding)
+    native = partial(_native, stride, pads, groups, dilation=dilation)
     if groups > 1:
-        return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups), default=native)
+        return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups, dilation), default=native)
     if channels > _PATCH_CHANNELS and kernel.shape[:2] != (1, 1):
         return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads), default=native)
+    return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads, dilation=dilation), default=native)
 
 
 # Against the native form, forward with the kernel's gradient takes 0.6 to 1.05 times as long on JAX 0.12, 0.3 to 1.0 on
@@ -170,6 +183,13 @@ _SUMMED_TAPS = 9
 # Against g products of slices, one with zeros takes 0.3 to 1.2 times as long up to here, with and without gradients (2
 # cores, JAX 0.10 and 0.12, 2 to 4 groups, 36 to 96 channels to half or twice as many). Above, few rows lose.
 _BLOCK_CHANNELS = 96
+
+
+def dilated(window: tuple[int, ...], dilation: int) -> tuple[int, int]:
+    """Rows and columns that a window of so many taps spans, ``d (k - 1) + 1``; a ValueError for d below 1."""
+    if dilation < 1:
+        raise ValueError(f"dilation must be at least 1, got {dilation}")
+    return dilation * (window[0] - 1) + 1, dilation * (window[1] - 1) + 1
 
 
 def around(x: Images, window: tuple[int, ...], padding: Pads | Padding | None) -> tuple[Images, Pads]:
@@ -200,12 +220,15 @@ def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pad
     return padding
 
 
-def _native(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+def _native(
+    stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"], dilation: int = 1
+) -> Images:
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
         padding=pads,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -238,16 +261,18 @@ def _pointwise_slices(groups: int, rotation: int, x: Images, kernel: Float[Array
     return jnp.concatenate([_dot(part, weights) for part, weights in pairs], axis=-1)
 
 
-def patches(x: Images, window: tuple[int, int], stride: int, pads: Pads) -> Float[Array, "n oh ow f"]:
+def patches(
+    x: Images, window: tuple[int, int], stride: int, pads: Pads, dilation: int = 1
+) -> Float[Array, "n oh ow f"]:
     """What a window sees at each of its positions, element by element in row-major order, then channel by channel."""
-    taps = shifted(padded(x, pads), *window, stride)
+    taps = shifted(padded(x, pads), *window, stride, dilation)
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
-def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"], dilation: int = 1) -> Images:
     kh, kw, channels, features = kernel.shape
-    taps = shifted(padded(x, pads), kh, kw, stride)
-    seen = _side_by_side(taps) if 1 < len(taps) <= _SUMMED_TAPS else patches(x, (kh, kw), stride, pads)
+    taps = shifted(padded(x, pads), kh, kw, stride, dilation)
+    seen = _side_by_side(taps) if 1 < len(taps) <= _SUMMED_TAPS else patches(x, (kh, kw), stride, pads, dilation)
     return _dot(seen, kernel.reshape(kh * kw * channels, features))
 
 
@@ -263,7 +288,10 @@ def _side_by_side(parts: list[Images]) -> Images:
     return sum((lax.pad(part, zero, (*none, end)) for part, end in zip(parts, ends, strict=True)), start=zero)
 
 
-def _slices(stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"]) -> Images:
+def _slices(
+    stride: int, pads: Pads, groups: int, dilation: int, x: Images, kernel: Float[Array, "kh kw i o"]
+) -> Images:
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
-    convolve = _patches_dot if kernel.shape[:2] == (1, 1) else partial(_native, groups=1)
-    return jnp.concatenate([convolve(stride, pads, x=part, kernel=weights) for part, weights in parts], axis=-1)
+    form = _patches_dot if kernel.shape[:2] == (1, 1) else partial(_native, groups=1)
+    convolve = partial(form, stride, pads, dilation=dilation)
+    return jnp.concatenate([convolve(x=part, kernel=weights) for part, weights in parts], axis=-1)

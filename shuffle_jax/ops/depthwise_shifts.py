@@ -19,7 +19,7 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros before and after the rows, and before and after the columns."""
 
 
-def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
+def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"], dilation: int = 1) -> Images:
     """A depthwise convolution, see :func:`shuffle_jax.ops.convolution.depthwise`.
 
     The kernel's gradient is one variadic reduction for all taps, the image's a sum of shifted copies as well. Both can
@@ -29,28 +29,29 @@ def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh k
         stride: s, at least 1.
         pads: zeros around the image.
         x: ``(n, h, w, c)``.
-        kernel: ``(kh, kw, 1, c)``, at most as large as the padded image.
+        kernel: ``(kh, kw, 1, c)``, at most as large as the padded image, dilation included.
+        dilation: from one tap to the next.
 
     Returns:
         ``(n, oh, ow, c)``.
     """
-    return _sum_of_shifts(stride, pads, *varying_alike(x, kernel))
+    return _sum_of_shifts(stride, dilation, pads, *varying_alike(x, kernel))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _sum_of_shifts(stride: int, dilation: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
     kh, kw, _, _ = kernel.shape
-    return _sum_of_taps(shifted(padded(x, pads), kh, kw, stride), kernel)
+    return _sum_of_taps(shifted(padded(x, pads), kh, kw, stride, dilation), kernel)
 
 
 def _forward(
-    stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
+    stride: int, dilation: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
 ) -> tuple[Images, tuple[Images, Float[Array, "kh kw 1 c"]]]:
-    return _sum_of_shifts(stride, pads, x, kernel), (x, kernel)
+    return _sum_of_shifts(stride, dilation, pads, x, kernel), (x, kernel)
 
 
 def _backward(
-    stride: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Images
+    stride: int, dilation: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Images
 ) -> tuple[Images, Float[Array, "kh kw 1 c"]]:
     x, kernel = saved
     kh, kw, _, channels = kernel.shape
@@ -58,16 +59,21 @@ def _backward(
 
     # The barrier keeps XLA from padding anew inside each of the kh kw products.
     wide = lax.optimization_barrier(padded(x, pads))
-    products = tuple(at_least_float32(tap) * wide_gradient for tap in shifted(wide, kh, kw, stride))
+    products = tuple(at_least_float32(tap) * wide_gradient for tap in shifted(wide, kh, kw, stride, dilation))
     kernel_gradient = jnp.stack(sums(products)).reshape(kh, kw, 1, channels).astype(kernel.dtype)
-    return _image_gradient(stride, pads, (x.shape[1], x.shape[2]), gradient, kernel), kernel_gradient
+    return _image_gradient(stride, pads, (x.shape[1], x.shape[2]), gradient, kernel, dilation), kernel_gradient
 
 
 _sum_of_shifts.defvjp(_forward, _backward)
 
 
 def _image_gradient(
-    stride: int, pads: Pads, size: tuple[int, int], gradient: Images, kernel: Float[Array, "kh kw 1 c"]
+    stride: int,
+    pads: Pads,
+    size: tuple[int, int],
+    gradient: Images,
+    kernel: Float[Array, "kh kw 1 c"],
+    dilation: int = 1,
 ) -> Images:
     """The gradient by the image: of every s-th row and column a correlation of its own, with the taps that read it.
 
@@ -75,9 +81,9 @@ def _image_gradient(
     gradient out between zeros and correlate that.
     """
     if max(size) <= _SMALL:
-        return _spread_gradient(stride, pads, size, gradient, kernel)
+        return _spread_gradient(stride, pads, size, gradient, kernel, dilation)
     axes = [
-        _Readers.of(*axis, stride)
+        _Readers.of(*axis, stride, dilation)
         for axis in zip(size, kernel.shape[:2], (before for before, _ in pads), gradient.shape[1:3], strict=True)
     ]
     zero = jnp.zeros((), gradient.dtype)
@@ -95,16 +101,21 @@ def _image_gradient(
 
 
 def _spread_gradient(
-    stride: int, pads: Pads, size: tuple[int, int], gradient: Images, kernel: Float[Array, "kh kw 1 c"]
+    stride: int,
+    pads: Pads,
+    size: tuple[int, int],
+    gradient: Images,
+    kernel: Float[Array, "kh kw 1 c"],
+    dilation: int = 1,
 ) -> Images:
     """The same as one correlation of the flipped kernel with the output's gradient, spread out between zeros."""
     axes = zip(size, kernel.shape[:2], (before for before, _ in pads), gradient.shape[1:3], strict=True)
     spread = [
-        (window - 1 - before, length + before - ((out - 1) * stride + 1), stride - 1)
+        (dilation * (window - 1) - before, length + before - ((out - 1) * stride + 1), stride - 1)
         for length, window, before, out in axes
     ]
     dense = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-    return _sum_of_taps(shifted(dense, kernel.shape[0], kernel.shape[1], 1), kernel[::-1, ::-1])
+    return _sum_of_taps(shifted(dense, kernel.shape[0], kernel.shape[1], 1, dilation), kernel[::-1, ::-1])
 
 
 # Up to here residues take 0.65 to 0.83 of the time too (64 images, two cores, JAX 0.12), under a hundredth of a step.
@@ -115,8 +126,8 @@ _SMALL = 32
 class _Readers(NamedTuple):
     """Which outputs of a strided window read which inputs, along one axis.
 
-    Input ``s q + r`` is read through the taps a with ``a = r + before`` modulo s, by the outputs
-    ``q + (r + before - a) / s``.
+    Input ``s q + r`` is read through the taps a with ``d a = r + before`` modulo s, by the outputs
+    ``q + (r + before - d a) / s``.
 
     Attributes:
         pad: of the outputs, so that all that are named are there.
@@ -129,12 +140,10 @@ class _Readers(NamedTuple):
     taps: list[list[tuple[int, int]]]
 
     @classmethod
-    def of(cls, size: int, window: int, before: int, out: int, stride: int) -> _Readers:
+    def of(cls, size: int, window: int, before: int, out: int, stride: int, dilation: int) -> _Readers:
         length = -(-size // stride)
-        reads = [
-            [(a, (r + before - a) // stride) for a in reversed(range(window)) if (r + before - a) % stride == 0]
-            for r in range(stride)
-        ]
+        ahead = [[(a, r + before - dilation * a) for a in reversed(range(window))] for r in range(stride)]
+        reads = [[(a, rows // stride) for a, rows in taps if rows % stride == 0] for taps in ahead]
         starts = [start for taps in reads for _, start in taps]
         low = -min(starts)
         pad = low, length + max(starts) - out
@@ -163,11 +172,12 @@ def padded(x: Images, pads: Pads) -> Images:
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-def shifted(x: Images, kh: int, kw: int, stride: int) -> list[Images]:
+def shifted(x: Images, kh: int, kw: int, stride: int, dilation: int = 1) -> list[Images]:
     """The shifted, strided views of a padded image, one for each position of the kernel, in row-major order."""
-    rows = (x.shape[1] - kh) // stride * stride + 1
-    columns = (x.shape[2] - kw) // stride * stride + 1
-    return [x[:, a : a + rows : stride, b : b + columns : stride] for a in range(kh) for b in range(kw)]
+    down, across = range(0, kh * dilation, dilation), range(0, kw * dilation, dilation)
+    rows = (x.shape[1] - down[-1] - 1) // stride * stride + 1
+    columns = (x.shape[2] - across[-1] - 1) // stride * stride + 1
+    return [x[:, a : a + rows : stride, b : b + columns : stride] for a in down for b in across]
 
 
 def _sum_of_taps(taps: list[Images], kernel: Float[Array, "kh kw 1 c"]) -> Images:
