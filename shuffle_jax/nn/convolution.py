@@ -78,14 +78,18 @@ class Conv(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         check_groups(x.shape[-1], self.groups)
-        shape = (*_window(self.kernel_size), x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
+        shape = (*square(self.kernel_size), x.shape[-1] // self.groups, self.features)
+        x, kernel = cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         y = ops.convolution(x, kernel, self.stride, self.padding, self.groups)
-        return _add_bias(self, y) if self.use_bias else y
+        return add_bias(self, y) if self.use_bias else y
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and weight it sees."""
         return math.prod(y.shape[1:]) * self.kernel_size**2 * (x.shape[-1] // self.groups)
+
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`breaks_shifts`."""
+        return breaks_shifts(self.kernel_size, self.stride, self.padding)
 
     scale_outputs = staticmethod(scale_outputs)
 
@@ -110,13 +114,17 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
-        shape = (*_window(self.kernel_size), 1, x.shape[-1])
-        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
+        shape = (*square(self.kernel_size), 1, x.shape[-1])
+        x, kernel = cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         return ops.depthwise(x, kernel, self.stride, self.padding)
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and tap of its window."""
         return math.prod(y.shape[1:]) * self.kernel_size**2
+
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`breaks_shifts`."""
+        return breaks_shifts(self.kernel_size, self.stride, self.padding)
 
     scale_outputs = staticmethod(scale_outputs)
 
@@ -146,9 +154,9 @@ class PointwiseConv(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)
-        x, kernel = _cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
+        x, kernel = cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
         y = ops.pointwise(x, kernel, self.groups)
-        return _add_bias(self, y) if self.use_bias else y
+        return add_bias(self, y) if self.use_bias else y
 
     def multiply_adds(self, x: Images, y: Images) -> int:
         """Multiply-adds of one image: one for each output value and channel of its group."""
@@ -172,17 +180,27 @@ class PointwiseConv(nn.Module):
         return np.concatenate([part @ rows for part, rows in parts])
 
 
-def _window(kernel_size: int) -> tuple[int, int]:
+def breaks_shifts(kernel_size: int | tuple[int, ...], stride: int, padding: object) -> str:
+    """Why a convolution of an image that is moved circularly is not the same, moved; empty if it is.
+
+    Layers say it of themselves, for :func:`shuffle_jax.analysis.shift_consistency.shift_breakers`.
+    """
+    if stride > 1:
+        return "strides"
+    return "pads with zeros" if np.max(kernel_size) > 1 and padding != "wrap" else ""
+
+
+def square(kernel_size: int) -> tuple[int, int]:
     if np.ndim(kernel_size):
         raise ValueError(f"kernel_size is the side of a square window, such as 3: got {kernel_size}")
     return kernel_size, kernel_size
 
 
-def _cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:
+def cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:
     dtype = dtype or x.dtype
     return x.astype(dtype), kernel.astype(dtype)
 
 
-def _add_bias(layer: Conv | PointwiseConv, y: Images) -> Images:
+def add_bias(layer: Conv | PointwiseConv, y: Images) -> Images:
     bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
     return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)

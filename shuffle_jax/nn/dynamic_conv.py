@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shuffle_jax.nn.coefficients import Coefficients
-from shuffle_jax.nn.convolution import fan_out_init, in_float32
+from shuffle_jax.nn.convolution import breaks_shifts, fan_out_init, in_float32
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import BatchNorm, absorbed
 from shuffle_jax.nn.window import Window, window
@@ -180,6 +180,12 @@ class DynamicConv(nn.Module):
         """Multiply-adds of one image beside those of the head, in the form that evaluation takes."""
         view, channels = self._window(x.shape), x.shape[-1]
         return self._costs(view, channels)[self._synthesises(view, channels)]
+
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""
+        pool = self._sizes(x.shape[-1]).pool
+        parts = f"sees the image in {pool} x {pool} parts" if pool > 1 else ""
+        return parts or breaks_shifts(self.kernel_size, self.stride, self.padding)
 
     @staticmethod
     def scale_outputs(variables: dict[str, PyTree], scale: Float[np.ndarray, " o"]) -> dict[str, PyTree]:

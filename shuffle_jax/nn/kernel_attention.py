@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.nn.collections import training_progress
-from shuffle_jax.nn.convolution import fan_out_init, in_float32
+from shuffle_jax.nn.convolution import breaks_shifts, fan_out_init, in_float32
 from shuffle_jax.nn.dynamic_conv import Form
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import scale_outputs
@@ -88,6 +88,10 @@ class KernelAttention(nn.Module):
         """Multiply-adds of one image beside those of the head, in the form that is taken."""
         view, channels = self._window(x.shape), x.shape[-1]
         return self._costs(view, channels)[self._aggregates(view, channels)]
+
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""
+        return breaks_shifts(self.kernel_size, self.stride, self.padding)
 
     scale_outputs = staticmethod(scale_outputs)
 

@@ -72,6 +72,10 @@ class AddressShift(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), c)``."""
         return shift.address_shift(x, self.offsets, self.boundary)[:, :: self.stride, :: self.stride]
 
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""
+        return "strides" if self.stride > 1 else _beyond(self.offsets, self.boundary)
+
 
 class GridShift(nn.Module):
     """The shift of ShiftNet in nine directions, :func:`shuffle_jax.ops.shift.grid_shift`."""
@@ -80,6 +84,10 @@ class GridShift(nn.Module):
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``."""
         return shift.grid_shift(x)
+
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""
+        return "shifts zeros in"
 
 
 class ShiftedPointwise(nn.Module):
@@ -137,4 +145,14 @@ class ShiftedPointwise(nn.Module):
         fused = self.has_variable("params", "kernel")
         return math.prod(y.shape[1:]) * (x.shape[-1] // self.groups) if fused else 0
 
+    def breaks_shifts(self, x: Images) -> str:
+        """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""
+        return _beyond(self.offsets, self.boundary)
+
     scale_outputs = staticmethod(scale_outputs)
+
+
+def _beyond(offsets: Offsets, boundary: Boundary) -> str:
+    """Why an address shift does not go with every circular shift, if it does not."""
+    reads = {"pointer": "shifts by a moved pointer", "zero": "shifts zeros in", "wrap": ""}
+    return reads[boundary] if any(map(any, offsets)) else ""
