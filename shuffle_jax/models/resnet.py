@@ -215,6 +215,7 @@ class Bottleneck(nn.Module):
         pointwise: factory of the 1x1 convolutions.
         dtype: type of the computation.
         sampling: factory of what samples in place of the stride, if anything does.
+        norm_sum: puts the last normalisation behind the addition, as the last units of CoResNet's stages do.
     """
 
     features: int
@@ -225,6 +226,7 @@ class Bottleneck(nn.Module):
     pointwise: Callable[..., nn.Module]
     dtype: jnp.dtype | None = None
     sampling: Sampling | None = None
+    norm_sum: bool = False
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -241,8 +243,9 @@ class Bottleneck(nn.Module):
         y = self.mixer(name="mixer")(y, train=train)
         y = conv(name="conv2", **halving.around)(y, train=train)
         y, x = halving(nn.relu(norm(name="norm2")(y, train)), x)
-        y = norm(name="norm3")(pointwise(features=out, name="conv3")(y, train=train), train)
-        return nn.relu(_shortcut(x, out, halving, self.dtype, train) + y)
+        y, last = pointwise(features=out, name="conv3")(y, train=train), norm(name="norm3")
+        x = _shortcut(x, out, halving, self.dtype, train)
+        return nn.relu(last(x + y, train) if self.norm_sum else x + last(y, train))
 
 
 def _shortcut(x: Images, features: int, halving: Halving, dtype: jnp.dtype | None, train: bool) -> Images:

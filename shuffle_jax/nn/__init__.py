@@ -1,6 +1,7 @@
 """Thin Flax modules over :mod:`shuffle_jax.ops`: they declare parameters and call the mathematics."""
 
 from shuffle_jax.nn.auto_shuffle import AutoShuffle
+from shuffle_jax.nn.contextual import ContextualConv, ContextualDepthwise
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, PointwiseConv
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
@@ -28,6 +29,8 @@ __all__ = [
     "ChannelShift",
     "ChannelShuffle",
     "CondConv",
+    "ContextualConv",
+    "ContextualDepthwise",
     "Conv",
     "DYConv",
     "Dense",

@@ -191,16 +191,19 @@ def breaks_shifts(kernel_size: int | tuple[int, ...], stride: int, padding: obje
 
 
 def square(kernel_size: int) -> tuple[int, int]:
+    """Rows and columns of a window of that side; a ValueError for anything but one number."""
     if np.ndim(kernel_size):
         raise ValueError(f"kernel_size is the side of a square window, such as 3: got {kernel_size}")
     return kernel_size, kernel_size
 
 
 def cast(x: Images, kernel: Float[Array, "..."], dtype: jnp.dtype | None) -> tuple[Images, Float[Array, "..."]]:
+    """Both in the type of a layer's computation, which by default is that of the images."""
     dtype = dtype or x.dtype
     return x.astype(dtype), kernel.astype(dtype)
 
 
 def add_bias(layer: Conv | PointwiseConv, y: Images) -> Images:
+    """Adds the layer's own parameter "bias", from zeros, inside the layer that is called."""
     bias = layer.param("bias", nn.initializers.zeros_init(), (layer.features,), jnp.float32)
     return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
