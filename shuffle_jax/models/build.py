@@ -21,11 +21,12 @@ from shuffle_jax.nn import FactorGenerator, RollingPointwise
 PLACES = {
     "mixer": ("mixer",),
     "pointwise": ("pointwise", "conv"),
-    "spatial": ("shift",),
+    "spatial": ("shift", "depthwise"),
     "sampling": ("sampling",),
     "head": ("head",),
 }
-"""The fields of a network that take the parts of each kind; ``conv`` those of any kernel size."""
+"""The fields of a network that take the parts of each kind: ``conv`` those of any kernel size, ``depthwise`` those
+whose class says so in ``place``; a norm follows them, as it does a depthwise convolution."""
 
 NEUTRAL = {"mixer": "identity", "pointwise": "plain", "spatial": "depthwise", "sampling": "stride", "head": "plain"}
 """What a network without a place has."""
@@ -54,14 +55,16 @@ def build(config: NetworkConfig, classes: int) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise ValueError(f"{config.family} must make a linen module, got {network!r}")
     parts: dict[str, Factory] = {}
-    for kind, places in PLACES.items():
-        name, free = getattr(config, kind), [place for place in places if place in takes]
+    for kind, own in PLACES.items():
+        name = getattr(config, kind)
+        make = part(kind, name)
+        places = (getattr(module_of(make), "place", "shift"),) if kind == "spatial" else own
+        free = [place for place in places if place in takes]
         if not free and name != NEUTRAL[kind]:
             raise ValueError(
                 f"{config.family} has no place for --network.{kind} {name}: choose {NEUTRAL[kind]}, or a network of "
                 f"{', '.join(_with_place(places[0]))}"
             )
-        make = part(kind, name)
         if make is not None:
             made = factory(config, kind, network)
             any_size = "kernel_size" in parameters(make)

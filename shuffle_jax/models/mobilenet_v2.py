@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
 from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
-from shuffle_jax.nn import BatchNorm, DepthwiseConv, Identity, PointwiseConv
+from shuffle_jax.nn import BatchNorm, ContextualDepthwise, DepthwiseConv, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.typing import Array, Float, Images
@@ -33,6 +34,7 @@ TABLE = (
 STEM = 32
 LAST = 1280
 
+static_depthwise = partial(DepthwiseConv, kernel_init=fan_out_init)
 static_pointwise = partial(PointwiseConv, kernel_init=fan_out_init)
 small_normal_dense = partial(Dense, kernel_init=nn.initializers.normal(0.01))
 
@@ -74,6 +76,8 @@ class MobileNetV2(nn.Module):
             expands; none by default.
         sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
             :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
+        depthwise: factory of the depthwise convolutions, called as
+            ``depthwise(stride=..., padding=..., dtype=..., name=...)``.
     """
 
     classes: int
@@ -88,11 +92,16 @@ class MobileNetV2(nn.Module):
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: static_depthwise)
 
     @property
     def mixing_groups(self) -> int:
         """Channel groups of the layers on both sides of a mixer."""
         return self.groups
+
+    def layer_defaults(self) -> dict[type, dict[str, Any]]:
+        """What layers of a class start from in this network, where that is not what the class says."""
+        return {ContextualDepthwise: {"kernel_init": fan_out_init}}
 
     @nn.nowrap
     def all_sizes(self) -> tuple[int, ...]:
@@ -149,6 +158,7 @@ class MobileNetV2(nn.Module):
                 mixer=self.mixer,
                 pointwise=static_pointwise if expansion == 1 else self.pointwise,
                 shift=self.shift,
+                depthwise=self.depthwise,
                 dtype=self.dtype,
                 sampling=self.sampling,
             )
@@ -177,6 +187,7 @@ class InvertedResidual(nn.Module):
         dtype: type of the computation.
         inside: channels to which the first 1x1 expands, t times those of the input by default.
         sampling: factory of what samples in place of the stride, if anything does.
+        depthwise: factory of the depthwise convolution.
     """
 
     features: int
@@ -189,6 +200,7 @@ class InvertedResidual(nn.Module):
     dtype: jnp.dtype | None = None
     inside: int | None = None
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: static_depthwise)
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -205,9 +217,8 @@ class InvertedResidual(nn.Module):
             y = self.mixer(name="mixer")(y, train=train)
         halving = Halving(self.stride, self.sampling)
         if self.shift is None:
-            depthwise = partial(DepthwiseConv, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
-            y = depthwise(kernel_init=fan_out_init, name="depthwise")(y)
-            y = nn.relu6(norm(name="norm2")(y, train))
+            depthwise = partial(self.depthwise, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
+            y = nn.relu6(norm(name="norm2")(depthwise(name="depthwise")(y, train=train), train))
         else:
             y = self.shift(stride=halving.stride, name="shift")(y, train=train)
         (y,) = halving(y)

@@ -20,7 +20,7 @@ COMMON = ("width", "depth", "groups", "stem", "dropout", "sizes", "dtype")
 """Options that all networks share; a network has those of which it has a field."""
 
 GIVEN = {
-    *(*COMMON, "classes", "mixer", "pointwise", "conv", "head", "shift", "sampling"),  # to a network
+    *(*COMMON, "classes", "mixer", "pointwise", "conv", "head", "shift", "depthwise", "sampling"),  # to a network
     *("features", "kernel_size", "stride", "padding", "use_bias", "copies", "dynamic", "parent", "name"),  # to a layer
 }
 """Fields that whoever makes a module gives: nobody chooses them beside the network. A mixer's groups can be chosen."""

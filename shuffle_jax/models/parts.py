@@ -18,6 +18,7 @@ import flax.linen as nn
 
 from shuffle_jax.models.addressnet import AddressNet
 from shuffle_jax.models.anchored import AnchoredNet
+from shuffle_jax.models.coresnet import CoResNet
 from shuffle_jax.models.mobilenet_v2 import MobileNetV2
 from shuffle_jax.models.resnet import ResNet
 from shuffle_jax.models.shift_resnet import ShiftResNet
@@ -30,6 +31,7 @@ from shuffle_jax.nn import (
     ChannelShift,
     ChannelShuffle,
     CondConv,
+    ContextualDepthwise,
     DYConv,
     DynamicConv,
     DynamicDense,
@@ -72,6 +74,7 @@ NETWORKS = {
     "shufflenet_v2": Part(ShuffleNetV2, "ShuffleNetV2, 2018"),
     "mobilenet_v2": Part(MobileNetV2, "MobileNetV2, 2018"),
     "resnet": Part(ResNet, "ResNet, 2015"),
+    "coresnet": Part(CoResNet, "CoResNet, 2021, whose 3x3 convolutions are contextual"),
     "addressnet": Part(AddressNet, "AddressNet, 2019, whose only layers with weights are 1x1", "shift"),
     "shift_resnet": Part(ShiftResNet, "ShiftResNet, 2018, for small images", "shift"),
     "anchored": Part(AnchoredNet, "deep anchored networks, 2019, whose layers share their kernels, for small images"),
@@ -111,6 +114,7 @@ POINTWISE = {
 SPATIAL = {
     "depthwise": Part(None, "the network's own, depthwise convolutions in most"),
     "address": Part(AddressShift, "address shifts", "shift"),
+    "contextual": Part(ContextualDepthwise, "depthwise convolutions of several dilations"),
 }
 SAMPLING = {
     "stride": Part(None, "every second row and column"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import field
 from functools import partial
 from typing import Any
 
@@ -50,6 +51,8 @@ class ShuffleNetV1(nn.Module):
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
             :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
+        depthwise: factory of the depthwise convolutions, called as
+            ``depthwise(stride=..., padding=..., dtype=..., name=...)``.
     """
 
     classes: int
@@ -63,6 +66,7 @@ class ShuffleNetV1(nn.Module):
     head: Callable[..., nn.Module] | None = None
     dropout: float = 0.0
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
 
     @property
     def mixing_groups(self) -> int:
@@ -85,6 +89,7 @@ class ShuffleNetV1(nn.Module):
         check_sizes(x, self.sampling, len(UNITS) + (0 if self.stem == "small" else 2))
         mixer = self.mixer or partial(ChannelShuffle, groups=self.groups)
         parts: dict[str, Any] = {"mixer": mixer, "pointwise": self.pointwise, "sampling": self.sampling}
+        parts["depthwise"] = self.depthwise
         unit: Callable[..., nn.Module] = partial(Unit, groups=self.groups, dtype=self.dtype, **parts)
 
         stem = stem_features(self.groups, self.width)
@@ -112,6 +117,7 @@ class Unit(nn.Module):
         group_first: False leaves the first 1x1 ungrouped, as the paper does where the input has few channels.
         dtype: type of the computation.
         sampling: factory of what samples in place of the stride, if anything does.
+        depthwise: factory of the depthwise convolution.
     """
 
     features: int
@@ -122,6 +128,7 @@ class Unit(nn.Module):
     group_first: bool = True
     dtype: jnp.dtype | None = None
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -136,7 +143,7 @@ class Unit(nn.Module):
         y = pointwise(features=middle, groups=first_groups, name="pointwise1")(x, train=train)
         y = nn.relu(norm(name="norm1")(y, train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = DepthwiseConv(stride=halving.stride, padding=halving.padding, dtype=self.dtype, name="depthwise")(y)
+        y = self.depthwise(stride=halving.stride, padding=halving.padding, dtype=self.dtype, name="depthwise")(y)
         y = norm(name="norm2")(y, train)
         if not residual:
             y, x = (y, halve(x)) if self.sampling is None else halving(y, mean_around(x))

@@ -49,6 +49,8 @@ class ShuffleNetV2(nn.Module):
             even, and those between the 1x1 convolutions of each of its units; of the last 1x1 convolution.
         sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
             :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
+        depthwise: factory of the depthwise convolutions, called as
+            ``depthwise(stride=..., padding=..., dtype=..., name=...)``.
     """
 
     classes: int
@@ -61,6 +63,7 @@ class ShuffleNetV2(nn.Module):
     dropout: float = 0.0
     sizes: tuple[int, ...] = ()
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
 
     @property
     def mixing_groups(self) -> int:
@@ -115,6 +118,7 @@ class ShuffleNetV2(nn.Module):
         stem, *inner, last = self.all_sizes()
         remaining = iter(inner)
         parts: dict[str, Any] = {"mixer": self.mixer, "pointwise": self.pointwise, "sampling": self.sampling}
+        parts["depthwise"] = self.depthwise
         unit: Callable[..., nn.Module] = partial(Unit, dtype=self.dtype, **parts)
 
         x = Stem(stem, self.stem, self.dtype, sampling=self.sampling, name="stem")(x, train)
@@ -140,6 +144,7 @@ class Unit(nn.Module):
         dtype: type of the computation.
         inside: channels between the 1x1 convolutions, half of ``features`` by default.
         sampling: factory of what samples in place of the stride, if anything does.
+        depthwise: factory of the depthwise convolutions.
     """
 
     features: int
@@ -149,6 +154,7 @@ class Unit(nn.Module):
     dtype: jnp.dtype | None = None
     inside: int | None = None
     sampling: Sampling | None = None
+    depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
@@ -157,7 +163,7 @@ class Unit(nn.Module):
         half = self.features // 2
         pointwise, inside = partial(to, features=half), half if self.inside is None else self.inside
         halving = Halving(self.stride, self.sampling)
-        depthwise = partial(DepthwiseConv, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
+        depthwise = partial(self.depthwise, stride=halving.stride, padding=halving.padding, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
 
         if self.stride == 1:

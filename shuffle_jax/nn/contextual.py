@@ -7,6 +7,7 @@ of its kernel, and what is written of it in a checkpoint, holds of this.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -61,6 +62,7 @@ class ContextualDepthwise(DepthwiseConv):
         levels: 1 to 5, of the dilations 1, 2, ..., with the published fractions of the channels.
     """
 
+    place: ClassVar[str] = "depthwise"  # of a network, which takes it as --network.spatial
     levels: int = 4
 
     @nn.compact
