@@ -67,6 +67,7 @@ def test_sizes_are_those_of_the_sides_that_are_read(family):
     assert all(path.startswith("stem") or path.endswith(("depthwise", "downsample")) for path in left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["shufflenet_v2", "mobilenet_v2"])
 def test_the_sizes_of_a_width_give_the_network_of_that_width(family):
     narrow = NETWORKS[family](7, width=0.5, stem="small")
