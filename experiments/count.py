@@ -84,12 +84,17 @@ def count_networks(match: str, groups: int | None = None) -> list[Row]:
 
 
 def count_layers_of(name: str, match: str, groups: int | None = None) -> list[Row]:
-    """One row for each layer of a network with ``match`` in its path.
+    """One row for each layer of a network with ``match`` in its path: of one called in many places, all its work.
 
     Raises:
         ValueError: there is no such network, or no such layer in it, or the groups do not divide its channels.
     """
-    found = {layer.path: layer for layer in layers_of(name, network_named(name, networks(groups)), {})}
+    from shuffle_jax.analysis.count import total
+
+    found: dict[str, Layer] = {}
+    for layer in layers_of(name, network_named(name, networks(groups)), {}):
+        earlier = found.get(layer.path)
+        found[layer.path] = layer if earlier is None else earlier._replace(cost=total([earlier, layer]))
     paths = [path for path in found if match in path]
     if not paths:
         raise ValueError(f"no layer of {name} has {match!r} in its name; near: {nearest(match, found)}")

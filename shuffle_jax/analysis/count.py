@@ -140,8 +140,7 @@ def count_layers(
         likeness = _likeness(module, args, kwargs) if variables is None else None
         if likeness in known:
             place, inside, y = known[likeness]
-            for layer in inside:
-                append(layer._replace(path=path + layer.path.removeprefix(place)))
+            layers.extend(layer._replace(path=path + layer.path.removeprefix(place)) for layer in inside)
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), y)
         y = call(*args, **kwargs)
         inside, rule, own = layers[before:], _rule(module), getattr(module, "own_multiply_adds", None)
@@ -155,15 +154,10 @@ def count_layers(
         if rule:
             del layers[before:]
         if speaks or not inside or layer.cost != NOTHING:
-            append(layer)
+            layers.append(layer)
         if likeness is not None:
             known[likeness] = path, layers[before:], jax.eval_shape(lambda: y)
         return y
-
-    def append(layer: Layer) -> None:
-        if any(earlier.path == layer.path for earlier in layers):  # A second call shares its parameters.
-            layer = layer._replace(cost=layer.cost._replace(parameters=0, training_only_parameters=0))
-        layers.append(layer)
 
     def run(variables: PyTree | None, images: Array) -> PyTree:
         if variables is None:
@@ -172,7 +166,18 @@ def count_layers(
 
     with nn.intercept_methods(visit):
         jax.eval_shape(run, variables, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-    return layers
+    return _once(layers)
+
+
+def _once(layers: Iterable[Layer]) -> list[Layer]:
+    """The layers, of which a second call shares the parameters of the first."""
+    seen, found = set[str](), []
+    for layer in layers:
+        again = layer.path in seen
+        seen.add(layer.path)
+        cost = layer.cost._replace(parameters=0, training_only_parameters=0) if again else layer.cost
+        found.append(layer._replace(cost=cost))
+    return found
 
 
 def _rule(module: nn.Module) -> Callable[[Any, Any], int] | None:
@@ -202,6 +207,7 @@ def _layer(
                 "method multiply_adds(x, y), or own_multiply_adds(x, y) for what it does beside the layers inside it"
             )
         return Layer(path, kind, shape, Count(total - relaxed, relaxed, 0, 0))
+    replaced = _once(replaced)
     remaining = total - relaxed + sum(layer.cost.parameters for layer in replaced)
     relaxed += sum(layer.cost.training_only_parameters for layer in replaced)
     work = (0, multiply_adds) if relaxed else (multiply_adds, 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.analysis.channel_reach import channel_reach
-from shuffle_jax.analysis.count import count_layers
+from shuffle_jax.analysis.count import count, count_layers
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DynamicShuffle, PointwiseConv, Use
 from shuffle_jax.nn.dense import Dense
@@ -79,6 +79,11 @@ def test_there_is_one_kernel_whose_gradient_is_the_sum_of_those_of_its_uses(draw
 def test_each_use_counts_its_work_and_one_the_parameters():
     layers = [layer for layer in count_layers(Network(), SHAPE) if layer.path == "layer"]
     assert [(layer.cost.parameters, layer.cost.multiply_adds) for layer in layers] == [(16, 64), (0, 64), (0, 64)]
+    # What is known from elsewhere is what a layer costs there that nobody shares.
+    known: dict = {}
+    assert count(Network(), SHAPE, known=known).parameters == 16 + 3 * 16 + 27
+    assert count(Network(own=True), SHAPE, known=known) == count(Network(own=True), SHAPE)
+    assert count(Network(own=True), SHAPE).parameters == 3 * (16 + 16) + 27
 
 
 def test_units_that_share_a_layer_connect_what_units_with_layers_of_their_own_do(draw):
