@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from experiments.cli import keep_programs, main, parse, quiet_libraries
+from shuffle_jax.typing import PyTree
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
 """Largest difference of the exported logits from the network's, relative to the largest logit."""
@@ -73,10 +74,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
         folded = fold(trained.network, trained.variables, shape, options.copies)
         exported = route(trained.network, folded.variables, shape)
         if options.copies:
-            sizes = [
-                sum(leaf.size for leaf in jax.tree.leaves(v["params"])) for v in (trained.variables, folded.variables)
-            ]
-            print(f"{sizes[1]:,} parameters with copies of shared kernels, {sizes[0]:,} before")
+            print(copied(trained.variables["params"], folded.variables["params"]))
         if folded.kept:
             name, why = next(iter(folded.kept.items()))
             print(f"{len(folded.kept)} batch norms are not folded, such as {name}: {why}")
@@ -113,6 +111,19 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print(f"on random images its logits differ from the hardened network's by {relative:.1e} of the largest")
         if not relative <= TOLERANCE[network.dtype]:
             raise ArithmeticError(f"{out} is not the network that was trained: do not use it, and report this")
+
+
+def copied(before: PyTree, after: PyTree) -> str:
+    """What is said of the copies of shared layers, from the parameters before and after they were made."""
+    from flax.traverse_util import flatten_dict
+
+    from shuffle_jax.nn.shared import OWN
+
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(params)) for params in (before, after)]
+    places = [{path[: path.index(OWN)] for path in flatten_dict(params) if OWN in path} for params in (before, after)]
+    if not (new := places[1] - places[0]):
+        return "no shared layer has a norm right behind it: --copies made none"
+    return f"{len(new)} uses of shared layers have copies: {sizes[1]:,} parameters, {sizes[0]:,} without"
 
 
 if __name__ == "__main__":

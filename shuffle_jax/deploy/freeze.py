@@ -36,7 +36,8 @@ def freeze(network: nn.Module, variables: dict[str, PyTree], images: Iterable[Im
     """Replaces the factors that every dynamic layer makes by the permutations nearest to their mean over images.
 
     For each factor it is ``argmax_p sum_i mean(A)[i, p[i]]``, a linear assignment: valid whatever the mean. Factors
-    that are learned and not made from the image are their own mean; freezing them is hardening.
+    that are learned and not made from the image are their own mean; freezing them is hardening. Of a layer that is
+    called in many places the last one counts.
 
     Args:
         network: called as ``network(images, train=False)``.

@@ -85,6 +85,17 @@ def test_unfolded_layers_give_the_same(run, exported, pictures, tmp_path, capsys
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-4 * np.abs(found[0]).max())
 
 
+def test_copies_are_of_layers_that_are_shared_and_are_folded(run):
+    layer, norm = {"kernel": np.ones((3, 3, 4, 4))}, {"norm": {"bias": np.ones(4)}}
+    before = {"anchor": layer, "stage1_0": norm, "stage1_1": norm}
+    after = {f"stage1_{i}": {**norm, "conv": {"own": layer}} for i in range(2)}
+    said = export.copied(before, after)
+    assert said == "2 uses of shared layers have copies: 296 parameters, 152 without"
+    assert export.copied(before, before) == "no shared layer has a norm right behind it: --copies made none"
+    with pytest.raises(ValueError, match="--copies are made for folding: leave out --no-fold, or --copies"):
+        export.run([str(run), "--copies", "--no-fold"])
+
+
 def test_arrays_of_pixels_and_of_normalised_images_give_the_same(exported, pictures, tmp_path):
     about = json.loads(sidecar(exported).read_text())["preprocessing"]
     assert (about["size"], about["channels"]) == (8, 3)
