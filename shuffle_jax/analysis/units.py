@@ -31,13 +31,18 @@ class ImageDependent(ValueError):
 
 
 class Call(NamedTuple):
-    """A unit as its network calls it: where its variables are, what it is, and what it takes beside such an input."""
+    """A unit as its network calls it: where its variables are, what it is, what it takes beside an image of a shape."""
 
     places: dict[Path, Path]
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
-    channels: int
+    shape: tuple[int, ...]
+
+    @property
+    def channels(self) -> int:
+        """Of its input."""
+        return self.shape[-1]
 
     @property
     def name(self) -> str:
@@ -99,7 +104,7 @@ def trace(
         outputs.append(call(*args, **kwargs))
         around.pop()
         unbound, places = apart(module)
-        calls.append(Call(places, unbound, args[1:], tuple(kwargs.items()), args[0].shape[-1]))
+        calls.append(Call(places, unbound, args[1:], tuple(kwargs.items()), args[0].shape[1:]))
         return outputs[-1]
 
     def complete(variables: PyTree) -> Leaves:
