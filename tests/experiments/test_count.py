@@ -109,14 +109,12 @@ def test_a_terminal_of_80_columns_shows_every_number_whole_and_folds_a_long_name
 
 
 def test_a_layer_that_is_called_in_many_places_is_one_row_with_all_its_work(capsys):
-    rows = {}
-    for options in (["--layers", "anchored10_32"], ["--match", "anchored10_32"]):
-        command.run([*options, "--csv"])
-        rows[options[0]] = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
-    (whole,) = (row for row in rows["--match"] if row[0] == "anchored10_32")
-    assert [sum(int(row[i]) for row in rows["--layers"]) for i in (3, 4, 5)] == [int(cell) for cell in whole[3:6]]
-    assert [row[:2] + row[2:4] for row in rows["--layers"] if row[0] == "anchor"] == [
-        ["anchor", "Conv", "32x32x128", str(9 * 128**2)]
+    command.run(["--layers", "anchored10_32", "--csv"])
+    rows = [line.split(",") for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [sum(int(row[i]) for row in rows) for i in (3, 4, 5)] == [154_506, 0, 404_620_544]
+    work = 9 * 128**2 * sum(2 * side**2 for side in (32, 16, 8, 4))
+    assert [row for row in rows if row[0] == "anchor"] == [
+        ["anchor", "Conv", "32x32x128", str(9 * 128**2), "0", str(work)]
     ]
 
 

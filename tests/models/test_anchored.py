@@ -121,17 +121,17 @@ ROLLS = {"kernels": "each_width", "mixing": "stream", "mixer": ChannelRotation}
     ("depth", "options", "parameters", "multiply_adds"),
     [
         (14, {}, 167_396, 267_203_072),
-        (14, {"classes": 10}, 155_786, None),
-        (18, {}, 168_164, None),
         (34, {}, 172_260, 1_338_913_280),
         (14, {"kernels": "each_width"}, 4_744_100, 313_247_744),
-        (18, ROLLS, 4_918_244, None),
         (34, ROLLS, 4_925_668, 1_159_448_576),
+        (14, {"classes": 10}, 155_786, None),
+        (18, {}, 168_164, None),
+        (18, ROLLS, 4_918_244, None),
         (18, {"kernels": "each_width", "regulator": "pointwise"}, 5_614_564, None),
         (34, {"kernels": "each_width", "regulator": "pointwise"}, 6_183_140, None),
     ],
 )
-@pytest.mark.fast_cases(5)
+@pytest.mark.fast_cases(4)
 def test_parameters_in_use_and_multiply_adds_are_the_published_ones(depth, options, parameters, multiply_adds):
     found = count(AnchoredNet(**{"classes": 100, "depth": depth, **options}), (32, 32, 3))
     assert found.parameters == parameters
@@ -156,6 +156,7 @@ def test_each_use_of_the_one_kernel_counts_its_work_and_the_first_its_parameters
 
 
 @pytest.mark.parametrize("mixing", ["branch", "stream"])
+@pytest.mark.fast_cases(1)
 def test_a_learned_regulator_has_the_parameters_of_the_1x1_in_training_and_none_when_it_is_hard(mixing, draw):
     network, shape = AnchoredNet(5, 10, 1 / 8, mixing=mixing), (8, 8, 3)
     learned, places = network.clone(mixer=AutoShuffle), 4 if mixing == "branch" else 8
@@ -221,6 +222,7 @@ def test_a_shared_kernel_keeps_its_norms_and_is_one_in_a_file_unless_copies_are_
     jax.tree.map(np.testing.assert_array_equal, again.variables, copied.variables)
 
 
+@pytest.mark.slow
 def test_norms_behind_a_relu_have_nothing_to_be_folded_into_and_no_copies_are_made_for_them(draw):
     network, shape = AnchoredNet(5, 14, 1 / 32), (4, 4, 3)
     variables = draw(network, shape)
