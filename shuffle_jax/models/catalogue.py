@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from shuffle_jax.models import addressnet, anchored, mobilenet_v2, resnet, shift_resnet, shufflenet_v1, shufflenet_v2
+from shuffle_jax.models import (
+    addressnet,
+    anchored,
+    coresnet,
+    mobilenet_v2,
+    resnet,
+    shift_resnet,
+    shufflenet_v1,
+    shufflenet_v2,
+)
 from shuffle_jax.models.config import NetworkConfig
 from shuffle_jax.models.stem import StemKind
 
@@ -68,6 +77,9 @@ ADDRESSNETS: dict[str, Variant] = {
 }
 """Variants of AddressNet; with the fixed shuffle it is the control of its paper."""
 
+CORESNETS: dict[str, Variant] = {"": {}}
+"""Variants of CoResNet."""
+
 SHIFT_RESNETS: dict[str, Variant] = {"": {}}
 """Variants of ShiftResNet."""
 
@@ -94,8 +106,8 @@ def catalogue() -> dict[str, Entry]:
     Returns:
         Entries by names such as ``shufflenet_v2_1.0x``, ``shufflenet_v1_g3_0.5x``, ``mobilenet_v2_0.5x`` and
         ``resnet18``, for 224 x 224 pixels and 1000 classes. A prefix of :data:`SHUFFLENETS`, :data:`MOBILENETS`,
-        :data:`RESNETS`, :data:`ADDRESSNETS` or :data:`ANCHORED` stands for another variant, the suffix ``_32`` for the stem for small
-        images, 32 x 32 pixels and 10 classes.
+        :data:`RESNETS`, :data:`ADDRESSNETS` or :data:`ANCHORED` stands for another variant, the suffix ``_32`` for the
+        stem for small images, 32 x 32 pixels and 10 classes.
 
     >>> entry = catalogue()["auto_shufflenet_v1_g3_0.5x"]
     >>> entry.config.mixer, entry.config.groups, entry.image_shape, entry.classes
@@ -128,5 +140,7 @@ def _families() -> Iterator[tuple[str, NetworkConfig, dict[str, Variant]]]:
             yield f"shift_resnet{depth}{suffix}", replace(config, family="shift_resnet", depth=depth), SHIFT_RESNETS
         for depth in (anchored.LAYERS, *anchored.UNITS) if suffix else ():
             yield f"anchored{depth}{suffix}", replace(config, family="anchored", depth=depth), ANCHORED
+        for depth in coresnet.UNITS:
+            yield f"coresnet{depth}{suffix}", replace(config, family="coresnet", depth=depth), CORESNETS
         for depth in resnet.UNITS:
             yield f"resnet{depth}{suffix}", replace(config, family="resnet", depth=depth), RESNETS

@@ -84,7 +84,7 @@ class CoResNet(nn.Module):
             raise ValueError(f"CoResNet has no depth {self.depth}: choose one of {list(UNITS)}")
         if len(self.levels) != len(CHANNELS) or not set(self.levels) <= set("12345"):
             raise ValueError(
-                f"levels must be a digit from 1 to 5 for each of 4 stages, such as 4321, got {self.levels}"
+                f"levels must be {len(CHANNELS)} digits from 1 to 5, one a stage, such as 4321, got {self.levels}"
             )
         stem, *channels = (int(c * self.width) for c in (STEM, *CHANNELS))
         if stem < 1 or stem != STEM * self.width:

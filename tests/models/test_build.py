@@ -77,6 +77,7 @@ def test_every_network_has_the_common_options(family):
         "addressnet": {"width"},
         "shift_resnet": {"width", "stem"},
         "anchored": {"groups", "stem"},
+        "coresnet": set(),
     }[family]  # fmt: skip
     for name in set(values) - set(has):
         with pytest.raises(ValueError, match=f"{family} has no {name}, got .*: leave --network.{name} at .*it has "):
@@ -98,7 +99,7 @@ def test_every_network_takes_every_mixer_in_its_groups_or_others(family):
 def test_dense_networks_have_no_groups_and_others_those_of_their_papers():
     groups = {family: build(NetworkConfig(family), 2).mixing_groups for family in NETWORKS}
     assert groups == {"shufflenet_v1": 3, "shufflenet_v2": 2, "addressnet": 4, "anchored": 2} | dict.fromkeys(
-        ("mobilenet_v2", "resnet", "shift_resnet"), 1
+        ("mobilenet_v2", "resnet", "shift_resnet", "coresnet"), 1
     )
     assert build(NetworkConfig("addressnet", mixer="shift"), 2).mixer() == ChannelShift(groups=4)
 

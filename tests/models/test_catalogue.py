@@ -20,6 +20,7 @@ from shuffle_jax.models import (
 from shuffle_jax.models.catalogue import (
     ADDRESSNETS,
     ANCHORED,
+    CORESNETS,
     MOBILENETS,
     RESNETS,
     SHIFT_RESNETS,
@@ -54,6 +55,7 @@ VARIANTS = {
     "addressnet": ADDRESSNETS,
     "shift_resnet": SHIFT_RESNETS,
     "anchored": ANCHORED,
+    "coresnet": CORESNETS,
 }
 
 
@@ -93,7 +95,7 @@ def test_addressnet_has_one_depth_for_imagenet_and_networks_for_small_images_non
 
 
 def test_names_say_what_is_behind_them():
-    families = ("shufflenet", "mobilenet", "resnet", "addressnet", "shift_resnet", "anchored")
+    families = ("shufflenet", "mobilenet", "resnet", "addressnet", "shift_resnet", "anchored", "coresnet")
     prefixes = sorted({*SHUFFLENETS, *MOBILENETS, *ADDRESSNETS, *ANCHORED}, key=len, reverse=True)
     for name, (config, image_shape, classes) in catalogue().items():
         small = name.endswith("_32")
@@ -101,7 +103,7 @@ def test_names_say_what_is_behind_them():
         rests = [name.removeprefix(p) for p in prefixes if name.startswith(p)]
         plain = next(rest for rest in rests if rest.startswith(families)).removesuffix("_32")
         groups = f"_g{config.groups}" if config.family == "shufflenet_v1" else ""
-        deep = config.family in ("resnet", "addressnet", "shift_resnet", "anchored")
+        deep = config.family in ("resnet", "addressnet", "shift_resnet", "anchored", "coresnet")
         own = f"{config.depth}" if deep else f"{groups}_{config.width}x"
         if (config.family, small) == ("addressnet", False):
             own = ""  # The only one for ImageNet.

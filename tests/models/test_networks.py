@@ -18,12 +18,14 @@ from shuffle_jax.analysis.count import count_layers
 from shuffle_jax.models import (
     AddressNet,
     AnchoredNet,
+    CoResNet,
     MobileNetV2,
     ResNet,
     ShiftResNet,
     ShuffleNetV1,
     ShuffleNetV2,
     anchored,
+    coresnet,
     mobilenet_v2,
     resnet,
     shufflenet_v1,
@@ -59,14 +61,15 @@ NETWORKS = {  # With as few units as there are kinds of them, as the fixture bel
     "mobilenet_v2": MobileNetV2(5, 0.35, "small", groups=2),
     "resnet, basic": ResNet(5, 10, 1 / 8, "small", groups=2),
     "resnet, bottleneck": ResNet(5, 50, 1 / 8, "small", groups=2),
+    "coresnet": CoResNet(5, 50, 1 / 8, "small", "21", groups=2),
     "addressnet": AddressNet(5, 8),
     "shift_resnet": ShiftResNet(5, 8, groups=2),
     "anchored": AnchoredNet(5, 10, 1 / 16, "each_width", regulator="pointwise"),
     "anchored, layers": AnchoredNet(5, 14, 1 / 16, regulator="pointwise"),
 }
-UNGROUPED = ("mobilenet_v2", "resnet, basic", "resnet, bottleneck", "shift_resnet")
+UNGROUPED = ("mobilenet_v2", "resnet, basic", "resnet, bottleneck", "coresnet", "shift_resnet")
 """Those whose papers have no groups and no mixer."""
-PLACES = dict(zip(NETWORKS, (4, 4, 3, 2, 2, 3, 3, 3, 3), strict=True))
+PLACES = dict(zip(NETWORKS, (4, 4, 3, 2, 2, 2, 3, 3, 3, 3), strict=True))
 """How many mixers they have."""
 
 
@@ -77,6 +80,8 @@ def short(monkeypatch):
     monkeypatch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
     monkeypatch.setattr(mobilenet_v2, "LAST", 48)
     monkeypatch.setattr(resnet, "UNITS", {10: (1, 1), 50: (1, 1)})
+    monkeypatch.setattr(coresnet, "UNITS", {50: (1, 1)})
+    monkeypatch.setattr(coresnet, "CHANNELS", (64, 128))
     monkeypatch.setattr(anchored, "UNITS", {10: (2, 1)})
     monkeypatch.setattr(anchored, "PLAIN_STAGES", ("u", "uu"))
 

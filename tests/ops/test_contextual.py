@@ -39,16 +39,16 @@ def oracle(x, kernel, outputs, dilations, stride, groups, wrap):
 
 
 LAYERS = {  # (h, w), channels, outputs, dilations, stride, groups, window, padding
-    "published, 4 levels": ((7, 6), 5, (1, 1, 1, 1), None, 1, 1, (3, 3), "zeros"),
     "strided, odd and even dilations": ((7, 5), 5, (2, 1, 3), (2, 3, 4), 2, 1, (3, 3), "zeros"),
     "groups": ((5, 5), 6, (4, 2), None, 1, 2, (3, 3), "zeros"),
+    "published, 4 levels": ((7, 6), 5, (1, 1, 1, 1), None, 1, 1, (3, 3), "zeros"),
     "wrapped beyond the image": ((3, 2), 5, (1, 2), (1, 4), 2, 1, (3, 3), "wrap"),
     "another window, few channels": ((4, 6), 2, (3, 1), (3, 1), 3, 1, (1, 5), "zeros"),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-@pytest.mark.fast_cases(3)
+@pytest.mark.fast_cases(2)
 def test_the_layer_and_its_gradients_equal_the_equation(name):
     size, channels, outputs, dilations, stride, groups, window, padding = LAYERS[name]
     x, kernel = images((2, *size, channels)), images((*window, channels // groups, sum(outputs)), 1)
@@ -149,7 +149,7 @@ LAYERS_THERE = [
 
 
 @pytest.mark.parametrize("name", LAYERS_THERE)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_the_authors_layers(name, contextual_figures):
     case, arrays = contextual_figures(name)
     kernel, biases = (

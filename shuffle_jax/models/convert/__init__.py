@@ -1,7 +1,8 @@
 """Weights from state-dicts of torch: plain dictionaries of arrays by name, read without torch and without pickle.
 
-Two sources are known: "torchvision", the widespread definitions of ShuffleNetV2, MobileNetV2 and ResNet, and "dcd", the
-MobileNetV2 and ResNet that the authors of dynamic convolution by decomposition released. Names are facts of the
+Three sources are known: "torchvision", the widespread definitions of ShuffleNetV2, MobileNetV2 and ResNet, "dcd", the
+MobileNetV2 and ResNet that the authors of dynamic convolution by decomposition released, and "coconv", the CoResNet of
+those of contextual convolution. Names are facts of the
 published definitions; :mod:`shuffle_jax.models.convert.tables` lists them.
 
 ::

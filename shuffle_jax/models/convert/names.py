@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -56,6 +57,18 @@ def plain(arrays: Mapping[str, Any], part: str | None = None) -> dict[str, np.nd
         if len(around) > 1:
             raise ValueError(f"there are several networks, {some(around)}: name one as the part (--part {around[0]})")
         found = _inside(found, around[0])
+
+
+def joined(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The levels of contextual convolutions, ``conv2_1.weight``, ``conv2_2.weight``, ..., as one array, ``weight``.
+
+    >>> {name: array.shape for name, array in joined({f"a.conv2_{d}.weight": np.zeros((d, 5)) for d in (2, 1)}).items()}
+    {'a.weight': (3, 5)}
+    """
+    found: dict[str, list[np.ndarray]] = {}
+    for name in sorted(arrays):
+        found.setdefault(re.sub(r"conv2_\d\.weight$", "weight", name), []).append(arrays[name])
+    return {name: levels[0] if len(levels) == 1 else np.concatenate(levels) for name, levels in found.items()}
 
 
 def _flat(arrays: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from shuffle_jax.models import mobilenet_v2, resnet, shufflenet_v2
+from shuffle_jax.models import coresnet, mobilenet_v2, resnet, shufflenet_v2
 from shuffle_jax.models.convert.names import plain
 
-Source = Literal["torchvision", "dcd"]
-"""Whose names: torchvision's, or those of the authors of dynamic convolution decomposition."""
+Source = Literal["torchvision", "dcd", "coconv"]
+"""Whose names: torchvision's, or those of the authors of dynamic convolution decomposition, or of contextual
+convolution."""
 
 Modules = Iterator[tuple[str, str]]
 
@@ -64,6 +65,7 @@ GENERATOR = {
 HEADS: dict[Source, tuple[str, ...]] = {
     "torchvision": ("fc", "classifier.1"),
     "dcd": ("classifier.0", "classifier.1", "classifier", "fc"),  # .1 where dropout comes before it
+    "coconv": ("fc",),
 }
 
 
@@ -85,7 +87,7 @@ def modules(source: Source, network: nn.Module, dynamic: Collection[str], names:
 
     Args:
         source: whose names.
-        network: a ShuffleNetV2, MobileNetV2 or ResNet.
+        network: a ShuffleNetV2, MobileNetV2, ResNet or CoResNet.
         dynamic: paths of its dynamic convolutions.
         names: of the arrays there are; they tell the place of the authors' classifier.
 
@@ -103,8 +105,14 @@ def modules(source: Source, network: nn.Module, dynamic: Collection[str], names:
             return decomposed(dcd_mobilenet_v2(head(source, names)), dynamic, MOBILENET)
         case "dcd", resnet.ResNet(depth=depth):
             return decomposed(dcd_resnet(depth, head(source, names)), dynamic, RESNET)
-    known = "MobileNetV2 and ResNet" if source == "dcd" else "ShuffleNetV2, MobileNetV2 and ResNet"
-    raise ValueError(f"{source} has no {type(network).__name__}: choose {known}")
+        case "coconv", coresnet.CoResNet(depth=depth):
+            return coconv_coresnet(depth)
+    known = {
+        "torchvision": "ShuffleNetV2, MobileNetV2 and ResNet",
+        "dcd": "MobileNetV2 and ResNet",
+        "coconv": "CoResNet",
+    }
+    raise ValueError(f"{source} has no {type(network).__name__}: choose {known[source]}")
 
 
 def torchvision_shufflenet_v2() -> Modules:
@@ -130,7 +138,13 @@ def torchvision_mobilenet_v2() -> Modules:
 
 def torchvision_resnet(depth: int) -> Modules:
     """ResNet."""
-    yield from _resnet_features(depth)
+    yield from _resnet_features(resnet.UNITS[depth])
+    yield "head", "fc"
+
+
+def coconv_coresnet(depth: int) -> Modules:
+    """The authors' CoResNet, whose names are those of ResNet once the levels of a layer are one array."""
+    yield from _resnet_features(coresnet.UNITS[depth])
     yield "head", "fc"
 
 
@@ -144,7 +158,7 @@ def dcd_mobilenet_v2(head: str) -> Modules:
 
 def dcd_resnet(depth: int, head: str) -> Modules:
     """The authors' ResNet."""
-    yield from _resnet_features(depth)
+    yield from _resnet_features(resnet.UNITS[depth])
     yield "head", head
 
 
@@ -199,11 +213,11 @@ def _mobilenet_v2_features(source: Source) -> Modules:
             yield from _below(f"stage{stage}_{i}", f"features.{position}.conv", unit)
 
 
-def _resnet_features(depth: int) -> Modules:
-    """Both have the names of torchvision; of a unit that keeps its shape there is no downsample."""
+def _resnet_features(stages: tuple[int, ...]) -> Modules:
+    """All have the names of torchvision; of a unit that keeps its shape there is no downsample."""
     yield "stem/conv", "conv1"
     yield "stem/norm", "bn1"
-    for stage, units in enumerate(resnet.UNITS[depth], start=1):
+    for stage, units in enumerate(stages, start=1):
         for i in range(units):
             yield from _below(f"stage{stage}_{i}", f"layer{stage}.{i}", RESNET_UNIT)
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.models.convert.arrays import Arrays, in_float32
-from shuffle_jax.models.convert.names import plain
+from shuffle_jax.models.convert.names import joined, plain
 from shuffle_jax.models.convert.tables import CLASSIFIER, MOBILENET, RESNET, Factors, Modules, Source, modules, parts
 from shuffle_jax.naming import MOST, some
 from shuffle_jax.nn.dynamic_conv import DynamicConv, DynamicDense
@@ -51,9 +51,9 @@ def convert_network(network: nn.Module, arrays: Arrays, source: Source = "torchv
     """The variables of a network from a state-dict.
 
     Args:
-        network: a ShuffleNetV2 with its fixed shuffle, a MobileNetV2 or a ResNet, for images of 3 channels. With the
-            source "dcd", :class:`shuffle_jax.nn.dynamic_conv.DynamicConv` and ``DynamicDense`` may stand where the
-            authors have them, or only some of them.
+        network: a ShuffleNetV2 with its fixed shuffle, a MobileNetV2, ResNet or CoResNet, for images of 3 channels.
+            With the source "dcd", :class:`shuffle_jax.nn.dynamic_conv.DynamicConv` and ``DynamicDense`` may stand
+            where the authors have them, or only some of them.
         arrays: by name, as :func:`load_arrays` reads them.
         source: whose names.
 
@@ -67,7 +67,7 @@ def convert_network(network: nn.Module, arrays: Arrays, source: Source = "torchv
         partial(network.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3), jnp.float32)
     )
     shapes = {name: tree for name, tree in shapes.items() if name != "penalties"}
-    arrays = plain(arrays)
+    arrays = joined(plain(arrays)) if source == "coconv" else plain(arrays)
     dynamic = {path.removesuffix("/q") for path in flatten_dict(shapes["params"], sep="/") if path.endswith("/q")}
     return convert(arrays, rows(modules(source, network, dynamic, arrays), shapes), shapes)
 
