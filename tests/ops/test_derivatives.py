@@ -18,6 +18,7 @@ from shuffle_jax.ops import (
     convolution,
     kronecker,
     mixing,
+    polyphase,
     pooling,
     reduction,
     relaxation,
@@ -28,6 +29,7 @@ from shuffle_jax.ops import (
 from shuffle_jax.ops.depthwise_shifts import sum_of_shifts
 from shuffle_jax.ops.normalization import normalize_by_batch
 from shuffle_jax.ops.shifted_pointwise_kernel import shift_and_convolve
+from shuffle_jax.ops.wrap import wrap
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 PERMUTATION = np.array([2, 0, 3, 1])
@@ -88,6 +90,16 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
     ),
     "largest": (pooling.largest, pooling._largest_native, [drawn(1, 5, 4, 2)]),
     "sums": (lambda x: jnp.stack(reduction.sums([x, x * x])), lambda x: jnp.stack([x, x * x]).sum((1, 2, 3)), [TABLES]),
+    "component": (
+        lambda x: polyphase.component(x, np.array([1, 2])),
+        lambda x: jnp.stack([x[0, 1::2, ::2], x[1, ::2, 1::2]]),
+        [drawn(2, 2, 4, 2)],
+    ),
+    "wrap": (
+        partial(wrap, pads=((1, 4), (2, 0))),
+        lambda x: jnp.pad(x, ((0, 0), (1, 4), (2, 0), (0, 0)), mode="wrap"),
+        [drawn(1, 2, 3, 2)],
+    ),
     "permute": (partial(mixing.permute, permutation=PERMUTATION), lambda x: x[..., PERMUTATION], [drawn(2, 3, 4)]),
     "depthwise": (
         partial(sum_of_shifts, 1, ((1, 1), (1, 1))),
@@ -184,10 +196,12 @@ def test_every_derivative_of_its_own_is_among_the_cases():
         "kronecker_forms",
         "mixing",
         "normalization",
+        "polyphase",
         "pooling",
         "reduction",
         "shifted_pointwise_kernel",
         "two_layer",
+        "wrap",
     }
 
 
