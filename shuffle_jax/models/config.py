@@ -83,7 +83,8 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
         family: The network. {_choices(NETWORKS)}.
         width: Multiplies the channels: 0.5, 1.0, 1.5 or 2.0 in ShuffleNets; 0.35, 0.5, 0.75 or 1.0 in MobileNetV2.
         depth: Layers: 10, 18, 34, 50, 101 or 152 of ResNet; 6 n + 2 of AddressNet for small images, such as 20, 32 or
-            44, and of ShiftResNet, such as 20, 56 or 110. By default the network's own.
+            44, and of ShiftResNet, such as 20, 56 or 110; 14, 18 or 34 of anchored networks. By default the network's
+            own.
         groups: Of the convolutions on both sides of a mixer: 1, 2, 3, 4 or 8 in ShuffleNetV1. By default the network's
             own.
         stem: "imagenet" divides height and width by 4 before the first stage; "small" (up to 32 x 32) keeps them.

@@ -104,7 +104,14 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("convolutions", 32), ("dynamic", 32), ("shifts", 16), ("dynamic_planes", 16), ("dynamic_pictures", 16)],
+    [
+        ("convolutions", 32),
+        ("dynamic", 32),
+        ("shifts", 16),
+        ("dynamic_planes", 16),
+        ("dynamic_pictures", 16),
+        ("anchored", 16),
+    ],
 )
 @pytest.mark.fast_cases(1)
 def test_the_comparisons_on_pictures_read_the_folder_that_they_name(name, size):
