@@ -69,8 +69,6 @@ class MobileNetV2(nn.Module):
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
         shift: factory of a shift in place of each depthwise convolution with its norm, called as
             ``shift(stride=..., name="shift")``; None for the depthwise convolutions.
-        sizes: channels one by one, in place of ``width``: of the stem; for each stage those of its output, and those
-            that each of its units expands to, of which the first stage's has none; of the last 1x1 convolution.
         groups: of the exchangeable 1x1 convolutions; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit that
             expands; none by default.
@@ -78,6 +76,8 @@ class MobileNetV2(nn.Module):
             :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps. None for strides.
         depthwise: factory of the depthwise convolutions, called as
             ``depthwise(stride=..., padding=..., dtype=..., name=...)``.
+        sizes: channels one by one, in place of ``width``: of the stem; for each stage those of its output, and those
+            that each of its units expands to, of which the first stage's has none; of the last 1x1 convolution.
     """
 
     classes: int
@@ -88,11 +88,11 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
     shift: Callable[..., nn.Module] | None = None
-    sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
     sampling: Sampling | None = None
     depthwise: Callable[..., nn.Module] = field(default_factory=lambda: static_depthwise)
+    sizes: tuple[int, ...] = ()
 
     @property
     def mixing_groups(self) -> int:

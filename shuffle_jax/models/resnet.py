@@ -60,14 +60,14 @@ class ResNet(nn.Module):
             in float32.
         dropout: share of the classifier's inputs that training sets to 0, by the random stream "dropout".
         dtype: type of the computation, float32 by default; parameters and statistics are float32 always.
-        sizes: channels one by one, in place of ``width``, of networks of basic units: for each stage those of its
-            output, and those inside each of its units. The first is the stem's, too.
         groups: of all convolutions of the units; this project's own, the paper has none.
         mixer: factory of the mixers, called as ``mixer(name=...)`` after the first convolution of each unit; none by
             default.
         sampling: factory of what samples in place of strides, :class:`shuffle_jax.models.sampling.Halving`, as
             :class:`shuffle_jax.nn.polyphase.PolyphaseSampling` does; every convolution then wraps
             (``conv`` is told ``padding="wrap"``). None for strides.
+        sizes: channels one by one, in place of ``width``, of networks of basic units: for each stage those of its
+            output, and those inside each of its units. The first is the stem's, too.
     """
 
     classes: int
@@ -79,10 +79,10 @@ class ResNet(nn.Module):
     head: Callable[..., nn.Module] = field(default_factory=lambda: Dense)
     dropout: float = 0.0
     dtype: jnp.dtype | None = None
-    sizes: tuple[int, ...] = ()
     groups: int = 1
     mixer: Callable[..., nn.Module] = Identity
     sampling: Sampling | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def mixing_groups(self) -> int:

@@ -63,6 +63,7 @@ def test_every_option_reaches_its_module(kind, name):
 @pytest.mark.parametrize("family", NETWORKS)
 def test_every_network_has_the_common_options(family):
     values = {"width": 0.5, "depth": 50, "groups": 8, "stem": "imagenet", "dropout": 0.25, "dtype": "bfloat16"}
+    values |= {"sizes": (8, 9)}
     names = {field.name for field in dataclasses.fields(NETWORKS[family].make)}
     has = {name: value for name, value in values.items() if name in names}
     network = build(NetworkConfig(family, **has), 7)
@@ -70,14 +71,14 @@ def test_every_network_has_the_common_options(family):
     assert network.classes == 7
     assert {name: getattr(network, name) for name in has} == has
     assert set(values) - set(has) == {
-        "shufflenet_v1": {"depth"},
+        "shufflenet_v1": {"depth", "sizes"},
         "shufflenet_v2": {"depth", "groups"},
         "mobilenet_v2": {"depth"},
         "resnet": set(),
-        "addressnet": {"width"},
-        "shift_resnet": {"width", "stem"},
-        "anchored": {"groups", "stem"},
-        "coresnet": set(),
+        "addressnet": {"width", "sizes"},
+        "shift_resnet": {"width", "stem", "sizes"},
+        "anchored": {"groups", "stem", "sizes"},
+        "coresnet": {"sizes"},
     }[family]  # fmt: skip
     for name in set(values) - set(has):
         with pytest.raises(ValueError, match=f"{family} has no {name}, got .*: leave --network.{name} at .*it has "):
