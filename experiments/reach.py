@@ -5,16 +5,20 @@ after the unit in which the stage begins: how many units it takes until every ch
 and the share of such pairs after one unit and after all of the stage. With --match the rows are networks of the
 catalogue, each followed to its end from its first unit and from within each stage. No value of a weight matters, and
 the numbers are exact. Permutations that are not trained yet are relaxed and connect all that they do not multiply by 0.
+
+With --field they say how much a channel sees, a metric of this project: how many rows, columns and channels of the
+input, the box of the three and how many of its cells, and with --network what each layer gains for its cost.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from shuffle_jax.typing import PyTree
 
     Lines = dict[str, list[Reach]]
+    Measure = Callable[[nn.Module, PyTree, tuple[int, ...], Rules], Any]  # of one stage
 
 MIXERS: tuple[str, ...] = (
     "network",
@@ -88,6 +93,9 @@ class Arguments:
     shortcuts: bool = True
     """Count what goes past the weights of a unit, such as an identity; --no-shortcuts leaves it out."""
 
+    field: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """The receptive field over rows, columns and channels instead: box, exact, fill, and gain."""
+
     figure: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also draw the comparison of mixers into this file: .png, .pdf or .svg."""
 
@@ -100,8 +108,12 @@ def run(arguments: Sequence[str] | None = None) -> None:
         raise ValueError(f"{' and '.join(chosen)} are different tables: give one of them")
     if options.figure is not None and (options.match is not None or options.network is not None):
         raise ValueError(f"--figure compares mixers and {chosen[0]} does not: leave one of them out")
+    if options.field and (options.figure is not None or not options.shortcuts):
+        raise ValueError("--field draws no figure and counts shortcuts: leave out --figure and --no-shortcuts")
     check_figure_file(options.figure)
     quiet_libraries()
+    if options.field:
+        return print_rows(*field_rows(options), options.csv)
     from shuffle_jax.analysis.channel_reach import Rules
 
     rules = Rules(shortcuts=options.shortcuts)
@@ -118,8 +130,26 @@ def run(arguments: Sequence[str] | None = None) -> None:
     print_rows(columns, rows, options.csv)
 
 
-def compare(runs: Sequence[Path], rules: Rules) -> dict[str, Lines]:
+def field_rows(options: Arguments) -> tuple[tuple[str, ...], list[Row]]:
+    """The columns and rows of --field."""
+    from experiments.reaching import field
+    from shuffle_jax.analysis.channel_reach import DEFAULT
+    from shuffle_jax.models.catalogue import catalogue
+
+    if options.network is not None:
+        return field.LAYERS, field.of_layers(options.network, network_named(options.network, catalogue()))
+    if options.match is not None:
+        return field.NETWORKS, field.of_networks(networks_with(options.match, catalogue()))
+    return field.MIXERS, field.of_mixers(compare(options.run, DEFAULT, partial(field.in_stage, STAGE)))
+
+
+def compare(runs: Sequence[Path], rules: Rules, measure: Measure | None = None) -> dict[str, dict[str, Any]]:
     """By network and mixer, how far channels come in one stage: in the networks of runs, or in :data:`NETWORKS`.
+
+    Args:
+        runs: folders of runs.
+        rules: what counts as reaching.
+        measure: of a network in one stage, by default :func:`in_stage`.
 
     Raises:
         ValueError: there is no run in a folder, or its network has no place for a mixer or depends on the image.
@@ -127,33 +157,33 @@ def compare(runs: Sequence[Path], rules: Rules) -> dict[str, Lines]:
     from shuffle_jax.models.catalogue import Entry, catalogue
     from shuffle_jax.train.trained import load_trained
 
-    entries = catalogue()
+    entries, measure = catalogue(), measure or in_stage
     if not runs:
-        return {title(built(entries[name])): with_fixed_mixers(entries[name], rules) for name in NETWORKS}
-    panels: dict[str, Lines] = {}
+        return {title(built(entries[name])): with_fixed_mixers(entries[name], rules, measure) for name in NETWORKS}
+    panels: dict[str, dict[str, Any]] = {}
     for path in runs:
         trained = load_trained(path)
         config, shape, classes = trained.config.network, trained.preprocessing.shape, len(trained.classes)
         name = title(trained.network)
         name = name if name not in panels else f"{name} ({path})"
         try:
-            panels[name] = with_fixed_mixers(Entry(config, shape, classes), rules)
+            panels[name] = with_fixed_mixers(Entry(config, shape, classes), rules, measure)
             mixer: str = config.mixer
             if mixer not in FIXED:
-                learned = in_stage(trained.network, trained.variables, shape, rules)
+                learned = measure(trained.network, trained.variables, shape, rules)
                 panels[name][LEARNED.get(mixer, mixer)] = learned
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return panels
 
 
-def with_fixed_mixers(entry: Entry, rules: Rules) -> Lines:
+def with_fixed_mixers(entry: Entry, rules: Rules, measure: Measure) -> dict[str, Any]:
     """How far channels come in one stage of a network, with each mixer of :data:`FIXED` that fits it."""
-    lines: Lines = {}
+    lines: dict[str, Any] = {}
     for mixer, label in FIXED.items():
         network = built(entry._replace(config=replace(entry.config, mixer=mixer)))
         try:
-            lines[label] = in_stage(network, {}, entry.image_shape, rules)
+            lines[label] = measure(network, {}, entry.image_shape, rules)
         except ValueError as error:
             if mixer != "shift":  # Twice the groups do not divide the channels of every network.
                 raise

@@ -92,8 +92,7 @@ def through(cells: Cells, seen: Seen) -> Cells:
 
 def _cropped(cells: Cells) -> Cells:
     """Without rows and columns at the ends that no channel sees."""
-    seen = cells.sets.any((0, 3))
-    rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
+    rows, columns = (np.flatnonzero(cells.sets.any(axes)) for axes in ((0, 2, 3), (0, 1, 3)))
     if not len(rows):
         raise ValueError("an output sees nothing of the input: what is before it is not connected to it")
     return cells._replace(sets=cells.sets[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])

@@ -122,8 +122,8 @@ def layer_fields(
 ) -> list[tuple[Layer, Field]]:
     """What is seen behind each layer, whose gain is over what is seen before this layer, and behind each unit.
 
-    A branch multiplies what is seen where it begins: only where there is none is the gain of a unit the product of those
-    of its layers.
+    A branch multiplies what is seen where it begins: only where there is none is the gain of a unit the product of
+    those of its layers.
 
     Args:
         network: as for :func:`receptive_field`.

@@ -529,7 +529,7 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
         (evaluate, "--checkpoint STR --twin --layers --devices --json"),
         (count, "--csv --layers NAME --match TEXT --groups"),
         (alignment, "--methods NAME --images --orders --channels --depth --steps --seeds --results FILE --figure FILE"),
-        (reach, "--csv --match TEXT --network NAME --run --figure FILE"),
+        (reach, "--csv --match TEXT --network NAME --run --field --figure FILE"),
         (graph_matching, "--qaplib --graphs --embedded --methods --starts --seconds --csv --out"),
         (
             two_layer_network,

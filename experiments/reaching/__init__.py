@@ -1,0 +1,1 @@
+"""What `experiments.reach` shows beside the reach itself."""
