@@ -12,6 +12,7 @@ import pytest
 
 from shuffle_jax import nn
 from shuffle_jax.analysis.receptive_field import layer_fields, receptive_field
+from shuffle_jax.models import NetworkConfig, build, shufflenet_v1, shufflenet_v2
 
 IMAGE = (8, 8, 3)
 
@@ -95,3 +96,147 @@ def test_the_worked_table(row):
     assert (found.rows, found.columns, found.reach, found.exact) == (side, side, reach, exact)
     assert found.box == side * side * reach
     assert found.fill == exact / found.box
+
+
+SHUFFLED = partial(shufflenet_v1.Unit, 8, groups=2, mixer=SHUFFLE2)
+UNITS = {  # Of 4 channels in front: branches that are added, put side by side, and shifted past each other.
+    "rolling": [
+        partial(SHUFFLED, stride=2, pointwise=nn.RollingPointwise, mixer=nn.Identity, groups=2),
+        partial(SHUFFLED, stride=1, pointwise=nn.RollingPointwise, mixer=partial(nn.FixedPermutation, seed=1)),
+    ],
+    "halves": [
+        partial(shufflenet_v2.Unit, 8, stride=2, mixer=SHUFFLE2, pointwise=nn.PointwiseConv),
+        partial(shufflenet_v2.Unit, 8, stride=1, mixer=nn.ChannelRotation, pointwise=nn.PointwiseConv),
+    ],
+    "shifts": [
+        partial(nn.ShiftedPointwise, 8, 2, boundary="wrap"),
+        partial(nn.ShiftedPointwise, 8, 4, boundary="zero"),
+        partial(nn.AddressShift, stride=2),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", UNITS)
+def test_units_in_a_row_see_what_their_gradients_say(kind):
+    """Of an output in the middle, by every pixel and channel in front of the units; weights are drawn, all positive."""
+    network, rng, size = Stack(4, tuple(UNITS[kind])), np.random.default_rng(0), 24
+    variables = network.init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    around = {"bias": 0.0, "mean": 0.0, "scale": 1.0, "var": 1.0}
+
+    def drawn(path, leaf):
+        name = path[-1].key
+        positive = rng.uniform(0.5, 1, leaf.shape)
+        return leaf if name == "index" else np.asarray(np.full(leaf.shape, around.get(name, positive)), leaf.dtype)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, variables)
+
+    def middle(x):
+        with fnn.intercept_methods(from_here(x)):
+            y = network.apply(variables, jnp.zeros((1, size, size, 3)))
+        return y[0, y.shape[1] // 2, y.shape[2] // 2]
+
+    seen = np.asarray(jax.jit(jax.jacrev(middle))(jnp.ones((1, size, size, 4)))[:, 0]) != 0
+    rows, columns = (np.flatnonzero(seen.any(axes)) for axes in ((0, 2, 3), (0, 1, 3)))
+    found = receptive_field(network, {}, IMAGE)[-1]
+    assert (found.rows, found.columns) == (np.ptp(rows) + 1, np.ptp(columns) + 1)
+    assert (found.reach, found.exact) == (seen.any((1, 2)).sum(-1).mean(), seen.sum((1, 2, 3)).mean())
+
+
+def from_here(x):
+    """Gives this in place of what stands before the units."""
+
+    def visit(call, args, kwargs, context):
+        return x if isinstance(context.module, fnn.Dense) else call(*args, **kwargs)
+
+    return visit
+
+
+def test_layers_gain_and_cost_what_they_do():
+    unit = partial(shufflenet_v1.Unit, 8, stride=1, groups=2, mixer=SHUFFLE2, pointwise=nn.PointwiseConv)
+    network = Stack(8, (DW, gpw(2, 8), unit))
+    found = [(layer.path, layer.kind, field.gain, field.cost[::2]) for layer, field in layer_fields(network, {}, IMAGE)]
+    assert found == [
+        ("stage1_0", "DepthwiseConv", 9.0, (72, 64 * 72)),
+        ("stage1_1", "PointwiseConv", 4.0, (32, 64 * 32)),
+        ("stage1_2/pointwise1", "PointwiseConv", 1.0, (8, 64 * 8)),
+        ("stage1_2/depthwise", "DepthwiseConv", 25 / 9, (18, 64 * 18)),
+        ("stage1_2/pointwise2", "PointwiseConv", 1.0, (8, 64 * 8)),
+        ("stage1_2", "Unit", 25 / 9, (58, 64 * 34)),
+    ]
+    units = receptive_field(network, {}, IMAGE)
+    assert [field.gain for field in units] == [9.0, 4.0, 25 / 9]
+    (last,) = receptive_field(network, {}, IMAGE, begin="stage1_2", match="_2")
+    assert (last.box, last.exact) == (9 * 4, 9 * 4)
+
+
+@pytest.mark.slow
+def test_what_depends_on_the_image_counts_as_where_it_says_nothing():
+    dense, none = TABLE["dense 3x3"], partial(nn.Identity)
+    for layer in (partial(nn.DynamicConv, 4, 3), partial(nn.CondConv, 4, 3), partial(nn.DYConv, 4, 3)):
+        (found,) = receptive_field(Stack(4, (layer,)), {}, IMAGE)
+        assert (found.rows, found.reach, found.exact) == dense[2:]
+    (found,) = receptive_field(Stack(4, (nn.SqueezeExcitation,)), {}, IMAGE)
+    assert found[2:6] == receptive_field(Stack(4, (none,)), {}, IMAGE)[0][2:6] == (1, 1, 1.0, 1.0)
+
+
+class Sampled(fnn.Module):
+    """A convolution and what samples behind it."""
+
+    blur: int
+
+    @fnn.compact
+    def __call__(self, x, train=False):
+        return nn.PolyphaseSampling(blur=self.blur, name="sampling")(nn.DepthwiseConv(padding="wrap")(x), None)[0]
+
+
+@pytest.mark.parametrize(("blur", "side"), [(1, 3), (2, 4), (3, 5)])
+@pytest.mark.fast_cases(1)
+def test_what_an_image_chooses_is_seen_as_the_first_choice(blur, side):
+    one, two = receptive_field(Stack(4, (partial(Sampled, blur), DW)), {}, IMAGE)
+    assert (one.rows, one.columns, one.exact) == (side, side, side**2)
+    assert (two.rows, two.columns, two.exact) == (side + 4, side + 4, (side + 4) ** 2 if blur > 1 else 49)
+
+
+def test_what_cannot_be_told_is_said_in_one_line():
+    class Whole(fnn.Module):
+        sign: int = 1
+
+        @fnn.compact
+        def __call__(self, x, train=False):
+            return self.sign * (x + x.mean((1, 2), keepdims=True))
+
+    for network, begin, message in (
+        (fnn.Dense(4), "image", "Dense has no units: its submodules may be called stem, stage1_0, stage1_1 and so on"),
+        (Stack(4, (DW,)), "stage2_0", "there is no unit 'stage2_0' to start from: choose one of image, stage1_0"),
+        (
+            Stack(4, (partial(Whole, -1),)),
+            "image",
+            "stage1_0 subtracts: what an output sees can be",
+        ),
+        (Stack(4, (Whole,)), "image", "what stage1_0 sees has no end within 72 x 72 pixels"),
+    ):
+        with pytest.raises(ValueError) as error:
+            receptive_field(network, {}, IMAGE, begin)
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "rows", "columns", "fill"),
+    [
+        (NetworkConfig("resnet", depth=18, width=1 / 64, mixer="identity", stem="imagenet"), 435, 435, 1),
+        (NetworkConfig("resnet", depth=50, width=1 / 64, mixer="identity", stem="imagenet"), 427, 427, 1),
+        (NetworkConfig("resnet", depth=152, width=1 / 64, mixer="identity", stem="imagenet"), 1451, 1451, 1),
+        (NetworkConfig("mobilenet_v2", width=0.35, mixer="identity", stem="imagenet"), 491, 491, 1),
+        (NetworkConfig("shufflenet_v2", width=0.5, mixer="shuffle", stem="imagenet"), 527, 527, None),
+        (NetworkConfig("shift_resnet", mixer="identity"), 39, 39, 1),
+        (NetworkConfig("addressnet", mixer="shift", depth=32), 73, 70, None),
+    ],
+    ids=lambda value: f"{value.family}-{value.depth}" if isinstance(value, NetworkConfig) else None,
+)
+def test_networks_see_as_many_rows_as_the_recursion_says(config, rows, columns, fill):
+    """``r += (k - 1) j`` for windows of k at the jump j, worked out by hand; all three colours."""
+    found = receptive_field(build(config, 10), {}, (32, 32, 3))[-1]
+    assert (found.rows, found.columns, found.reach) == (rows, columns, 3)
+    assert found.fill == fill if fill else 0.3 < found.fill < 1
