@@ -69,6 +69,14 @@ RESNET = Network(
     NetworkConfig(family="resnet", depth=18, width=1.0, stem="small", mixer="identity"),
 )
 SMALL_RESNET = RESNET.of(width=0.25, depth=10)._replace(title="ResNet-{depth} of a quarter of the width")
+CORESNET = Network(
+    "CoResNet-{depth}, whose 3x3 convolutions are contextual",
+    "Levels: ``--network.coresnet.levels 4321`` gives the dilations of each stage, 4 in the first; with ``1111`` it is "
+    "ResNet but for the norm behind the addition that ends a stage, and ``--network.family resnet`` is that. "
+    "``--network.depth`` is 50, 101 or 152. In ShuffleNets and MobileNetV2 ``--network.spatial contextual`` does the "
+    "like for depthwise convolutions.",
+    NetworkConfig(family="coresnet", depth=50, stem="small", mixer="identity"),
+)
 ADDRESSNET = Network(
     "AddressNet-{depth}",
     "Mixers: the channel shift, fused with what follows it; ``--network.mixer shuffle`` is the control of the paper, "

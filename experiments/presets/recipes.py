@@ -120,6 +120,19 @@ DCD_MOBILENET = Recipe(
         batch_size=512,
     ),
 )
+CORESNET = Recipe(
+    "Recipe: the released one of contextual convolution, SGD with momentum 0.9, not Nesterov's, at the rate 0.1, a "
+    "tenth at each of the epochs 30, 60 and 80 of 90; batches of 256, weight decay 1e-4; random resized crop and flip. "
+    "Ours: weight decay leaves out norms and biases; the rate falls one epoch later than in the code, which steps "
+    f"before each epoch. {_CROPPED}.",
+    replace(
+        _LARGE,
+        optimizer=replace(_TENTHS, step_boundaries=(30 / 90, 60 / 90, 80 / 90), weight_decay=1e-4),
+        label_smoothing=0.0,
+        epochs=90,
+        batch_size=256,
+    ),
+)
 _QUARTERS = replace(_TENTHS, step_boundaries=(0.25, 0.5, 0.75), weight_decay=1e-4)
 DCD_RESNET = Recipe(
     _DCD.format("a tenth at the epochs 30, 60 and 90; 120 epochs of batches of 256; weight decay 1e-4, dropout 0.1")

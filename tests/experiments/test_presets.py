@@ -33,8 +33,12 @@ NETWORKS = [
     "addressnet",
     "shift-resnet",
     "anchored",
+    "coresnet",
 ]
-NONE = ("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored")
+NONE = (
+    *("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored"),
+    *("cifar100-coresnet", "tiny-imagenet-coresnet"),
+)
 KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" not in NONE]
 FIVE = ["", "-dynamic", "-mobilenet", "-resnet", "-addressnet", "-shift-resnet"]
 PUBLISHED = {
@@ -49,6 +53,7 @@ PUBLISHED = {
     "imagenet-resnet": 29_835_056,
     "imagenet-resnet --network.pointwise plain --network.head plain": 25_557_032,
     "imagenet-addressnet": 3_703_688,
+    "imagenet-coresnet": 25_557_032,
     "cifar100-addressnet": 139_096,
     "cifar100-addressnet --network.depth 20": 81_640,
     "cifar100-addressnet --network.depth 44": 196_552,
