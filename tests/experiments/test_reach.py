@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from experiments import reach as command
+from experiments.reaching import field
 from shuffle_jax.models import NetworkConfig, addressnet, build
 from shuffle_jax.models.catalogue import catalogue
 from shuffle_jax.train import trained
@@ -162,6 +163,8 @@ def test_mistakes_are_one_line_and_code_2(runs, mistake):
         (["--match", "squeezenet"], "no network has 'squeezenet' in its name; near: "),
         (["--match", "a", "--network", "b"], "--match and --network are different tables: give one of them"),
         (["--match", "a", "--figure", "a.png"], "--figure compares mixers and --match does not: "),
+        (["--field", "--figure", "a.png"], "--field draws no figure and counts shortcuts: leave out --figure and "),
+        (["--field", "--network", "adressnet20_32"], "there is no network 'adressnet20_32'; near: addressnet20_32, "),
         (["--figure", "reach.jpg"], "the name of a figure must end with .png, .pdf, .svg, got 'reach.jpg'"),
         (
             ["--run", str(outside)],
@@ -171,3 +174,48 @@ def test_mistakes_are_one_line_and_code_2(runs, mistake):
     ):
         assert mistake(command.run, arguments).startswith(message)
     assert not Path("a.png").exists()
+
+
+@pytest.mark.slow
+def test_the_receptive_field_of_mixers_in_one_stage(capsys):
+    command.run(["--field", "--csv"])
+    rows = table(capsys)
+    assert tuple(rows[0]) == field.MIXERS
+    found = {row["mixer"]: (row["rows"], row["columns"], row["reach"], row["box"]) for row in rows}
+    # Four units that move by a pixel each way see 9 x 9; two channels of four groups are 36.
+    assert found["channel shuffle"] == found["channel shift"] == ("9", "9", "36", "2916")
+    assert found["no mixer"] == ("9", "9", "9", "729")
+    exact = {row["mixer"]: float(row["exact"]) for row in rows}
+    assert exact["no mixer"] < exact["channel shift"] < exact["channel shuffle"] < 2916
+    assert {(row["start"], row["units"]) for row in rows} == {("stage1_0", "4")}
+
+
+@pytest.mark.slow
+def test_the_receptive_field_of_networks_and_of_the_layers_of_one(monkeypatch, capsys):
+    entry = catalogue()["addressnet20_32"]
+    squeeze = entry._replace(config=replace(entry.config, mixer="squeeze"))
+    monkeypatch.setattr("shuffle_jax.models.catalogue.catalogue", lambda: {"one_a": entry, "one_b": squeeze})
+    command.run(["--field", "--match", "one", "--csv"])
+    shift, shuffled = table(capsys)  # What depends on the image is not left out.
+    assert tuple(shift) == field.NETWORKS
+    assert (
+        (shift["rows"], shift["reach"], shift["box"]) == ("11", "3", "363") == (shuffled["rows"], "3", shuffled["box"])
+    )
+    command.run(["--field", "--network", "one_a", "--csv"])
+    layers = table(capsys)
+    assert tuple(layers[0]) == field.LAYERS
+    assert [row["layer"] for row in layers[:5]] == [
+        "stem/conv",
+        "stem",
+        "stage1_0/pointwise1",
+        "stage1_0/step",
+        "stage1_0",
+    ]
+    conv, step = layers[0], layers[3]
+    assert (conv["box"], conv["gain"], conv["parameters"], conv["gain_per_1000_parameters"]) == (
+        "27",
+        "27",
+        "972",
+        "27.78",
+    )
+    assert (step["box"], step["gain"], layers[-1]["box"]) == ("75", "2.778", shift["box"])
