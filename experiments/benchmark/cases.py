@@ -21,7 +21,7 @@ from shuffle_jax.deploy.harden import harden
 from shuffle_jax.deploy.route import Routed, route
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
-from shuffle_jax.ops import convolution, mixing, permutation, relaxation
+from shuffle_jax.ops import convolution, mixing, permutation, relaxation, rolling_pointwise
 from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -82,12 +82,13 @@ def depthwise(work: Workload) -> Cases:
 
 
 def grouped_pointwise(work: Workload) -> Cases:
-    """The platform's grouped 1x1 convolution against XLA's native one."""
+    """The platform's grouped 1x1 convolution against XLA's native one, and the rolling one of as many weights."""
     x = normal(work, work.batch_size, work.image_size // 2, work.image_size // 2, 240)
     kernel = normal(work, 1, 1, 80, 60)
     forms: dict[str, Callable[..., Array]] = {
         "native": partial(native, groups=3, padding="VALID"),
         "ops.pointwise": partial(convolution.pointwise, groups=3),
+        "ops.rolling_pointwise": partial(rolling_pointwise.rolling_pointwise, groups=3),
     }
     return {name: partial(jax.jit(squared_gradient(form)), x, kernel) for name, form in forms.items()}
 
