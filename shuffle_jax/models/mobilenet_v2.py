@@ -112,9 +112,10 @@ class MobileNetV2(nn.Module):
         """
         if self.width not in WIDTHS:
             raise ValueError(f"MobileNetV2 has no width {self.width}: choose one of {list(WIDTHS)}")
-        own = [scale(STEM, self.width)]
+        features = scale(STEM, self.width)
+        own = [features]
         for expansion, channels, units, _ in TABLE:
-            before, features = own[0] if len(own) < 2 else features, scale(channels, self.width)
+            before, features = features, scale(channels, self.width)
             own += [features, *(() if expansion == 1 else (expansion * before, *(units - 1) * (expansion * features,)))]
         return sizes_of("MobileNetV2", self.sizes, (*own, LAST), self.width)
 

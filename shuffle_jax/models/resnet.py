@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from shuffle_jax.models.classifier import classify
 from shuffle_jax.models.decomposition import basic_sizes, bottleneck_sizes
 from shuffle_jax.models.sampling import Halving, Sampling, check_sizes
-from shuffle_jax.models.sizes import Node, multiple_of, sizes_of
+from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
@@ -130,11 +130,12 @@ class ResNet(nn.Module):
         sizes, found = iter(self.all_sizes()), []
         for stage, units in enumerate(UNITS[self.depth], start=1):
             paths = [f"stage{stage}_{i}" for i in range(units)]
-            sides = tuple(side for path in paths for side in ((f"{path}/conv1", "in"), (f"{path}/conv2", "out")))
-            found.append(Node(f"stage{stage}", next(sizes), self.groups, sides))
+            sides: list[Side] = []
             for path in paths:
-                between = ((f"{path}/conv1", "out"), (f"{path}/conv2", "in"))
-                found.append(Node(path, next(sizes), inner, between))
+                sides += [(f"{path}/conv1", "in"), (f"{path}/conv2", "out")]
+            found.append(Node(f"stage{stage}", next(sizes), self.groups, tuple(sides)))
+            for path in paths:
+                found.append(Node(path, next(sizes), inner, ((f"{path}/conv1", "out"), (f"{path}/conv2", "in"))))
         return tuple(found)
 
     @nn.compact
