@@ -26,7 +26,7 @@ import numpy as np
 
 from shuffle_jax.deploy.tracing import Call, Path, Variables, traced
 from shuffle_jax.models import ShuffleNetV1, ShuffleNetV2
-from shuffle_jax.nn import PointwiseConv
+from shuffle_jax.nn import DepthwiseConv, PointwiseConv
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 
@@ -56,26 +56,27 @@ def route(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[i
     """Absorbs the shuffles of a ShuffleNet into the orders of its channels.
 
     Args:
-        network: a ShuffleNetV1 or ShuffleNetV2 is routed if its 1x1 convolutions are plain and its mixers, of whatever
-            class, apply one permutation each to all images. Which one is found by running them.
+        network: a ShuffleNetV1 or ShuffleNetV2 that samples by strides is routed if its convolutions are plain and its
+            mixers, of whatever class, apply one permutation each to all images, found by running them.
         variables: of the network; hardened or frozen if its permutations are learned, and folded
             (:func:`shuffle_jax.deploy.fold.fold`) to be rid of the batch norms too.
         image_shape: (h, w, c).
 
     Returns:
-        A function with its parameters, equal to ``network.apply(variables, images)`` to rounding. It is
-        ``network.apply`` itself for another network, or where a layer cannot be reordered.
+        A function with its parameters, equal to ``network.apply(variables, images)`` to rounding; ``network.apply``
+        itself for another network, or where a layer cannot be reordered.
     """
     plain = Routed(partial(_evaluate, network), variables)
     routed: Any = {ShuffleNetV1: _route_v1, ShuffleNetV2: _route_v2}.get(type(network))
     if routed is None:
         return plain
-    calls, state = traced(network, variables, image_shape)[0], Channels(variables)
-    mixers = {}
+    if network.sampling is not None:
+        return plain._replace(reason="its samplings choose by all channels in their order: sample by strides")
+    calls, state, mixers = traced(network, variables, image_shape)[0], Channels(variables), {}
     for path, call in list(calls.items())[1:]:  # the first is the network
         name = f"{'/'.join(path)}, a {type(call.module).__name__},"
-        if path[-1] in POINTWISE and type(call.module) is not PointwiseConv:
-            return plain._replace(reason=f"{name} is no PointwiseConv, whose channels can be reordered")
+        if (kind := LAYERS.get(path[-1])) and type(call.module) is not kind:
+            return plain._replace(reason=f"{name} is no {kind.__name__}, whose channels can be reordered")
         if path[1:] == ("mixer",):
             own = state.of(path)
             if own.get("params"):
@@ -84,11 +85,11 @@ def route(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[i
             if index is None:
                 return plain._replace(reason=f"{name} is no permutation of the channels, the same for all images")
             mixers[path[0]] = index
-    found: Routed = routed(network, state, mixers, calls)
-    return found
+    return Routed(*routed(network, state, mixers, calls))
 
 
-POINTWISE = ("pointwise1", "pointwise2", "left_pointwise", "conv5")
+LAYERS: dict[str, type] = dict.fromkeys(("pointwise1", "pointwise2", "left_pointwise", "conv5"), PointwiseConv)
+LAYERS |= dict.fromkeys(("depthwise", "left_depthwise"), DepthwiseConv)
 
 
 def _evaluate(network: nn.Module, variables: PyTree, images: Images) -> Any:

@@ -20,12 +20,14 @@ from shuffle_jax.nn import (
     AutoShuffle,
     ChannelShift,
     ChannelShuffle,
+    ContextualDepthwise,
     Dense,
     DynamicConv,
     DynamicShuffle,
     FixedPermutation,
     Identity,
     PointwiseConv,
+    PolyphaseSampling,
     SqueezeExcitation,
 )
 from shuffle_jax.ops import permutation
@@ -120,7 +122,11 @@ def test_index_vectors_of_hardened_and_frozen_mixers_are_found():
         (ShuffleNetV2(5, 0.5, "small", Doubled), "stage2_0/mixer, a Doubled, is no permutation of the channels"),
         (
             ShuffleNetV2(5, 0.5, "small", pointwise=DynamicConv),
-            "stage2_0/left_pointwise, a DynamicConv, is no PointwiseConv",
+            "stage2_0/pointwise1, a DynamicConv, is no PointwiseConv",
+        ),
+        (
+            ShuffleNetV2(5, 0.5, "small", depthwise=ContextualDepthwise),
+            "stage2_0/left_depthwise, a ContextualDepthwise, is no DepthwiseConv",
         ),
         (ResNet(5, 10, 1 / 8), ""),
     ],
@@ -132,6 +138,13 @@ def test_what_cannot_be_routed_stays_as_it_is_with_the_reason(network, reason, d
     assert params is variables and why.startswith(reason) and bool(why) == bool(reason)
     x = jnp.zeros((1, *SHAPE))
     assert str(jax.make_jaxpr(apply)(params, x)) == str(jax.make_jaxpr(network.apply)(variables, x))
+
+
+@pytest.mark.parametrize("family", [ShuffleNetV1, ShuffleNetV2])
+def test_a_network_that_samples_by_its_channels_stays_as_it_is(family):
+    variables = {"params": {}}
+    _, params, why = route(family(5, sampling=PolyphaseSampling), variables, SHAPE)
+    assert params is variables and why.startswith("its samplings choose by all channels")
 
 
 @settings(max_examples=40, deadline=None)
