@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from shuffle_jax.ops import (
     bistochastic,
+    contextual,
     convolution,
     dynamic_conv,
     frank_wolfe,
@@ -94,6 +95,12 @@ CASES = {  # The op, what is split, and what lies whole on every device.
     ),
     "rolling_pointwise": (partial(rolling_pointwise.rolling_pointwise, groups=2), [X], [images(1, 1, 4, 6)]),
     "convolution": (convolution.convolution, [X], [images(3, 3, 8, 6)]),
+    "contextual": (partial(contextual.contextual, outputs=(3, 3), stride=2), [X], [images(3, 3, 8, 6)]),
+    "contextual, depthwise": (
+        partial(contextual.contextual_depthwise, channels=(4, 2, 2), padding="wrap"),
+        [X],
+        [images(3, 3, 1, 8)],
+    ),
     "convolution in groups": (partial(convolution.convolution, groups=2), [X], [images(3, 3, 4, 6)]),
     "stem": (partial(convolution.convolution, stride=2), [images(4, 6, 6, 3)], [images(3, 3, 3, 6)]),
     "stem of patches": (partial(convolution.convolution, stride=2), [images(4, 16, 16, 3)], [images(7, 7, 3, 6)]),
