@@ -11,6 +11,7 @@ import pytest
 
 from shuffle_jax.analysis.count import count, count_layers
 from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.route import route
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, build, shufflenet_v1
 from shuffle_jax.nn import RollingPointwise
 from shuffle_jax.ops.rolling_pointwise import rolling_pointwise
@@ -91,12 +92,19 @@ def test_a_network_without_a_place_for_it_says_so():
 
 
 @pytest.mark.slow
-def test_a_network_of_them_folds(draw, monkeypatch):
+def test_a_network_of_them_folds_routes_and_computes_in_half_precision(draw, monkeypatch):
+    """Of one image and odd sizes. 68 channels in 4 groups are windows of 17, which no half is a whole part of."""
     monkeypatch.setattr(shufflenet_v1, "UNITS", (2, 1))
     network = ShuffleNetV1(classes=3, groups=4, stem="small", pointwise=partial(RollingPointwise, overlap=0.5))
-    x = np.random.default_rng(0).standard_normal((2, 9, 11, 3)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((1, 9, 11, 3)).astype(np.float32)
     variables = draw(network, (9, 11, 3))
     folded = fold(network, variables, (9, 11, 3))
     assert not folded.kept and "batch_stats" not in folded.variables
-    one, other = jax.jit(lambda v, w: (network.apply(v, x), network.apply(w, x)))(variables, folded.variables)
-    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+    routed, half = route(network, folded.variables, (9, 11, 3)), network.clone(dtype=jnp.bfloat16)
+    one, other, third, coarse = jax.jit(
+        lambda v, w: (network.apply(v, x), network.apply(w, x), routed.apply(routed.params, x), half.apply(v, x))
+    )(variables, folded.variables)
+    for same in (other, third):
+        np.testing.assert_allclose(one, same, rtol=1e-3, atol=1e-3 * np.abs(one).max())
+    assert coarse.dtype == jnp.float32
+    np.testing.assert_allclose(one, coarse, atol=0.1 * np.abs(one).max())
