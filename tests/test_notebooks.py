@@ -14,6 +14,7 @@ cells = runpy.run_path(str(ROOT / "tools" / "write_notebooks.py"))["cells"]
 
 SAYS = {
     "tour": ["certified True"],
+    "shift_invariance": ["APS: 100.0% of the digits", "multiples of 8, got 12 x 8", "wrap {}"],
     "permutations": [
         "row-argmax is a permutation: False",
         "certified up to 0.1",
@@ -26,7 +27,7 @@ SAYS = {
 }
 """What the cells print, among other things."""
 
-PICTURES = {"tour": 2, "permutations": 6}
+PICTURES = {"tour": 2, "shift_invariance": 3, "permutations": 6}
 
 
 def read(path):

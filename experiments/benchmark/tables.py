@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
-from experiments.benchmark import assignments, cases, convolutions, mixing, pipelines, shifts
+from experiments.benchmark import assignments, cases, contextual, convolutions, mixing, pipelines, sampling, shifts
 from experiments.benchmark.cases import Cases, Workload
 from experiments.benchmark.measuring import Costs, Program, Table, measure, measure_costs
 from experiments.benchmark.startup import Times, compile_times, import_times
@@ -43,7 +43,9 @@ def tables(work: Workload) -> dict[str, Table]:
         "grouped": table("grouped 1x1 in 3 groups, forward and backward", cases.grouped_pointwise, work, images=False),
         **mixing_tables(work),
         **convolution_tables(work),
+        **contextual_tables(work),
         **shift_tables(work),
+        **sampling_tables(work),
         **assignment_tables(work),
         **pipeline_tables(work),
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
@@ -97,6 +99,21 @@ def convolution_tables(work: Workload) -> dict[str, Table]:
     return found
 
 
+def contextual_tables(work: Workload) -> dict[str, Table]:
+    """The tables of contextual convolutions beside plain ones."""
+    found: dict[str, Table] = {}
+    for name, shape in contextual.SHAPES.items():
+        for suffix, backward in (("", False), ("-gradient", True)):
+            what = f"{shape.levels} levels, {shape.channels} channels, {shape.side}x{shape.side}, stride {shape.stride}"
+            what = (
+                f"{what}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
+            )
+            title = f"contextual {'depthwise ' if shape.depthwise else ''}3x3, {what}"
+            measured = partial(_measured, partial(contextual.layer, work, shape, backward))
+            found[f"contextual-{name}{suffix}"] = Table(title, measured)
+    return found
+
+
 def shift_tables(work: Workload) -> dict[str, Table]:
     """The tables of what mixers add to a network, for one image and for a batch, and of shifts alone in each stage."""
     found: dict[str, Table] = {}
@@ -113,6 +130,19 @@ def shift_tables(work: Workload) -> dict[str, Table]:
             title = f"shifts and a grouped 1x1 of {channels} channels, {what}"
             step = partial(_measured, partial(shifts.steps, work, channels, backward))
             found[f"steps-{channels}{suffix}"] = Table(title, step)
+    return found
+
+
+def sampling_tables(work: Workload) -> dict[str, Table]:
+    """The tables of networks with strides and with what samples in their place."""
+    found: dict[str, Table] = {}
+    for name, config in sampling.NETWORKS.items():
+        for kind in ("inference", "training"):
+            title = (
+                f"{config.family}, {work.image_size}x{work.image_size}, {kind}, batch {work.batch_size}, {work.dtype}"
+            )
+            measured = partial(_measured, partial(sampling.steps, work, config, kind == "training"))
+            found[f"sampling-{name}-{kind}"] = Table(f"sampling in {title}", measured, work.batch_size)
     return found
 
 
