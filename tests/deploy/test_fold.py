@@ -174,7 +174,7 @@ def test_the_folded_network_is_the_same_function_and_has_the_same_gradient(case,
 
 
 def test_no_variable_is_left_but_kernels_and_a_bias_for_each_norm(case):
-    _, variables, folded, _, kept, moved = case
+    network, variables, folded, _, kept, moved = case
     norms = {path[:-1] for path in flatten_dict(variables["batch_stats"])}
     assert set(folded.folded) | set(folded.kept) == {"/".join(norm) for norm in norms}
     assert set(folded.kept) == kept and not set(folded.folded) & kept
