@@ -59,6 +59,7 @@ _PAPER_COCONV = (
     "not measured. The authors' are 77.27 % where ResNet-50 has 76.12 %, 78.71 and 78.00 % at depth 101, 79.03 and "
     "78.45 % at 152."
 )
+_SAMPLED = _TENTH.format("of a quarter of the width and 10 layers, in 6 epochs, it is compared with strides")
 _PAPER = "not measured. The paper's is 71.96 % with the channel shift and 71.97 % with the shuffle."
 _PAPER_DCD = (
     "not measured. The paper's at 0.5x with 3.1 M parameters is 70.2 %, as a note cites it, and 65.4 % of the static "
@@ -105,6 +106,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-shift-resnet": Row(SHIFT_RESNET, recipes.SHIFT_RESNET, (95_642, 0, 16_433_792), _SHIFTS),
         "-anchored": Row(networks.ANCHORED, recipes.REFERENCE, (4_872_074, 696_320, 555_422_720)),
         "-coresnet": Row(networks.CORESNET, recipes.CIFAR.decaying(5e-4), (23_520_842, 0, 1_297_829_888), _CONTEXTUAL),
+        "-polyphase": Row(networks.POLYPHASE, recipes.CIFAR.decaying(5e-4), (11_173_962, 0, 725_292_032), _SAMPLED),
     },
     data.CIFAR100: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_356_104, 1_345_600, 45_094_272)),

@@ -68,6 +68,13 @@ RESNET = Network(
     f"{MOBILENET.text} ``--network.pointwise`` is for all convolutions of the units.",
     NetworkConfig(family="resnet", depth=18, width=1.0, stem="small", mixer="identity"),
 )
+POLYPHASE = Network(
+    "ResNet-{depth} with polyphase sampling",
+    "Sampling: ``aps``, for which every convolution wraps: no circular shift changes a logit, which ``python -m "
+    "experiments.consistency`` shows. ``--network.aps.blur 3`` blurs before it, ``--network.sampling stride`` is the "
+    "plain network.",
+    replace(RESNET.config, sampling="aps"),
+)
 SMALL_RESNET = RESNET.of(width=0.25, depth=10)._replace(title="ResNet-{depth} of a quarter of the width")
 CORESNET = Network(
     "CoResNet-{depth}, whose 3x3 convolutions are contextual",

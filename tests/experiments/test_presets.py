@@ -34,10 +34,12 @@ NETWORKS = [
     "shift-resnet",
     "anchored",
     "coresnet",
+    "polyphase",
 ]
 NONE = (
     *("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored"),
     *("cifar100-coresnet", "tiny-imagenet-coresnet"),
+    *("cifar100-polyphase", "tiny-imagenet-polyphase", "imagenet-polyphase"),
 )
 KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" not in NONE]
 FIVE = ["", "-dynamic", "-mobilenet", "-resnet", "-addressnet", "-shift-resnet"]

@@ -108,6 +108,7 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
         ("convolutions", 32),
         ("dynamic", 32),
         ("shifts", 16),
+        ("polyphase", 32),
         ("dynamic_planes", 16),
         ("dynamic_pictures", 16),
         ("anchored", 16),
