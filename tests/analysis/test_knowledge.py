@@ -56,6 +56,12 @@ def test_the_signal_is_below_the_singular_values_and_as_many_as_were_put_in():
     np.testing.assert_allclose(found, values, rtol=0.05)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_what_float32_rounds_is_no_signal(rank):
+    left, right = (np.random.default_rng(rank).standard_normal((n, rank)).astype(np.float32) for n in (24, 90))
+    assert len(signal(left @ right.T)) == rank
+
+
 def test_noise_and_nothing_have_no_signal():
     noise = np.random.default_rng(0).standard_normal((3, 3, 20, 24))
     assert knowledge(noise) == knowledge(np.zeros((3, 3, 20, 24))) == Knowledge(NOTHING, NOTHING, NOTHING)
@@ -110,7 +116,9 @@ def test_every_parameter_of_a_network_follows_one():
     network = ResNet(5, 10, 0.125, "small", groups=2)
     found = convolutions(network, (8, 8, 3))
     shapes = jax.eval_shape(network.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))["params"]
-    paths = {jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(shapes)}
+    paths = {
+        jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(shapes)
+    }
     assert set(found.followed) == paths
     assert set(found.followed.values()) == set(found.groups)
     assert found.followed["stage1_0/norm1/scale"] == "stage1_0/conv1"
