@@ -36,6 +36,7 @@ PLAIN_STAGES = ("u", "uu", "uuu", "uuu", "uuu")
 """The layers of each stage without shortcuts, behind the stem: u is a use of the kernel that is shared."""
 MIX_STAGES = ("o", "oo", "ouu", "ouu", "buu")
 """The same with a kernel for each width: o is a layer with a kernel of its own, b a use with no norm and no ReLU."""
+CHOICES = {"kernels": ("one", "each_width"), "regulator": ("none", "pointwise"), "mixing": ("branch", "stream")}
 
 conv = partial(Conv, kernel_init=fan_out_init)
 pointwise_conv = partial(PointwiseConv, kernel_init=fan_out_init)
@@ -89,11 +90,14 @@ class AnchoredNet(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: there is no such depth, the width makes no whole number of channels, layers are given for
+            ValueError: there is no such depth or choice, the width makes no whole number of channels, layers are given for
                 regulators that are none, or the dropout is out of range.
         """
         if self.depth != LAYERS and self.depth not in UNITS:
             raise ValueError(f"AnchoredNet has no depth {self.depth}: choose one of {[*UNITS, LAYERS]}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.regulator == "none" and self.pointwise is not pointwise_conv:
             raise ValueError(
                 "AnchoredNet has 1x1 layers for regulators alone, got others with the regulator none: choose the "
@@ -113,12 +117,12 @@ class AnchoredNet(nn.Module):
             )
         return found
 
-    def _anchors(self, channels: list[int], use_bias: bool, first: int = 1) -> list[nn.Module]:
+    def _anchors(self, channels: list[int], use_bias: bool) -> list[nn.Module]:
         """What is shared, for each stage: one convolution for all of them, or one for each width."""
         make = partial(conv, use_bias=use_bias, dtype=self.dtype)
         if self.kernels == "one":
             return [make(channels[0], name="anchor")] * len(channels)
-        return [make(width, name=f"anchor{stage}") for stage, width in enumerate(channels, start=first)]
+        return [make(width, name=f"anchor{stage}") for stage, width in enumerate(channels, start=1)]
 
     def _parts(self) -> dict[str, Any]:
         """What all units and layers are given."""

@@ -303,6 +303,7 @@ def test_groups_are_apart_until_a_mixer_brings_them_together(name, start, draw):
         (AnchoredNet(10, 20), r"AnchoredNet has no depth 20: choose one of \[10, 18, 34, 14\]"),
         (AnchoredNet(10, width=0.3), "AnchoredNet of width 0.3 has 38.4 channels: give a multiple of 1/128 above 0"),
         (AnchoredNet(10, width=0, kernels="each_width"), "has 0 channels: give a multiple of 1/64 above 0"),
+        (AnchoredNet(10, kernels="two"), "kernels must be one of one, each_width, got 'two'"),
         (AnchoredNet(10, pointwise=DynamicConv), "others with the regulator none: choose the regulator pointwise"),
         (AddressNet(5, 21), r"no depth 21: choose 6 n \+ 2, such as 20, 32 or 44"),
         (AddressNet(5, 2), "no depth 2"),
