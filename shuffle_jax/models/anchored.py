@@ -90,8 +90,8 @@ class AnchoredNet(nn.Module):
         """Maps images ``(n, h, w, 3)`` (or any number of channels) to float32 logits ``(n, classes)``.
 
         Raises:
-            ValueError: there is no such depth or choice, the width makes no whole number of channels, layers are given for
-                regulators that are none, or the dropout is out of range.
+            ValueError: there is no such depth or choice, the width makes no whole number of channels, layers are given
+                for regulators that are none, or the dropout is out of range.
         """
         if self.depth != LAYERS and self.depth not in UNITS:
             raise ValueError(f"AnchoredNet has no depth {self.depth}: choose one of {[*UNITS, LAYERS]}")
