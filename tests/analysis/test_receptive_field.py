@@ -90,6 +90,7 @@ TABLE = {  # channels, layers, rows and columns, reach, exact
 
 
 @pytest.mark.parametrize("row", TABLE)
+@pytest.mark.fast_cases(12)
 def test_the_worked_table(row):
     channels, layers, side, reach, exact = TABLE[row]
     found = receptive_field(Stack(channels, tuple(layers)), {}, IMAGE)[-1]
@@ -152,6 +153,7 @@ def from_here(x):
     return visit
 
 
+@pytest.mark.slow
 def test_layers_gain_and_cost_what_they_do():
     unit = partial(shufflenet_v1.Unit, 8, stride=1, groups=2, mixer=SHUFFLE2, pointwise=nn.PointwiseConv)
     network = Stack(8, (DW, gpw(2, 8), unit))
@@ -191,7 +193,7 @@ class Sampled(fnn.Module):
 
 
 @pytest.mark.parametrize(("blur", "side"), [(1, 3), (2, 4), (3, 5)])
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 def test_what_an_image_chooses_is_seen_as_the_first_choice(blur, side):
     one, two = receptive_field(Stack(4, (partial(Sampled, blur), DW)), {}, IMAGE)
     assert (one.rows, one.columns, one.exact) == (side, side, side**2)

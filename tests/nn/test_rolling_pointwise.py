@@ -22,14 +22,16 @@ PLAIN = {"shufflenet_v1": 913138, "addressnet": 68590}
 
 def test_it_is_its_operation_with_a_bias_in_the_type_asked_for():
     layer, x = RollingPointwise(6, 2, use_bias=True, dtype=jnp.bfloat16), np.ones((1, 2, 2, 8), np.float32)
-    variables = layer.init(jax.random.key(0), x)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), variables) == {
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), shapes) == {
         "params": {"kernel": ((1, 1, 4, 6), "float32"), "bias": ((6,), "float32")}
     }
-    variables["params"]["bias"] = np.arange(6, dtype=np.float32)
-    y, plain = layer.apply(variables, x), layer.clone(dtype=None).apply(variables, x)
+    kernel = np.random.default_rng(0).standard_normal((1, 1, 4, 6)).astype(np.float32)
+    variables = {"params": {"kernel": kernel, "bias": np.arange(6, dtype=np.float32)}}
+    y, plain, product = jax.jit(
+        lambda v: (layer.apply(v, x), layer.clone(dtype=None).apply(v, x), rolling_pointwise(jnp.asarray(x), kernel, 2))
+    )(variables)
     assert (y.dtype, plain.dtype) == (jnp.bfloat16, jnp.float32)
-    product = rolling_pointwise(jnp.asarray(x), variables["params"]["kernel"], 2)
     np.testing.assert_allclose(plain, np.asarray(product) + np.arange(6), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.float32(y), plain, rtol=0.02, atol=0.02)
 
@@ -67,6 +69,7 @@ def groups_of(network):
     return found, sum(layer.cost.parameters for layer in layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PLAIN)
 def test_a_network_with_groups_keeps_its_counts(family):
     options = {"groups": 8} if family == "shufflenet_v1" else {}
@@ -74,6 +77,7 @@ def test_a_network_with_groups_keeps_its_counts(family):
     assert layers and parameters == PLAIN[family]
 
 
+@pytest.mark.slow
 def test_a_network_without_groups_has_two():
     network = build(NetworkConfig("shift_resnet", mixer="identity", pointwise="rolling"), 10)
     assert network.pointwise(features=4).default_groups == 2

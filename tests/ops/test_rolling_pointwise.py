@@ -81,7 +81,7 @@ CASES = [  # channels, outputs, groups, overlap: even windows, uneven ones, fewe
 
 
 @pytest.mark.parametrize("sizes", CASES)
-@pytest.mark.fast_cases(2)
+@pytest.mark.fast_cases(1)
 def test_every_form_equals_the_equation_with_gradients(sizes):
     channels, features, groups, overlap = sizes
     starts = window_starts(*sizes)
