@@ -107,6 +107,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-anchored": Row(networks.ANCHORED, recipes.REFERENCE, (4_872_074, 696_320, 555_422_720)),
         "-coresnet": Row(networks.CORESNET, recipes.CIFAR.decaying(5e-4), (23_520_842, 0, 1_297_829_888), _CONTEXTUAL),
         "-polyphase": Row(networks.POLYPHASE, recipes.CIFAR.decaying(5e-4), (11_173_962, 0, 725_292_032), _SAMPLED),
+        "-rolling": Row(networks.ROLLING, recipes.CIFAR.decaying(5e-4), (914_338, 0, 42_590_592)),
     },
     data.CIFAR100: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_356_104, 1_345_600, 45_094_272)),

@@ -40,6 +40,13 @@ _SOFT = (
     f"{_HEAD.regularize_from:g} of the training on, fully from {_HEAD.regularize_fully:g}, and {_BINARIZED}. In "
     "evaluation they are hard all the time, so that test accuracies say little before they are sharp."
 )
+ROLLING = Network(
+    "ShuffleNetV1 {width}x of three groups with rolling pointwise convolutions in place of shuffles",
+    "Convolutions: 1x1 in groups that overlap by half, ``--network.rolling.overlap``; ``--network.pointwise plain "
+    "--network.mixer shuffle`` is ShuffleNet, of as many parameters and multiply-adds; ``--network.mixer shuffle`` has "
+    "both.",
+    replace(AUTO_V1.config, mixer="identity", pointwise="rolling"),
+)
 DYNAMIC = Network(
     "ShuffleNetV2 {width}x with a permutation for each image (Dynamic Shuffle)",
     f"Mixers: {_SOFT} ``--network.mixer dynamic_hard`` is the former default: the fixed shuffle at the start, in "

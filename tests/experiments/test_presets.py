@@ -35,11 +35,13 @@ NETWORKS = [
     "anchored",
     "coresnet",
     "polyphase",
+    "rolling",
 ]
 NONE = (
     *("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored"),
     *("cifar100-coresnet", "tiny-imagenet-coresnet"),
     *("cifar100-polyphase", "tiny-imagenet-polyphase", "imagenet-polyphase"),
+    *("cifar100-rolling", "tiny-imagenet-rolling", "imagenet-rolling"),
 )
 KNOWN = [f"{data}-{network}" for data in SETS for network in NETWORKS if f"{data}-{network}" not in NONE]
 FIVE = ["", "-dynamic", "-mobilenet", "-resnet", "-addressnet", "-shift-resnet"]

@@ -113,6 +113,7 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
         ("dynamic_pictures", 16),
         ("anchored", 16),
         ("contextual", 16),
+        ("rolling", 16),
     ],
 )
 @pytest.mark.fast_cases(1)
