@@ -65,6 +65,13 @@ class FactorGenerator(nn.Module):
     permutations; ``distinct``, the different permutations in the batch over its images; and ``entropy``, the mean of
     :func:`shuffle_jax.ops.penalty.row_entropy`, averaged over rows. Into "factors" go ``outer`` and ``inner``.
 
+    With ``kept`` layers mix with ``k I + (1 - k) A`` and ``k I + (1 - k) B``, for a share k that falls linearly from
+    kept to 0. Factors that are nearly uniform pass on little more than the mean of their channels, and heads that move
+    without need disturb what lies behind them: the identity passes on all, and slows the heads. On pictures, where
+    nothing calls for permutations that differ, that keeps networks level with the fixed shuffle; where images do need
+    them, the layers behind settle with what the identity hands them, and the heads never find out. Penalties,
+    diagnostics and hard permutations are those of A and B.
+
     Where the collection "permutations" holds index vectors ``outer`` and ``inner`` for this module, there is no head:
     they are the factors.
 
@@ -88,6 +95,8 @@ class FactorGenerator(nn.Module):
         regularize_fully: share at which its ramp reaches 1; equal to the former for a step.
         information: weight of the mutual information of images and factors beside the regulariser, at least 0. It has
             no ramp of its own: that of the penalties' common weight is all that delays it.
+        kept: share of the identity at the start of the training, from 0 up to but not 1.
+        kept_until: share of the training at which none is left, above 0.
 
     Source: Gong, Yin, Li, Guo and Xu, Dynamic Shuffle, 2023. Its abstract names softmax, orthogonal regularisation and
     small shared matrices; everything else here is this project's reconstruction.
@@ -107,6 +116,8 @@ class FactorGenerator(nn.Module):
     regularize_from: float = 0.2
     regularize_fully: float = 0.7
     information: float = 0.0
+    kept: float = 0.0
+    kept_until: float = 0.5
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Factors:
@@ -114,7 +125,7 @@ class FactorGenerator(nn.Module):
 
         Raises:
             ValueError: no images, no hidden units, a temperature or start_logit that is not positive, a ramp that is
-                not within 0 and 1, or a negative weight.
+                not within 0 and 1, a negative weight, or a share of the identity that is out of its range.
         """
         if self.has_variable(PERMUTATIONS, "outer"):
             outer_index: Array = self.get_variable(PERMUTATIONS, "outer")[None]
@@ -131,6 +142,10 @@ class FactorGenerator(nn.Module):
             )
         if not 0 <= self.information < math.inf:
             raise ValueError(f"information must be at least 0 and finite, got {self.information}: 0 leaves it out")
+        check_fraction(kept_until=self.kept_until)
+        check_positive(kept_until=self.kept_until)
+        if not 0 <= self.kept < 1:
+            raise ValueError(f"kept must be at least 0 and below 1, got {self.kept}: 0 leaves the identity out")
         p, q = self.sizes
         size = self.copies * (p * p + q * q)
         if self.dynamic:
@@ -147,7 +162,7 @@ class FactorGenerator(nn.Module):
         logits = logits.reshape(logits.shape[0], self.copies, -1)
         outer = logits[..., : p * p].reshape(*logits.shape[:2], p, p)
         inner = logits[..., p * p :].reshape(*logits.shape[:2], q, q)
-        moves = self.end_temperature is not None or self.regularize_fully > 0
+        moves = self.end_temperature is not None or self.regularize_fully > 0 or self.kept > 0
         progress = training_progress(self) if moves else jnp.ones((), jnp.float32)
         temperature = self._temperature(progress)
         if self.normalization == "rows":
@@ -158,7 +173,7 @@ class FactorGenerator(nn.Module):
             outer, inner = sinkhorn(outer, temperature), sinkhorn(inner, temperature)
             factors = Factors(outer, inner, argmax(outer), argmax(inner))
         self._sow(factors, x.shape[0], self._ramp(progress))
-        return factors
+        return self._with_identity(factors, progress) if self.kept else factors
 
     @staticmethod
     def absorb_norms(variables: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -186,6 +201,15 @@ class FactorGenerator(nn.Module):
         if self.end_temperature is None:
             return self.temperature
         return self.temperature * (self.end_temperature / self.temperature) ** progress
+
+    def _with_identity(self, factors: Factors, progress: Float[Array, ""]) -> Factors:
+        """What the layer mixes with."""
+        share = self.kept * jnp.clip(1 - progress / self.kept_until, 0, 1)
+        outer, inner = (
+            share * jnp.eye(factor.shape[-1])[None, None] + (1 - share) * factor
+            for factor in (factors.outer, factors.inner)
+        )
+        return factors.replace(outer=outer, inner=inner)
 
     def _ramp(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """What the regulariser is multiplied by."""

@@ -260,6 +260,26 @@ def test_the_regulariser_waits_and_the_information_does_not_even_over_devices():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_a_layer_mixes_with_the_identity_until_it_is_used_up():
+    variables = draw(make())
+
+    @jax.jit
+    def at(shares):
+        def one(share):
+            told = {**variables, PROGRESS: {"share": share}}
+            return [make(kept=kept, kept_until=0.4).apply(told, IMAGES, mutable=[FACTORS]) for kept in (0.0, 0.8)]
+
+        return jax.vmap(one)(shares)
+
+    (bare, sown), (factors, told) = at(np.float32([0, 0.1, 0.4, 1]))
+    for name in ("outer", "inner"):
+        for index, share in enumerate([0.8, 0.6, 0, 0]):
+            own = np.asarray(getattr(bare, name)[index])
+            expected = share * np.eye(own.shape[-1]) + (1 - share) * own
+            np.testing.assert_allclose(getattr(factors, name)[index], expected, rtol=1e-5, atol=1e-7)
+    jax.tree.map(np.testing.assert_array_equal, (told, factors.outer_index), (sown, bare.outer_index))
+
+
 def row_information(factor):
     """``mean_rows (H(mean over images) - mean over images H) / log c``, H by its definition."""
     size = factor.shape[-1]
@@ -353,6 +373,8 @@ def test_the_norm_is_absorbed_into_the_hidden_layer():
         ({"regularize_from": 0.8}, "^regularize_from must be at most regularize_fully, got 0.8 and 0.7: lower"),
         ({"information": -0.1}, "^information must be at least 0 and finite, got -0.1: 0 leaves it out"),
         ({"information": float("nan")}, "^information must be at least 0 and finite, got nan"),
+        ({"kept": 1.0}, "^kept must be at least 0 and below 1, got 1.0: 0 leaves the identity out"),
+        ({"kept_until": 0}, "^kept_until must be positive, got 0"),
     ],
 )
 def test_what_is_out_of_range_is_refused(options, message):
