@@ -162,7 +162,7 @@ def _check_options(config: NetworkConfig) -> None:
 
 def _check_replaced(config: NetworkConfig, network: nn.Module) -> None:
     """Refuses layers that would replace none of the network's."""
-    rolling = config.pointwise == "rolling"
+    rolling = config.pointwise == "rolling" and hasattr(network, "conv")  # Others have 1x1 layers in every form.
     squares = config.pointwise in ("static_dynamic", "static_dynamic_hard") and config.dynamic.replaced != "all"
     if not rolling and not squares:
         return
