@@ -147,3 +147,33 @@ def test_without_overlap_it_is_the_grouped_convolution_and_in_one_group_the_plai
 def test_what_does_not_fit_is_refused(shape, groups, overlap, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         rolling_pointwise.rolling_pointwise(jnp.ones((1, 2, 2, 8)), jnp.ones(shape), groups, overlap)
+
+
+def reaches(channels, groups, overlap, layers):
+    """The mean number of channels that an output sees after one layer, two, and so on, all of as many channels."""
+    (seen, _), found = matrix(channels, channels, groups, overlap), []
+    starts = window_starts(channels, channels, groups, overlap)
+    np.testing.assert_array_equal(dense(np.ones((1, 1, channels // groups, channels)), starts, channels), seen)
+    through = np.eye(channels)
+    for _ in range(layers):
+        through = np.minimum(through @ seen, 1)
+        found.append(through.sum(0).mean())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "overlap", "step"),
+    [(16, 2, 0.5, 4), (16, 4, 0.5, 2), (24, 2, 0.75, 3), (12, 3, 0.25, 3), (8, 4, 0.0, 2)],
+)
+def test_windows_in_a_row_reach_as_far_as_their_overlaps(channels, groups, overlap, step):
+    """``min(c, w + (n - 1) step (ceil(w / step) - 1))`` if step divides c: less than n channel shifts."""
+    width = channels // groups
+    expected = [min(channels, width + n * step * (-(-width // step) - 1)) for n in range(6)]
+    assert reaches(channels, groups, overlap, 6) == expected
+    if overlap == 0.5:
+        assert expected == [min(channels, width * (n + 1) / 2) for n in range(1, 7)]
+
+
+def test_windows_whose_step_does_not_divide_the_channels_are_scattered_like_a_shuffle():
+    assert reaches(24, 4, 0.25, 2)[1] == 24 and reaches(8, 2, 0.25, 2)[1] == 8
+    assert reaches(16, 4, 0.25, 3)[1:] == [13, 16]
