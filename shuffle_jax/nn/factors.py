@@ -69,8 +69,8 @@ class FactorGenerator(nn.Module):
     kept to 0. Factors that are nearly uniform pass on little more than the mean of their channels, and heads that move
     without need disturb what lies behind them: the identity passes on all, and slows the heads. On pictures, where
     nothing calls for permutations that differ, that keeps networks level with the fixed shuffle; where images do need
-    them, the layers behind settle with what the identity hands them, and the heads never find out. Penalties,
-    diagnostics and hard permutations are those of A and B.
+    them, the layers behind settle with what the identity hands them, and the heads never find out. Penalties
+    and diagnostics are those of A and B, hard permutations those of what is mixed with.
 
     Where the collection "permutations" holds index vectors ``outer`` and ``inner`` for this module, there is no head:
     they are the factors.
@@ -209,7 +209,7 @@ class FactorGenerator(nn.Module):
             share * jnp.eye(factor.shape[-1])[None, None] + (1 - share) * factor
             for factor in (factors.outer, factors.inner)
         )
-        return factors.replace(outer=outer, inner=inner)
+        return Factors(outer, inner, argmax(outer), argmax(inner))
 
     def _ramp(self, progress: Float[Array, ""]) -> Float[Array, ""]:
         """What the regulariser is multiplied by."""
@@ -255,3 +255,14 @@ class HardFactorGenerator(FactorGenerator):
     end_temperature: float | None = None
     regularize_from: float = 0.0
     regularize_fully: float = 0.0
+
+
+class KeptFactorGenerator(FactorGenerator):
+    """The same, which keeps most of the identity in the first half of the training, and is regularised from the start.
+
+    For pictures where nothing may call for permutations that differ.
+    """
+
+    regularize_from: float = 0.0
+    regularize_fully: float = 0.0
+    kept: float = 0.8
