@@ -60,6 +60,7 @@ _PAPER_COCONV = (
     "78.45 % at 152."
 )
 _SAMPLED = _TENTH.format("of a quarter of the width and 10 layers, in 6 epochs, it is compared with strides")
+_SIZES = _TENTH.format("at 16 x 16 and in 10 epochs, sizes found for a ResNet-10 are compared with even ones")
 _PAPER = "not measured. The paper's is 71.96 % with the channel shift and 71.97 % with the shuffle."
 _PAPER_DCD = (
     "not measured. The paper's at 0.5x with 3.1 M parameters is 70.2 %, as a note cites it, and 65.4 % of the static "
@@ -108,6 +109,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-coresnet": Row(networks.CORESNET, recipes.CIFAR.decaying(5e-4), (23_520_842, 0, 1_297_829_888), _CONTEXTUAL),
         "-polyphase": Row(networks.POLYPHASE, recipes.CIFAR.decaying(5e-4), (11_173_962, 0, 725_292_032), _SAMPLED),
         "-rolling": Row(networks.ROLLING, recipes.CIFAR.decaying(5e-4), (914_338, 0, 42_590_592)),
+        "-conet": Row(networks.CONET, recipes.CONET, (301_482, 0, 84_689_216), _SIZES),
     },
     data.CIFAR100: {
         "-auto": Row(AUTO, recipes.REFERENCE, (1_356_104, 1_345_600, 45_094_272)),
@@ -119,6 +121,7 @@ _ROWS: dict[Data, dict[str, Row]] = {
         "-addressnet": Row(ADDRESSNET, recipes.SHIFT_RESNET, (139_096, 0, 18_925_632), _PAPER),
         "-shift-resnet": Row(SHIFT_RESNET, recipes.SHIFT_RESNET, (101_492, 0, 16_439_552)),
         "-anchored": Row(networks.ANCHORED, recipes.REFERENCE, (4_918_244, 696_320, 555_468_800)),
+        "-conet": Row(networks.CONET, recipes.CONET, (304_452, 0, 84_692_096)),
     },
     data.TINY_IMAGENET: {
         "-auto": Row(AUTO, recipes.TINY.permuting(), (1_458_604, 1_345_600, 11_950_432)),

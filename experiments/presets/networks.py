@@ -115,6 +115,12 @@ ANCHORED = Network(
         family="anchored", depth=18, mixer="auto", auto={"candidates": 4}, anchored={"kernels": "each_width"}
     ),
 )
+CONET = Network(
+    "ResNet-{depth} with 32 channels everywhere",
+    "Sizes: those with which CONet's search begins; ``python -m experiments.search`` with the name of this preset goes "
+    "on, and writes what it finds for ``experiments.train``.",
+    replace(RESNET.config, depth=34, sizes=(32,) * 20),
+)
 DCD_MOBILENET = Network(
     "MobileNetV2 {width}x with decomposed dynamic convolutions",
     "Convolutions: ``dcd``, and the classifier; ``--network.pointwise plain --network.head plain`` is the static "

@@ -88,6 +88,16 @@ SHIFT_RESNET = Recipe(
     f"hundredth after 122, weight decay 5e-4, crop and flip. Ours: no weight decay of norms and biases. {_ASSUMED}",
     replace(_START, optimizer=_TENTHS, epochs=164, batch_size=128),
 )
+CONET = Recipe(
+    "Recipe: that with which CONet evaluates what it finds, SGD with momentum 0.9, not Nesterov's, at the rate 0.1, "
+    "half of it every 25 of 250 epochs; batches of 128, weight decay 5e-4. Ours: crop and flip; no weight decay of "
+    "norms and biases.",
+    replace(
+        SHIFT_RESNET.config,
+        optimizer=replace(_TENTHS, step_boundaries=tuple(part / 10 for part in range(1, 10)), step_factor=0.5),
+        epochs=250,
+    ),
+)
 TINY_SHIFT_RESNET = Recipe(
     f"{SHIFT_RESNET.text} Here it has 90 epochs, and the rate falls at a half and at three quarters of them.",
     replace(

@@ -20,6 +20,7 @@ from PIL import Image
 from experiments import (
     alignment,
     compare,
+    consistency,
     convert,
     count,
     evaluate,
@@ -95,7 +96,7 @@ def content(path):
         ("train digitz", "there is no preset 'digitz'; near: digits, "),
         (
             "train",
-            "no preset is named: choose one of the 43 that python -m experiments.train --help lists, such as digits, ",
+            f"no preset is named: choose one of the {len(PRESETS)} that python -m experiments.train --help lists, such as digits, ",
         ),
         (
             "train --lr 3 digits",
@@ -537,6 +538,7 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
         ),
         (export, "--checkpoint STR --fold --platforms"),
         (predict, "--raw --top INT --json --logits --broken --batch-size --checkpoint"),
+        (consistency, "--checkpoint STR --images --shifts --crops --untrained --dtypes --json"),
         (convert, "--classes --root --image-size --crop --mean --std --batch-size"),
         (compare, "--out --into --results"),
         (prepare, "--data-dir --module --manual-dir"),

@@ -36,10 +36,12 @@ NETWORKS = [
     "coresnet",
     "polyphase",
     "rolling",
+    "conet",
 ]
 NONE = (
     *("imagenet-shift-resnet", "tiny-imagenet-anchored", "imagenet-anchored"),
     *("cifar100-coresnet", "tiny-imagenet-coresnet"),
+    *("tiny-imagenet-conet", "imagenet-conet"),
     *("cifar100-polyphase", "tiny-imagenet-polyphase", "imagenet-polyphase"),
     *("cifar100-rolling", "tiny-imagenet-rolling", "imagenet-rolling"),
 )
