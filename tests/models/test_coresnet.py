@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.analysis.count import count
-from shuffle_jax.models import coresnet
+from shuffle_jax.models import NetworkConfig, build, coresnet
 from shuffle_jax.models.convert import convert_network
 from shuffle_jax.models.convert.names import joined
 from shuffle_jax.models.coresnet import CoResNet
@@ -107,6 +107,22 @@ def test_the_authors_network(contextual_figures, monkeypatch):
     np.testing.assert_allclose(y, arrays["y_eval"], rtol=1e-5, atol=1e-5 * np.abs(arrays["y_eval"]).max())
     with pytest.raises(ValueError, match="coconv has no ResNet: choose CoResNet"):
         convert_network(ResNet(7, 50), weights, "coconv")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["coresnet", "shufflenet_v2"])
+def test_a_network_that_samples_by_the_image_follows_its_circular_shifts(family, monkeypatch, few_units):
+    monkeypatch.setattr(coresnet, "UNITS", {50: (1, 1)})
+    monkeypatch.setattr(coresnet, "CHANNELS", (64, 128))
+    own = {"coresnet": {"levels": "42"}} if family == "coresnet" else {"spatial": "contextual"}
+    network = build(NetworkConfig(family, width=0.5, mixer="shuffle", sampling="aps", **own), 3)
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)  # Taps go around it.
+    variables = jax.jit(network.init)(jax.random.key(0), x)
+    evaluate = jax.jit(network.apply)
+    expected = evaluate(variables, x)
+    assert np.std(expected) > 0.01
+    for shift in ((1, 0), (3, 5)):
+        np.testing.assert_allclose(evaluate(variables, np.roll(x, shift, (1, 2))), expected, atol=1e-5)
 
 
 def test_each_stage_has_its_levels_and_its_last_unit_the_norm_of_the_sum(monkeypatch):
