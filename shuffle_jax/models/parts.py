@@ -42,7 +42,6 @@ from shuffle_jax.nn import (
     HardFactorGenerator,
     HardStaticDynamicShuffle,
     Identity,
-    KeptDynamicShuffle,
     PolyphaseSampling,
     RollingPointwise,
     SqueezeExcitation,
@@ -88,7 +87,6 @@ MIXERS = {
     "random": Part(FixedPermutation, "fixed random ones"),
     "identity": Part(Identity, "none"),
     "dynamic": Part(DynamicShuffle, "permutations made for each image"),
-    "dynamic_kept": Part(KeptDynamicShuffle, "the same, keeping a part of the fixed shuffle while soft", "dynamic"),
     "dynamic_hard": Part(HardDynamicShuffle, "the same, hard from the start, the fixed shuffle", "dynamic"),
     "factors": Part(
         partial(DynamicShuffle, generator=partial(FactorGenerator, dynamic=False)),

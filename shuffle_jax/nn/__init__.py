@@ -9,10 +9,9 @@ from shuffle_jax.nn.dynamic_shuffle import (
     DynamicShuffle,
     HardDynamicShuffle,
     HardStaticDynamicShuffle,
-    KeptDynamicShuffle,
     StaticDynamicShuffle,
 )
-from shuffle_jax.nn.factors import FactorGenerator, HardFactorGenerator, KeptFactorGenerator
+from shuffle_jax.nn.factors import FactorGenerator, HardFactorGenerator
 from shuffle_jax.nn.kernel_attention import CondConv, DYConv
 from shuffle_jax.nn.normalization import BatchNorm
 from shuffle_jax.nn.permutation import ChannelShuffle, FixedPermutation, Identity
@@ -46,8 +45,6 @@ __all__ = [
     "HardFactorGenerator",
     "HardStaticDynamicShuffle",
     "Identity",
-    "KeptDynamicShuffle",
-    "KeptFactorGenerator",
     "PointwiseConv",
     "PolyphaseSampling",
     "RollingPointwise",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.nn.collections import PERMUTATIONS, training_progress
 from shuffle_jax.nn.convolution import PointwiseConv
-from shuffle_jax.nn.factors import FactorGenerator, Factors, HardFactorGenerator, KeptFactorGenerator
+from shuffle_jax.nn.factors import FactorGenerator, Factors, HardFactorGenerator
 from shuffle_jax.nn.limits import check_fraction
 from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import to_matrix
@@ -112,17 +112,6 @@ class HardDynamicShuffle(DynamicShuffle):
 
     generator: Callable[..., nn.Module] = field(default_factory=lambda: HardFactorGenerator)
     binarize_from: float = 0.0
-
-
-class KeptDynamicShuffle(DynamicShuffle):
-    """A dynamic shuffle that hands most of each channel on as the fixed shuffle does, until half of the training.
-
-    What each image does otherwise it has to learn beside that (:class:`~shuffle_jax.nn.factors.KeptFactorGenerator`).
-    From the middle of the training on it is binarized.
-    """
-
-    generator: Callable[..., nn.Module] = field(default_factory=lambda: KeptFactorGenerator)
-    binarize_from: float = 0.5
 
 
 class StaticDynamicShuffle(nn.Module):
