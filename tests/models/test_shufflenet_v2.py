@@ -80,7 +80,7 @@ def test_factories_are_called_where_the_paper_shuffles_and_convolves(recorder):
     assert mixer.calls == [{"name": "mixer"}] * 16
     expected = []
     for unit in UNITS:
-        names = ["left_pointwise"] * unit.endswith("_0") + ["pointwise1", "pointwise2"]
+        names = ["pointwise1", *["left_pointwise"] * unit.endswith("_0"), "pointwise2"]
         features = 116 * 2 ** (int(unit[5]) - 2)
         expected += [{"features": features // 2, "groups": 1, "dtype": kind, "name": name} for name in names]
     assert pointwise.calls == [*expected, {"features": 1024, "groups": 1, "dtype": kind, "name": "conv5"}]
