@@ -219,3 +219,12 @@ def test_the_receptive_field_of_networks_and_of_the_layers_of_one(monkeypatch, c
         "27.78",
     )
     assert (step["box"], step["gain"], layers[-1]["box"]) == ("75", "2.778", shift["box"])
+
+
+@pytest.mark.slow
+def test_the_receptive_field_of_what_a_run_learned(runs, capsys):
+    config = replace(catalogue()["auto_addressnet20_32"].config, depth=20)
+    swapped = np.roll(np.arange(72), -9).astype(np.int32)  # The channel shift of 72 inner channels in 4 groups.
+    command.run(["--field", "--csv", "--run", str(runs("a", config, swapped))])
+    rows = {row["mixer"]: list(row.values())[4:] for row in table(capsys)}
+    assert len(rows) == 5 and rows["learned permutations"] == rows["channel shift"] != rows["channel shuffle"]
