@@ -25,17 +25,21 @@ import numpy as np
 import tyro
 
 from experiments.cli import keep_programs, main, parse, print_table, quiet_libraries
-from shuffle_jax.analysis.shift_consistency import circular, consistency, crops, logits_at, moved, shift_breakers
+from shuffle_jax.analysis.shift_consistency import (
+    circular,
+    consistency,
+    crops,
+    in_words,
+    logits_at,
+    moved,
+    shift_breakers,
+)
 from shuffle_jax.data import normalize
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
-from shuffle_jax.naming import some
 from shuffle_jax.train.experiment import Experiment, restore
 from shuffle_jax.train.trained import hardened_experiment
 from shuffle_jax.typing import Images, Int, PyTree
-
-NAMED = 3
-"""Layers of a kind that are named; the others are counted."""
 
 COLUMNS = {
     "run": "run",
@@ -108,8 +112,7 @@ def _of_run(options: Arguments, folder: Path) -> Iterator[dict[str, Any]]:
     experiment, variables, _ = restore(folder, options.checkpoint, 1)
     shape, config = experiment.dataset.image_shape, experiment.config.network
     if breakers := shift_breakers(experiment.network, shape):
-        told = "; ".join(f"{reason}: {some(paths, NAMED)}" for reason, paths in breakers.items())
-        print(f"{folder} does not follow every circular shift ({told})")
+        print(f"{folder} does not follow every circular shift ({in_words(breakers)})")
     images, labels = _images(experiment, options.images)
     size, classes = shape[:2], len(experiment.dataset.classes)
     for dtype in options.dtypes or (config.dtype,):

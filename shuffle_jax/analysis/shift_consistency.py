@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shuffle_jax.naming import some
 from shuffle_jax.typing import Array, Float, Images, Int, PyTree
 
 Place = tuple[Int[np.ndarray, " h"], Int[np.ndarray, " w"]]
@@ -84,6 +85,19 @@ def consistency(true: Float[np.ndarray, "n k"], moved: Float[np.ndarray, "p n k"
     same = moved.argmax(-1) == true.argmax(-1)
     change, largest = float(np.abs(moved - true).max()), float(np.abs(true).max())
     return Consistency(float(same.all(0).mean()), float(same.mean()), change / largest if largest else change)
+
+
+NAMED = 3
+"""Layers of a kind that are named; the others are counted."""
+
+
+def in_words(breakers: Mapping[str, Sequence[str]]) -> str:
+    """What :func:`shift_breakers` finds, in a part of a line.
+
+    >>> in_words({"strides": ["stem/conv"], "pads with zeros": list("abcde")})
+    'strides: stem/conv; pads with zeros: a, b, c and 2 more'
+    """
+    return "; ".join(f"{reason}: {some(paths, NAMED)}" for reason, paths in breakers.items())
 
 
 def shift_breakers(network: nn.Module, image_shape: tuple[int, ...]) -> dict[str, list[str]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from shuffle_jax.analysis.dynamic_use import DynamicUse, Results
+from shuffle_jax.analysis.shift_consistency import in_words
 from shuffle_jax.deploy.harden import Diagnosis
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.models.options import options
@@ -66,6 +67,20 @@ def before(config: TrainConfig, steps: int, per_epoch: int, permutations: int) -
             f"{math.ceil(FEWEST / per_epoch)}, or choose --network.mixer shuffle"
         )
     return lines
+
+
+def of_shifts(breakers: Mapping[str, Sequence[str]]) -> list[str]:
+    """What keeps a network that samples by its images from following every circular shift of them.
+
+    Args:
+        breakers: layers by reason, as :func:`shuffle_jax.analysis.shift_consistency.shift_breakers` finds them.
+
+    Returns:
+        One line; none without such layers.
+    """
+    if not breakers:
+        return []
+    return [f"not every circular shift of an image leaves the logits as they are ({in_words(breakers)})"]
 
 
 def _soft_until(network: NetworkConfig) -> float:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from shuffle_jax.analysis.shift_consistency import shift_breakers
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
@@ -19,7 +20,7 @@ from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import Interruption
 from shuffle_jax.train.adas import adapted
-from shuffle_jax.train.advice import before
+from shuffle_jax.train.advice import before, of_shifts
 from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.config import TrainConfig, to_json, with_network
@@ -101,6 +102,8 @@ def train(
         _say(about(experiment, shapes.params))
         learned = len(relaxed_permutations(shapes.params))
         _say(before(config, experiment.steps, experiment.batches.steps_per_epoch, learned))
+        if config.network.sampling != "stride":
+            _say(of_shifts(shift_breakers(experiment.network, experiment.dataset.image_shape)))
         trace = Profile(_trace_folder(run), profile, experiment.steps)
         train_step = experiment.train_step()
         same("the data", (experiment.mean_std, experiment.batches.pipeline))

@@ -175,17 +175,19 @@ def test_no_circular_shift_changes_a_network_and_a_strided_one_changes(name, dra
         for form in forms:
             found = share_under_shifts(own, form, shape, by=4 if kind != "fixed" else 8)
             assert (found.survived, found.kept) == (1, 1) and found.changed < 1e-6, kind
-    half = network.clone(dtype=jnp.dtype(jnp.bfloat16))
-    found = share_under_shifts(half, draw(half, shape), shape, by=4)
-    assert found.survived == 1 and found.changed < 1e-2
     assert not shift_breakers(network, shape)
-    strided = network.clone(sampling=None)
-    assert share_under_shifts(strided, draw(strided, shape), shape, by=2).changed > 1e-3
+    if kinds is MIXERS:
+        half = network.clone(dtype=jnp.dtype(jnp.bfloat16))
+        found = share_under_shifts(half, draw(half, shape), shape, by=4)
+        assert found.survived == 1 and found.changed < 1e-2
+    if name == "resnet, basic":
+        strided = network.clone(sampling=None)
+        assert share_under_shifts(strided, draw(strided, shape), shape, by=2).changed > 1e-3
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("name", ["shufflenet_v1", "shufflenet_v2", "mobilenet_v2", "resnet, bottleneck"])
+@pytest.mark.parametrize("name", ["shufflenet_v2", "mobilenet_v2"])
 def test_folded_hardened_routed_and_exported_it_is_the_same_network(name, draw, tmp_path):
     network = NETWORKS[name].clone(mixer=AutoShuffle)
     variables = draw(network, SHAPE)

@@ -10,7 +10,7 @@ import pytest
 from shuffle_jax.analysis.dynamic_use import DynamicUse
 from shuffle_jax.deploy.harden import diagnose
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.train.advice import FEWEST, after, before
+from shuffle_jax.train.advice import FEWEST, after, before, of_shifts
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 
 CONFIG = TrainConfig(
@@ -89,3 +89,10 @@ def test_dynamic_layers_are_told_what_to_change_where_images_have_no_permutation
     assert hard.endswith(": --network.mixer dynamic starts soft and lets them part")
     learned = DynamicUse((), 0, 0, invalid=0.0, learned=2)
     assert after(of("factors"), {}, {}, learned) == []
+
+
+def test_layers_that_do_not_follow_shifts_are_named_in_a_line_and_without_them_nothing_is_said():
+    assert of_shifts({}) == []
+    assert of_shifts({"shifts zeros in": ["a", "b", "c", "d"]}) == [
+        "not every circular shift of an image leaves the logits as they are (shifts zeros in: a, b, c and 1 more)"
+    ]
