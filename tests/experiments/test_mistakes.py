@@ -29,6 +29,7 @@ from experiments import (
     predict,
     prepare,
     reach,
+    search,
     train,
     two_layer_network,
 )
@@ -541,6 +542,7 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
         (consistency, "--checkpoint STR --images --shifts --crops --untrained --dtypes --json"),
         (convert, "--classes --root --image-size --crop --mean --std --batch-size"),
         (compare, "--out --into --results"),
+        (search, ""),
         (prepare, "--data-dir --module --manual-dir"),
         (benchmark, "--rounds --batch-size --image-size --width --dtype --only --json"),
     ],
