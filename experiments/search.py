@@ -29,17 +29,8 @@ from experiments.cli import keep_programs, main, parse_preset, print_rows, quiet
 from experiments.cli.options import words_of
 from experiments.compare import finished
 from experiments.presets import PRESETS
-from experiments.train import adapted
 from shuffle_jax.analysis.knowledge import Knowledge
-from shuffle_jax.analysis.sizes import (
-    Rule,
-    State,
-    decisions,
-    multiple_of_node,
-    node_values,
-    slope,
-    start_sizes,
-)
+from shuffle_jax.analysis.sizes import Rule, State, decisions, multiple_of_node, node_values, slope, start_sizes
 from shuffle_jax.analysis.sizes_figure import Trial, sizes_figure
 from shuffle_jax.files import held, replace_file, temporary
 from shuffle_jax.models.sizes import Node
@@ -106,12 +97,12 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
     }
     if words and words[0] in presets:
         about, options = presets[words[0]]
-        presets[words[0]] = about, replace(options, config=adapted(options.config, words))
+        presets[words[0]] = about, replace(options, config=train.adapted(options.config, words))
     return parse_preset(presets, words, prog=PROG, description=__doc__ or "", everyday=EVERYDAY)
 
 
 def _searching(config: TrainConfig) -> TrainConfig:
-    """The recipe of a preset as that of a search: CONet's optimiser, one checkpoint, an evaluation at the end."""
+    """The recipe of a preset as that of a search: CONet's optimiser and epochs, one checkpoint beside the best."""
     return replace(config, optimizer=ADAS, epochs=20, keep=1)
 
 
@@ -277,6 +268,8 @@ class Search:
             raise ValueError(f"{self._about} does not hold a search ({error!r}): name another --out") from error
         if changed := differences({**kept, "config": config}, self._own()):
             raise ValueError(f"{self.out} holds another search, {'; '.join(changed)}: name another --out")
+        if (done := len([*self.out.glob("trial-*")])) > self.options.trials:
+            raise ValueError(f"trials must be at least {done}, those of {self.out}, got {self.options.trials}")
 
 
 if __name__ == "__main__":

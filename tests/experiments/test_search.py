@@ -131,6 +131,8 @@ def test_another_search_and_anything_else_in_the_folder_are_left_alone(trained, 
     assert said in mistake(search.run, [*words[:-1], "4"])
     assert "rule.delta: 0.0075 -> 0.01: name" in mistake(search.run, [*words, "--rule.delta", "0.01"])
     assert "start: 8 -> 12: name" in mistake(search.run, [*words, "--start", "12"])
+    (tmp_path / "search" / "trial-02").mkdir()
+    assert f"trials must be at least 2, those of {tmp_path / 'search'}, got 1" in mistake(search.run, words)
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("precious")
