@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,22 @@ def training(work: Workload) -> Cases:
         # A copy: steps donate their state, and networks share arrays.
         cases[label] = advancing(train_step(network), jax.tree.map(jnp.copy, state), batch)
     return cases
+
+
+def steps(work: Workload, configs: Mapping[str, NetworkConfig], training: bool) -> Cases:
+    """A training step of each network, or an inference."""
+    optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
+    images = normal(work, work.batch_size, work.image_size, work.image_size, 3)
+    found: Cases = {}
+    for label, config in configs.items():
+        network = build(replace(config, dtype=work.dtype), CLASSES)
+        variables = dict(jax.jit(network.init)(jax.random.key(0), jnp.zeros_like(images[:1])))
+        if training:
+            state = first_state(jax.random.key(1), variables, optimizer)
+            found[label] = advancing(train_step(network), state, random_batch(work))
+        else:
+            found[label] = partial(jax.jit(network.apply), variables, images)
+    return found
 
 
 def networks(work: Workload) -> dict[str, tuple[nn.Module, dict[str, PyTree]]]:

@@ -1,13 +1,15 @@
-"""Contextual convolutions beside plain ones of the same parameters and multiply-adds: the layer alone."""
+"""Contextual convolutions beside plain ones of the same parameters and multiply-adds: the layer, and the network."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
 import jax
 
 from experiments.benchmark.cases import Cases, Workload, normal, squared_gradient
+from shuffle_jax.models import NetworkConfig
 from shuffle_jax.ops import contextual, convolution
 from shuffle_jax.typing import Array
 
@@ -36,6 +38,10 @@ SHAPES = {
     "depthwise-58": Shape(58, 1, 4, 16, depthwise=True),
     "depthwise-116": Shape(116, 1, 4, 8, depthwise=True),
 }
+
+
+_RESNET = NetworkConfig("resnet", width=0.5, depth=50, mixer="identity")
+NETWORKS = {"ResNet-50": _RESNET, "CoResNet-50": replace(_RESNET, family="coresnet")}
 
 
 def layer(work: Workload, shape: Shape, backward: bool) -> Cases:

@@ -111,6 +111,10 @@ def contextual_tables(work: Workload) -> dict[str, Table]:
             title = f"contextual {'depthwise ' if shape.depthwise else ''}3x3, {what}"
             measured = partial(_measured, partial(contextual.layer, work, shape, backward))
             found[f"contextual-{name}{suffix}"] = Table(title, measured)
+    for kind in ("inference", "training"):
+        title = f"{work.image_size}x{work.image_size}, {kind}, batch {work.batch_size}, {work.dtype}"
+        networks = partial(cases.steps, work, contextual.NETWORKS, kind == "training")
+        found[f"contextual-{kind}"] = Table(f"CoResNet-50 0.5x, {title}", partial(_measured, networks), work.batch_size)
     return found
 
 
