@@ -1,6 +1,6 @@
 """Whether classes survive shifts of the image: `python -m experiments.consistency RUN...`.
 
-Every test image (--images, those first in the split) is moved circularly by 0 to --shifts - 1 rows and as many columns,
+Test images (--images, evenly spread over the split) are moved circularly by 0 to --shifts - 1 rows and as many columns,
 and by up to --crops pixels either way with what leaves gone and the border repeated. Each row is a run in one form, as
 trained or hardened: the share of the images whose class is the same under all shifts ("survive"), the share of images
 and shifts whose class is that of the image as it is ("same"), and the largest change of a logit by a circular shift.
@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 from experiments.cli import keep_programs, main, parse, print_table, quiet_libraries
@@ -35,11 +34,12 @@ from shuffle_jax.analysis.shift_consistency import (
     shift_breakers,
 )
 from shuffle_jax.data import normalize
+from shuffle_jax.data.dataset import spread
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
 from shuffle_jax.train.experiment import Experiment, restore
 from shuffle_jax.train.trained import hardened_experiment
-from shuffle_jax.typing import Images, Int, PyTree
+from shuffle_jax.typing import PyTree
 
 COLUMNS = {
     "run": "run",
@@ -113,7 +113,8 @@ def _of_run(options: Arguments, folder: Path) -> Iterator[dict[str, Any]]:
     shape, config = experiment.dataset.image_shape, experiment.config.network
     if breakers := shift_breakers(experiment.network, shape):
         print(f"{folder} does not follow every circular shift ({in_words(breakers)})")
-    images, labels = _images(experiment, options.images)
+    pixels, labels = experiment.dataset.test.take(spread(len(experiment.dataset.test), options.images))
+    images = normalize(jnp.asarray(pixels), *experiment.mean_std)
     size, classes = shape[:2], len(experiment.dataset.classes)
     for dtype in options.dtypes or (config.dtype,):
         network = moved(partial(build(replace(config, dtype=dtype), classes).apply, train=False))
@@ -127,18 +128,6 @@ def _of_run(options: Arguments, folder: Path) -> Iterator[dict[str, Any]]:
                 found = consistency(true, at(crops(size, range(-options.crops, options.crops + 1))))
                 row |= {"crops_survived": found.survived, "crops_kept": found.kept}
             yield row
-
-
-def _images(experiment: Experiment, most: int) -> tuple[Images, Int[np.ndarray, " n"]]:
-    """The first test images, normalised, and their labels."""
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in experiment.batches.test():
-        kept = np.asarray(batch.weight) > 0
-        parts.append((np.asarray(normalize(batch.images, *experiment.mean_std))[kept], np.asarray(batch.labels)[kept]))
-        if sum(len(labels) for _, labels in parts) >= most:
-            break
-    images, labels = (np.concatenate(column)[:most] for column in zip(*parts, strict=True))
-    return jnp.asarray(images), labels
 
 
 def _forms(
