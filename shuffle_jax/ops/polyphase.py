@@ -48,7 +48,7 @@ def blur(x: Images, size: BlurSize) -> Images:
     Raises:
         ValueError: there is no such size.
 
-    >>> blur(jnp.array([0.0, 4.0, 0.0, 0.0]).reshape(1, 1, 4, 1), 3).ravel().tolist()
+    >>> jax.jit(blur, static_argnums=1)(np.float32([0, 4, 0, 0]).reshape(1, 1, 4, 1), 3).ravel().tolist()
     [1.0, 2.0, 1.0, 0.0]
     """
     if size not in get_args(BlurSize):
@@ -72,7 +72,7 @@ def mean_around(x: Images) -> Images:
     Returns:
         Array like x.
 
-    >>> mean_around(jnp.array([0.0, 9.0, 0.0, 0.0]).reshape(1, 1, 4, 1)).ravel().round(3).tolist()
+    >>> jax.jit(mean_around)(np.float32([0, 9, 0, 0]).reshape(1, 1, 4, 1)).ravel().round(3).tolist()
     [3.0, 3.0, 3.0, 0.0]
     """
     return _smoothed(x, np.full(3, 1 / 3))
@@ -89,7 +89,7 @@ def largest_ahead(x: Images) -> Images:
     Returns:
         Array like x.
 
-    >>> largest_ahead(jnp.array([0.0, 9.0, 0.0, 1.0]).reshape(1, 1, 4, 1)).ravel().tolist()
+    >>> jax.jit(largest_ahead)(np.float32([0, 9, 0, 1]).reshape(1, 1, 4, 1)).ravel().tolist()
     [9.0, 9.0, 1.0, 1.0]
     """
     x = wrap(x, ((0, 1), (0, 1)))
@@ -114,7 +114,7 @@ def choose(x: Images, criterion: Criterion = "l2") -> Int[Array, " n"]:
     Raises:
         ValueError: there is no such criterion.
 
-    >>> choose(jnp.arange(16.0).reshape(1, 4, 4, 1)).tolist()
+    >>> jax.jit(choose)(np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)).tolist()
     [3]
     """
     if criterion not in get_args(Criterion):
@@ -141,7 +141,7 @@ def component(x: Images, choice: Int[Array, " n"]) -> Float[Array, "n oh ow c"]:
     Returns:
         ``(n, ceil(h / 2), ceil(w / 2), c)``.
 
-    >>> component(jnp.arange(16.0).reshape(1, 4, 4, 1), jnp.array([3])).ravel().tolist()
+    >>> jax.jit(component)(np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1), np.array([3])).ravel().tolist()
     [5.0, 7.0, 13.0, 15.0]
     """
     return _component(*varying_alike(_even(x), choice))
@@ -172,7 +172,7 @@ def sample(
     Raises:
         ValueError: there is no such criterion, size or image to select by.
 
-    >>> y, choice = sample(jnp.roll(jnp.arange(16.0).reshape(1, 4, 4, 1), 1, axis=1))
+    >>> y, choice = jax.jit(sample)(np.roll(np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1), 1, axis=1))
     >>> y.ravel().tolist(), choice.tolist()
     ([13.0, 15.0, 5.0, 7.0], [2])
     """
