@@ -97,7 +97,7 @@ def content(path):
         ("train digitz", "there is no preset 'digitz'; near: digits, "),
         (
             "train",
-            f"no preset is named: choose one of the {len(PRESETS)} that python -m experiments.train --help lists, such as",
+            f"no preset is named: choose one of the {len(PRESETS)} that python -m experiments.train --help lists, such",
         ),
         (
             "train --lr 3 digits",
