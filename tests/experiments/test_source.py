@@ -114,6 +114,7 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
         ("anchored", 16),
         ("contextual", 16),
         ("rolling", 16),
+        ("sizes", 16),
     ],
 )
 @pytest.mark.fast_cases(1)
