@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         dcd: Any = None
         attention: Any = None
         shift: Any = None
+        anchored: Any = None
 
 else:
     Family, MixerKind, PointwiseKind, SpatialKind, SamplingKind, HeadKind = (
