@@ -112,6 +112,7 @@ def test_help_shows_the_options_of_the_kind(capsys, words, shown, hidden):
         ("dynamic_planes", 16),
         ("dynamic_pictures", 16),
         ("anchored", 16),
+        ("contextual", 16),
         ("rolling", 16),
         ("sizes", 16),
     ],
