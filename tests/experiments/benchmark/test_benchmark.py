@@ -71,7 +71,7 @@ def test_ratios_are_taken_round_by_round_against_the_first_case():
 
 @pytest.mark.parametrize("table", [cases.depthwise, cases.grouped_pointwise])
 def test_both_forms_of_a_convolution_compute_the_same_gradients(table):
-    first, second = (case() for case in table(WORK).values())
+    first, second = [case() for case in table(WORK).values()][:2]
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-2)
 
