@@ -106,7 +106,7 @@ def receptive_field(
     >>> from shuffle_jax.models import ResNet
     >>> last = receptive_field(ResNet(classes=2, depth=10, width=1 / 16), {}, (224, 224, 3))[-1]
     >>> last.rows, last.columns, last.reach, last.fill
-    (171, 171, 3.0, 1.0)
+    (195, 195, 3.0, 1.0)
     """
     calls, leaves = _units(network, variables, image_shape, begin)
     probe, cells, fields = _Probe(leaves), start(calls[0].channels), list[Field]()
