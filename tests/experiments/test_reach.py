@@ -71,6 +71,7 @@ def test_mixers_in_one_stage_as_a_table_and_as_a_figure(capsys, tmp_path):
     assert np.asarray(Image.open(path).convert("RGB")).min() < 255
 
 
+@pytest.mark.slow
 def test_what_a_run_learned_stands_beside_the_others(runs, capsys):
     config = replace(catalogue()["auto_addressnet20_32"].config, depth=20)
     swapped = np.roll(np.arange(72), -9).astype(np.int32)  # The channel shift of 72 inner channels in 4 groups.

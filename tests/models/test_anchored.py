@@ -156,7 +156,7 @@ def test_each_use_of_the_one_kernel_counts_its_work_and_the_first_its_parameters
 
 
 @pytest.mark.parametrize("mixing", ["branch", "stream"])
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 def test_a_learned_regulator_has_the_parameters_of_the_1x1_in_training_and_none_when_it_is_hard(mixing, draw):
     network, shape = AnchoredNet(5, 10, 1 / 8, mixing=mixing), (8, 8, 3)
     learned, places = network.clone(mixer=AutoShuffle), 4 if mixing == "branch" else 8

@@ -64,6 +64,7 @@ def test_unit_equals_its_definition(channels, stride, groups, draw):
     np.testing.assert_allclose(compiled(unit.apply)(variables, x), past + y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_another_shift_is_another_network(draw):
     network, x = ShiftResNet(5, 8, 4), np.random.default_rng(1).standard_normal((1, 8, 8, 3)).astype(np.float32)
     variables = draw(network, (8, 8, 3))

@@ -136,6 +136,7 @@ def test_a_run_tells_of_its_dynamic_layers_and_keeps_their_permutations(whole):
             np.testing.assert_allclose(record[name], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_progress_is_the_share_of_the_steps_done_and_ends_at_one(whole):
     for step in (8, STEPS):
         leaves = jax.tree.leaves(state_of(whole[0], step).collections[PROGRESS])
@@ -144,6 +145,7 @@ def test_progress_is_the_share_of_the_steps_done_and_ends_at_one(whole):
     assert {float(leaf) for leaf in jax.tree.leaves(prepare(CONFIG, 1).init().collections[PROGRESS])} == {0.0}
 
 
+@pytest.mark.slow
 def test_the_temperature_of_a_run_is_what_its_progress_says(whole):
     parts, variables = prepare(CONFIG, 1), state_of(whole[0], STEPS).variables()
     images = normalize(jnp.asarray(parts.dataset.test.images[:3]), *parts.mean_std)

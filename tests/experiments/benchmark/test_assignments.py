@@ -54,6 +54,7 @@ def test_optax_is_left_out_where_it_takes_too_long(monkeypatch):
         assert len(cases) == 3 + expected
 
 
+@pytest.mark.slow
 def test_the_command_measures_them(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PROBLEMS, "58", Problem(6, 1, RANDOM))
     path = tmp_path / "times.json"

@@ -208,6 +208,7 @@ def test_tables_are_of_one_image_and_of_128_and_nothing_is_made_before_its_turn(
     assert made == [Workload(1, 16), Workload(128, 16)]
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_writes_them(networks, monkeypatch, tmp_path, capsys):
     some = (IDENTITY, "channel shift, folded", "fixed shuffle")
     monkeypatch.setattr(shifts, "DEPTH", 8)

@@ -31,6 +31,7 @@ def table(capsys):
     return [dict(zip(header, row, strict=True)) for row in body]
 
 
+@pytest.mark.slow
 def test_the_table_and_the_figure_of_one_method(one_method, capsys, tmp_path):
     path = tmp_path / "new" / "two_layer.png"
     command.run([*SMALL, "--csv", "--figure", str(path)])
@@ -69,6 +70,7 @@ def test_a_teacher_has_loss_zero_at_its_permutation_alone():
     assert not np.isin(teacher.weights, others.weights).any()
 
 
+@pytest.mark.slow
 def test_identity_weights_are_learned_near_enough_to_be_certified(one_method, capsys):
     command.run(["--weights", "identity", "--widths", "3", "--teachers", "3", "--starts", "4", "--csv"])
     (row,) = table(capsys)
