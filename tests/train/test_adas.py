@@ -101,7 +101,7 @@ def test_the_rate_stays_where_it_is_constant_and_beta_has_its_limits():
 @pytest.mark.slow
 def test_a_resumed_run_is_one_that_never_stopped(tmp_path, networks, monkeypatch):
     def size(kernel, groups):  # kernels of 8 channels have no rank in so short a training
-        return Knowledge(None, Side(1.0, 1.0, float(np.abs(kernel).mean())), None)
+        return Knowledge(None, Side(1.0, 1.0, 1e-3 * float(np.abs(kernel).mean())), None)  # no rate falls to its floor
 
     monkeypatch.setattr("shuffle_jax.analysis.convolutions.knowledge", size)
     optimizer = dataclasses.replace(CONFIG, learning_rate=0.05)
