@@ -64,7 +64,7 @@ train_labels = jnp.asarray(digits.train.labels)
 
 def trained(network, steps=120):
     variables = jax.jit(network.init)(jax.random.key(0), picture)
-    optimizer = optax.adam(3e-3)
+    optimizer = optax.sgd(0.1, momentum=0.9)
 
     @jax.jit
     def step(variables, state, key):
