@@ -59,6 +59,7 @@ def copy(whole, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_any_number_of_images_gives_the_logits_of_the_hardened_network(hardened, whole, images):
     network, variables = hardened
     expected = jax.jit(network.apply)(variables, images)

@@ -55,6 +55,7 @@ def test_csv_holds_the_whole_catalogue(monkeypatch, capsys):
     assert [row[0] for row in body] == list(catalogue())
 
 
+@pytest.mark.slow
 def test_csv_says_what_networks_cost(rows):
     header, *body = rows
     # Programs may read by position: what comes new comes last.

@@ -189,7 +189,7 @@ def test_the_other_presets_build_too(name):
 
 
 @pytest.mark.parametrize("name", ["cifar10-mobilenet", "cifar10-resnet"])
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 def test_two_options_make_the_convolutions_of_a_preset_dynamic(name):
     sizes = [counted(name, PRESETS[name]()).parameters]
     for pointwise, head in (("dcd", "dcd"), ("condconv", "plain"), ("dyconv", "plain")):

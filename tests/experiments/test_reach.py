@@ -54,6 +54,7 @@ def table(capsys):
     return [dict(zip(header, row, strict=True)) for row in body]
 
 
+@pytest.mark.slow
 def test_mixers_in_one_stage_as_a_table_and_as_a_figure(capsys, tmp_path):
     path = tmp_path / "new" / "reach.png"
     command.run(["--csv", "--figure", str(path)])
@@ -147,6 +148,7 @@ def test_percent_is_100_only_for_all():
     ]
 
 
+@pytest.mark.slow
 def test_a_network_that_no_channel_shift_fits_goes_without(monkeypatch, capsys):
     monkeypatch.setattr(addressnet, "small_stages", lambda depth: (addressnet.Stage(36, 1, (1,)),))
     command.run(["--csv"])

@@ -91,6 +91,7 @@ def test_a_folder_of_pictures_is_learned_and_its_classes_kept(run):
     assert len(list((run / "figures").glob("*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_evaluate_agrees_with_the_end_of_training(run, tmp_path, capsys):
     evaluate.run([str(run), "--layers", "--json", str(tmp_path / "numbers.json"), "--twin", str(run)])
     printed = capsys.readouterr().out

@@ -133,7 +133,7 @@ def test_names_say_what_is_behind_them():
         ("resnet152", 16, "dcd", 72_516_656),
     ],
 )
-@pytest.mark.fast_cases(5)
+@pytest.mark.slow
 def test_decomposed_networks_have_the_published_parameters(name, squeeze, head, parameters, known):
     config, shape, classes = catalogue()[f"dcd_{name}"]
     config = replace(config, head=head, dcd=replace(config.dcd, squeeze=squeeze))

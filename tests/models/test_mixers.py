@@ -108,7 +108,7 @@ def test_a_hardened_permutation_is_the_same_fixed_one(family, network, variables
     )
 
 
-@pytest.mark.fast_cases(1)
+@pytest.mark.slow
 def test_a_hardened_permutation_equals_its_matrix(evaluate, variables, indices, images, permuted):
     assert_same(evaluate(with_indices(variables, indices), images), permuted)
 

@@ -157,6 +157,7 @@ def reductions(text):
     return {int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes}
 
 
+@pytest.mark.slow
 def test_accumulation_averages_the_gradients_of_the_parts(one_device, network, plain):
     # Two equal halves: every part has the statistics of the whole batch, so both ways agree.
     half = make_batch(one_device, size=SIZE // 2)
