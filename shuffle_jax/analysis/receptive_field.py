@@ -3,7 +3,7 @@
 ``S(o)`` is the set of cells (row, column, channel) of the input on which channel o of an output depends, far from every
 edge and by structure alone: weights are positive and nothing cancels. Over all o
 
-    box = rows x columns x reach,    exact = mean |S(o)|,    fill = exact / box
+    box = rows x columns x reach,    exact = mean size of S(o),    fill = exact / box
 
 where rows and columns are the extent of the union of all S(o), and reach is the mean number of channels in one. The
 metric is this project's own: of the paper that named a "3D receptive field" (Wang, Feng, Peng and Ding, 3DRF, 2020) no
