@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from shuffle_jax.models import anchored, coresnet, mobilenet_v2, resnet, shufflenet_v1, shufflenet_v2
+
 
 def _native_layer(variables, x, convolution, norm, stride=1, groups=1):
     """A convolution by XLA and its normalisation by running statistics, by the names of their modules."""
@@ -45,3 +47,17 @@ class Recorder:
 @pytest.fixture(scope="session")
 def recorder():
     return Recorder
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Networks of few units."""
+    monkeypatch.setattr(shufflenet_v1, "UNITS", (2, 1, 1))
+    monkeypatch.setattr(shufflenet_v2, "UNITS", (2, 1, 1))
+    monkeypatch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
+    monkeypatch.setattr(mobilenet_v2, "LAST", 48)
+    monkeypatch.setattr(resnet, "UNITS", {10: (1, 1), 50: (1, 1)})
+    monkeypatch.setattr(coresnet, "UNITS", {50: (1, 1)})
+    monkeypatch.setattr(coresnet, "CHANNELS", (64, 128))
+    monkeypatch.setattr(anchored, "UNITS", {10: (2, 1)})
+    monkeypatch.setattr(anchored, "PLAIN_STAGES", ("u", "uu"))

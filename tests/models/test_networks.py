@@ -24,12 +24,6 @@ from shuffle_jax.models import (
     ShiftResNet,
     ShuffleNetV1,
     ShuffleNetV2,
-    anchored,
-    coresnet,
-    mobilenet_v2,
-    resnet,
-    shufflenet_v1,
-    shufflenet_v2,
 )
 from shuffle_jax.models.classifier import classify
 from shuffle_jax.nn import (
@@ -71,19 +65,6 @@ UNGROUPED = ("mobilenet_v2", "resnet, basic", "resnet, bottleneck", "coresnet", 
 """Those whose papers have no groups and no mixer."""
 PLACES = dict(zip(NETWORKS, (4, 4, 3, 2, 2, 2, 3, 3, 3, 3), strict=True))
 """How many mixers they have."""
-
-
-@pytest.fixture
-def short(monkeypatch):
-    monkeypatch.setattr(shufflenet_v1, "UNITS", (2, 1, 1))
-    monkeypatch.setattr(shufflenet_v2, "UNITS", (2, 1, 1))
-    monkeypatch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
-    monkeypatch.setattr(mobilenet_v2, "LAST", 48)
-    monkeypatch.setattr(resnet, "UNITS", {10: (1, 1), 50: (1, 1)})
-    monkeypatch.setattr(coresnet, "UNITS", {50: (1, 1)})
-    monkeypatch.setattr(coresnet, "CHANNELS", (64, 128))
-    monkeypatch.setattr(anchored, "UNITS", {10: (2, 1)})
-    monkeypatch.setattr(anchored, "PLAIN_STAGES", ("u", "uu"))
 
 
 def images(n, shape=SHAPE):

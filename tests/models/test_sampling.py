@@ -28,10 +28,6 @@ from shuffle_jax.models import (
     ShuffleNetV1,
     ShuffleNetV2,
     build,
-    mobilenet_v2,
-    resnet,
-    shufflenet_v1,
-    shufflenet_v2,
 )
 from shuffle_jax.models.resnet import BasicUnit, static_conv
 from shuffle_jax.nn import (
@@ -58,15 +54,6 @@ NETWORKS = {
     "resnet, imagenet": ResNet(5, 10, 1 / 8, groups=2, sampling=PolyphaseSampling),
     "addressnet": AddressNet(5, 8, boundary="wrap", sampling=PolyphaseSampling),
 }
-
-
-@pytest.fixture
-def short(monkeypatch):
-    monkeypatch.setattr(shufflenet_v1, "UNITS", (2, 1, 1))
-    monkeypatch.setattr(shufflenet_v2, "UNITS", (2, 1, 1))
-    monkeypatch.setattr(mobilenet_v2, "TABLE", ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2)))
-    monkeypatch.setattr(mobilenet_v2, "LAST", 48)
-    monkeypatch.setattr(resnet, "UNITS", {10: (1, 1), 50: (1, 1)})
 
 
 def last(x):
