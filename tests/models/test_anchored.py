@@ -21,7 +21,7 @@ from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.fold import fold
 from shuffle_jax.deploy.harden import harden
 from shuffle_jax.models import AnchoredNet, anchored
-from shuffle_jax.nn import AutoShuffle, ChannelRotation, DynamicShuffle
+from shuffle_jax.nn import AutoShuffle, BatchNorm, ChannelRotation, DynamicShuffle
 
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "anchored.npz"
@@ -107,11 +107,28 @@ def test_values_gradients_and_running_statistics_are_those_of_the_authors_module
         np.testing.assert_allclose(
             gradient[tuple(path)], leaf, rtol=0, atol=max(2e-4 * np.abs(leaf).max(), 5e-6 * largest)
         )
-    means = {path[1:]: leaf for path, leaf in figures(case, "after", place).items() if path[-1] == "mean"}
-    found = {path: leaf for path, leaf in flatten_dict(statistics).items() if path[-1] == "mean"}
-    assert means.keys() == found.keys()
-    for path, leaf in means.items():
-        np.testing.assert_allclose(found[path], leaf, rtol=0, atol=3e-6 * np.abs(leaf).max())
+    wanted, before, values = figures(case, "after", place), figures(case, "w", place), values_of_norms(network, x)
+    assert len(wanted) == len(flatten_dict(statistics))
+    for (_, *norm, name), leaf in wanted.items():
+        found, many = flatten_dict(statistics)[*norm, name], values[tuple(norm)]
+        if name == "var":  # Torch averages the unbiased variances of batches, this project the biased ones.
+            kept = 0.9 * before["batch_stats", *norm, name]
+            found = kept + (np.asarray(found) - kept) * many / (many - 1)
+        np.testing.assert_allclose(found, leaf, rtol=0, atol=3e-6 * np.abs(leaf).max())
+
+
+def values_of_norms(network, x):
+    """How many values of a channel each norm averages, by its path."""
+    found = {}
+
+    def note(call, args, kwargs, context):
+        if isinstance(context.module, BatchNorm) and context.method_name == "__call__":
+            found[context.module.path] = args[0].size // args[0].shape[-1]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(network.init, jax.random.key(0), x)
+    return found
 
 
 ROLLS = {"kernels": "each_width", "mixing": "stream", "mixer": ChannelRotation}

@@ -7,10 +7,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from shuffle_jax.analysis.count import count
+from shuffle_jax.deploy.fold import fold
 from shuffle_jax.models import MobileNetV2, NetworkConfig, ShuffleNetV2, build, mobilenet_v2
 from shuffle_jax.models.resnet import ResNet
 from shuffle_jax.nn import AutoShuffle, ChannelShift, ChannelShuffle, DynamicShuffle
@@ -90,6 +92,22 @@ def test_what_groups_and_mixers_need():
     assert multiples(ShuffleNetV2(7, mixer=AutoShuffle)) == [1, 2]
     assert multiples(ShuffleNetV2(7, mixer=partial(DynamicShuffle, 2))) == [1, 8]
     assert multiples(ShuffleNetV2(7, mixer=partial(DynamicShuffle, 2, factors=(3, 4)))) == [1, 24]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", NETWORKS)
+def test_uneven_sizes_fold_and_compute_in_half_precision(family, draw):
+    sizes = tuple(4 * (3 + 5 * i % 7) for i in range(len(NETWORKS[family](7).all_sizes())))
+    network, shape = NETWORKS[family](7, stem="small", sizes=sizes), (16, 16, 3)
+    variables, x = draw(network, shape), np.random.default_rng(3).standard_normal((2, *shape)).astype(np.float32)
+    true = jax.jit(network.apply)(variables, x)
+    folded = fold(network, variables, shape)
+    assert folded.folded and not folded.kept
+    np.testing.assert_allclose(
+        jax.jit(network.apply)(folded.variables, x), true, rtol=0, atol=1e-4 * np.abs(true).max()
+    )
+    half = jax.jit(network.clone(dtype=jnp.dtype(jnp.bfloat16)).apply)(variables, x)
+    np.testing.assert_allclose(half, true, rtol=0, atol=0.1 * np.abs(true).max())
 
 
 def test_a_configuration_holds_them_and_another_family_has_none():
