@@ -6,11 +6,12 @@ Pixels stay 8-bit until a step normalises them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from shuffle_jax.data.augment import AugmentConfig, augment, normalize, random_crop, random_flip
 from shuffle_jax.data.batches import Batch, Batches
 from shuffle_jax.data.color import jitter
-from shuffle_jax.data.dataset import Dataset, Split
+from shuffle_jax.data.dataset import Dataset, Measured, Split
 from shuffle_jax.data.device_batches import DeviceBatches
 from shuffle_jax.data.digits import DigitsConfig, load_digits
 from shuffle_jax.data.encoded import Encoded, Record, Records, Window, read_image
@@ -36,6 +37,7 @@ __all__ = [
     "Encoded",
     "FolderConfig",
     "InputConfig",
+    "Measured",
     "MemoryBatches",
     "Preprocessing",
     "Record",
@@ -54,6 +56,7 @@ __all__ = [
     "load_folder",
     "load_tfds",
     "make_batches",
+    "measured_on",
     "mixup",
     "normalize",
     "random_augment",
@@ -92,3 +95,23 @@ def load(config: DataConfig, classes: Sequence[str] | None = None) -> Dataset:
     if classes is not None and dataset.classes != tuple(classes):
         raise ValueError(f"the classes of {dataset.name} must be {dataset.classes}, got {tuple(classes)}")
     return dataset
+
+
+def measured_on(dataset: Dataset, config: DataConfig, split: Measured | None) -> Dataset:
+    """A data set with the same images to train on, measured on another of its splits.
+
+    Args:
+        dataset: what :func:`load` gave.
+        config: of it.
+        split: "test" for the images that are the test images without ``config.validation``, "validation" for those that
+            it holds out; None for those that ``dataset`` is measured on.
+
+    Raises:
+        ValueError: nothing is held out to validate on.
+    """
+    if split is None or split == dataset.measured:
+        return dataset
+    if split == "validation":
+        raise ValueError("there is no validation split, as data.validation is 0: measure on the split test")
+    own = load(replace(config, validation=0.0), dataset.classes)
+    return replace(dataset, test=own.test, validation=False)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Protocol, SupportsIndex
+from typing import Literal, Protocol, SupportsIndex
 
 import numpy as np
 
@@ -24,6 +24,9 @@ _SAMPLE = 8192
 """Training images whose pixels give mean and deviation: of a larger split, a part that can be decoded soon."""
 
 _SINGLE = "class {!r} has 1 image, but a hold-out needs at least 2; add images"
+
+Measured = Literal["test", "validation"]
+"""What a run measures on: the test images of its data set, or a part of the training images, held out to choose by."""
 
 
 class Examples(Protocol):
@@ -95,6 +98,7 @@ class Dataset:
         classes: the class names; label ``k`` means ``classes[k]``.
         train: the images to train on, in memory or not.
         test: the images to measure on, of the same shape.
+        validation: whether these are held out of the training images to choose by, and no test images.
 
     Raises:
         ValueError: a class name is missing or repeated, or the image shapes of the splits differ.
@@ -104,6 +108,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: Examples
     test: Examples
+    validation: bool = False
 
     def __post_init__(self) -> None:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
@@ -116,6 +121,11 @@ class Dataset:
             raise ValueError(
                 f"both splits need one image shape, got train {self.train.image_shape} and test {self.test.image_shape}"
             )
+
+    @property
+    def measured(self) -> Measured:
+        """What the images to measure on are called."""
+        return "validation" if self.validation else "test"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -243,6 +253,12 @@ def check_holdout(name: str, fraction: float, seed: int) -> None:
         raise ValueError(f"{name} must be between 0 and 1, both excluded, got {fraction}")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must be in [0, 2**32), got {seed}")
+
+
+def check_validation(share: float) -> None:
+    """Raises ValueError unless the share of the training images to hold out is in [0, 1)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"validation must be at least 0, for none, and below 1, got {share}")
 
 
 def _decoded(split: Examples) -> Split:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shuffle_jax.data.dataset import Dataset, Split, check_holdout, stratified_holdout
+from shuffle_jax.data.dataset import Dataset, Split, check_holdout, check_validation, stratified_holdout
 from shuffle_jax.data.vary import Vary, variants
 
 
@@ -19,14 +19,18 @@ class DigitsConfig:
         seed: chooses which images those are, and the variant of each.
         vary: changes each image of training and test in one of six ways: "corruptions", see
             :mod:`shuffle_jax.data.vary`. Grey images have no "colors" to vary.
+        validation: the part of every class of the training images, in [0, 1), that is held out by the same seed and
+            measured on in place of the test images, which the run leaves alone: to choose settings by. 0 for none.
     """
 
     test_fraction: float = 0.2
     seed: int = 0
     vary: Vary = "none"
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         check_holdout("test_fraction", self.test_fraction, self.seed)
+        check_validation(self.validation)
 
 
 def load_digits(config: DigitsConfig) -> Dataset:
@@ -54,9 +58,13 @@ def load_digits(config: DigitsConfig) -> Dataset:
     labels = labels.astype(np.int32)
     classes = tuple(str(digit) for digit in range(10))
     train, test = stratified_holdout(labels, classes, config.test_fraction, config.seed)
+    if config.validation:
+        parts = stratified_holdout(labels[train], classes, config.validation, config.seed)
+        train, test = (train[part] for part in parts)
     return Dataset(
         name="digits",
         classes=classes,
         train=Split(images[train], labels[train]),
         test=Split(images[test], labels[test]),
+        validation=config.validation > 0,
     )

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from shuffle_jax.data.dataset import Dataset, check_holdout, holdout_by_key, stratified_holdout
+from shuffle_jax.data.dataset import Dataset, check_holdout, check_validation, holdout_by_key, stratified_holdout
 from shuffle_jax.data.encoded import Encoded, bombs_are_errors, check_crop, in_threads, read_image
 from shuffle_jax.data.listing import SUFFIXES, Files, LeftOut, Listed, class_folders, list_split
 from shuffle_jax.data.names import composed, image_keys
@@ -34,7 +34,8 @@ class FolderConfig:
         holdout: the part of every class held out where there is no test folder, in (0, 1).
         seed: chooses which images those are, which are drawn, and the variant of each.
         broken: what to do about files that are no readable image: "stop" at the first, or "skip" them, as if they
-            were not there, with one line on standard error. To find them, every image is read twice.
+            were not there, with one line on standard error. To find them, every image is read twice; with
+            validation none of a test folder is.
         per_class: at most this many training images of each class, drawn by seed; None for all. Which ones depends on
             the files of the class, on no other class; a larger number adds to those of a smaller one. A part to hold
             out is held out first, so it is the same for every number. Only what is drawn is opened. So with
@@ -49,6 +50,9 @@ class FolderConfig:
             no other from the training to the test, or by its place in the "order" of all, as earlier versions did.
         vary: changes each image of training and test in one of six ways, drawn by its name: the order of its "colors"
             or YCbCr "planes", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
+        validation: the part of every class of the training images, of those drawn, in [0, 1), that is held out by seed
+            and measured on in place of the test images, which the run leaves alone: to choose settings by. 0 for none.
+            An image more in a class draws those of the class anew.
     """
 
     root: Path
@@ -62,11 +66,13 @@ class FolderConfig:
     suffixes: tuple[str, ...] = SUFFIXES
     choose: Literal["name", "order"] = "name"
     vary: Vary = "none"
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, got {self.image_size}")
         check_holdout("holdout", self.holdout, self.seed)
+        check_validation(self.validation)
         check_crop(self.crop)
         for name, number in (("per_class", self.per_class), ("test_per_class", self.test_per_class)):
             if number is not None and number < 1:
@@ -120,14 +126,20 @@ def load_folder(config: FolderConfig, classes: Sequence[str] | None = None) -> D
         numbers = (config.per_class, config.test_per_class)
         splits = [_drawn(files, number, config) for files, number in zip(splits, numbers, strict=True)]
     if config.broken == "skip":
-        splits = _whole(splits, names, config)
-    train, test = (Files(*files) for files in _both(splits, names, config))
+        read = 1 if config.validation else 2  # a test folder that is not measured on stays closed
+        splits = [*_whole(splits[:read], names, config), *splits[read:]]
+    splits = _both(splits, names, config)
+    if config.validation:
+        parts = stratified_holdout(splits[0].labels, names, config.validation, config.seed)
+        splits = [splits[0].take(part) for part in parts]
+    train, test = (Files(*files) for files in splits)
     varied, varied_test = (variants(config.vary, 3, files.identities, config.seed) for files in (train, test))
     return Dataset(
         name=root.resolve().name,
         classes=names,
         train=Encoded(train, config.image_size, vary=varied),
         test=Encoded(test, config.image_size, crop=config.crop, vary=varied_test),
+        validation=config.validation > 0,
     )
 
 

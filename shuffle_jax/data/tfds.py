@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from shuffle_jax.data.dataset import Dataset, check_holdout, stratified_holdout
+from shuffle_jax.data.dataset import Dataset, check_holdout, check_validation, stratified_holdout
 from shuffle_jax.data.encoded import Encoded, Record, check_crop, in_threads
 from shuffle_jax.data.prepared import default_data_dir, find_prepared, import_tfds, parse_name, prepare_command
 from shuffle_jax.data.vary import Vary, variants
@@ -41,6 +41,9 @@ class TfdsConfig:
         label: the feature that is the label, where there are several.
         vary: changes each image of training and test in one of six ways, drawn by its place in the split: the order of
             its "colors" or YCbCr "planes", or one of six "corruptions", see :mod:`shuffle_jax.data.vary`.
+        validation: the part of every class of the training images, in [0, 1), that is held out by seed and measured on
+            in place of the test images, which the run leaves alone: to choose settings by. 0 for none. All training
+            examples are read once for their labels.
     """
 
     name: str
@@ -54,6 +57,7 @@ class TfdsConfig:
     image: str | None = None
     label: str | None = None
     vary: Vary = "none"
+    validation: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.name, str):  # and not the command line's mark of what is still to be given
@@ -61,6 +65,7 @@ class TfdsConfig:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, or None for the set's own, got {self.image_size}")
         check_holdout("holdout", self.holdout, self.seed)
+        check_validation(self.validation)
         check_crop(self.crop)
 
 
@@ -85,8 +90,7 @@ def load_tfds(config: TfdsConfig) -> Dataset:
     def records(split: str) -> TfdsRecords:
         return _records(builder, split, config.name, image, label, len(classes))
 
-    whole = records(config.train_split)
-    train: TfdsRecords | Chosen = whole
+    train: TfdsRecords | Chosen = records(config.train_split)
     if config.test_split is not None:
         test: TfdsRecords | Chosen | None = records(config.test_split)
     else:
@@ -96,9 +100,9 @@ def load_tfds(config: TfdsConfig) -> Dataset:
         named = (records(split) for split in _TEST_SPLITS if split in there - trained)
         test = next((split for split in named if split.label(0) >= 0), None)
     if test is None:
-        labels = np.array(in_threads(lambda i: train[i].label, range(len(train))), np.int32)
-        parts = stratified_holdout(labels, classes, config.holdout, config.seed)
-        train, test = (Chosen(whole, part) for part in parts)
+        train, test = _parts_by_class(train, classes, config.holdout, config.seed)
+    if config.validation:
+        train, test = _parts_by_class(train, classes, config.validation, config.seed)
     channels = 1 if about.shape[-1] == 1 else 3
     varied, varied_test = (variants(config.vary, channels, part.places, config.seed) for part in (train, test))
     return Dataset(
@@ -106,6 +110,7 @@ def load_tfds(config: TfdsConfig) -> Dataset:
         classes=classes,
         train=Encoded(train, size, channels, vary=varied),
         test=Encoded(test, size, channels, config.crop, varied_test),
+        validation=config.validation > 0,
     )
 
 
@@ -164,7 +169,7 @@ class TfdsRecords:
 class Chosen:
     """Some of the records, in the order of ``positions``."""
 
-    def __init__(self, records: TfdsRecords, positions: Int[np.ndarray, "m"]) -> None:
+    def __init__(self, records: TfdsRecords | Chosen, positions: Int[np.ndarray, "m"]) -> None:
         self._records, self._positions = records, positions
 
     def __len__(self) -> int:
@@ -182,6 +187,15 @@ class Chosen:
         """Those of the chosen ones among all."""
         places = self._records.places()
         return [places[position] for position in self._positions]
+
+
+def _parts_by_class(
+    records: TfdsRecords | Chosen, classes: Sequence[str], share: float, seed: int
+) -> tuple[Chosen, Chosen]:
+    """What is kept and what is held out, see :func:`stratified_holdout`; every record is read."""
+    labels = np.array(in_threads(lambda i: records[i].label, range(len(records))), np.int32)
+    kept, held = stratified_holdout(labels, classes, share, seed)
+    return Chosen(records, kept), Chosen(records, held)
 
 
 def _open(folder: Path, name: str, data_dir: Path) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shuffle_jax.data import DigitsConfig, TfdsConfig, load, load_digits, read_image
+from shuffle_jax.data import DigitsConfig, TfdsConfig, load, load_digits, measured_on, read_image
 from shuffle_jax.data.inventory import inventory
 from shuffle_jax.data.prepared import default_data_dir, find_prepared
 
@@ -104,6 +104,22 @@ def test_without_a_test_split_a_part_of_each_class_is_held_out(copy):
     assert len(keys[0]) == len(places[0]) > len(keys[1]) and keys[1] <= keys[0]
     with pytest.raises(ValueError, match='vary "colors" needs images of 3 channels, got 1'):
         load(dataclasses.replace(config, vary="colors"))
+
+
+def test_validation_is_held_out_of_what_is_trained_on_whatever_is_tested_on(prepared, copy):
+    change(copy, lambda about: about.update(splits=[s for s in about["splits"] if s["name"] == "train"]))
+    for data_dir in (prepared, copy):  # with a test split, and with a part of the training split held out as one
+        config = TfdsConfig(DIGITS, data_dir, holdout=0.25, seed=3, validation=0.2, vary="corruptions")
+        data, whole = load(config), load(dataclasses.replace(config, validation=0.0))
+        held, kept = data.test.records.places(), data.train.records.places()
+        assert len({*held, *kept}) == len(held) + len(kept) == len(whole.train)
+        assert {*held, *kept} == {*whole.train.records.places()}
+        counts = np.bincount(whole.in_memory().train.labels)
+        assert np.bincount(data.in_memory().test.labels).tolist() == np.round(0.2 * counts).tolist()
+        assert {*data.test.vary.keys.tolist()} < {*whole.train.vary.keys.tolist()}
+        own = measured_on(data, config, "test").test
+        assert own.records.places() == whole.test.records.places()
+        assert inventory(load(config)).digest == inventory(data).digest != inventory(whole).digest
 
 
 def test_a_run_knows_the_set_its_version_and_its_parts_but_not_where_it_lies(prepared, copy):
