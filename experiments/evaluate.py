@@ -3,13 +3,15 @@
 Prints top-1, top-5 and loss on the test split of the network as trained (relaxed), hardened, and with the fixed
 shuffle of its paper in place of the learned permutations. That last row keeps all other weights: how far it falls
 says how much the weights rely on the permutations learned with them. For the accuracy of a network trained with the
-fixed shuffle from the start, train one (`--network.mixer shuffle`) and name its run as --twin.
+fixed shuffle from the start, train one (`--network.mixer shuffle`) and name its run as --twin. A run that held out
+images to validate on (--data.validation) is evaluated on these: settings and checkpoints are chosen by them. What is
+reported afterwards is measured with --split test, on the test images, which the run has not read.
 
 A network with dynamic layers is evaluated with hard factors, with soft ones, with hard ones repaired by assignment
 where they are no permutations, and frozen: one permutation for all images, the nearest to the mean over training
 images. One line says what the layers do for single images: how many are static in effect (the same permutation for all
-images of a sample of the test split), for how many images the hard factors are no permutations (invalid), and how much
-of the accuracy is lost by freezing (used). --layers tells that of each layer.
+images of a sample of the split), for how many images the hard factors are no permutations (invalid), and how much of
+the accuracy is lost by freezing (used). --layers tells that of each layer.
 
 --classes tells the accuracy of each class and which are taken for which, --wrong 20 the pictures that are wrong with
 the highest probability, --figures FOLDER draws both: of the hardened network, where there is one.
@@ -29,6 +31,7 @@ import tyro
 from experiments.cli import keep_programs, main, parse, quiet_libraries
 from shuffle_jax.analysis.dynamic_use import dynamic_use, static_in_effect
 from shuffle_jax.console import Console
+from shuffle_jax.data import Measured
 from shuffle_jax.data.inventory import DataChanged
 from shuffle_jax.data.names import told_apart
 from shuffle_jax.deploy.harden import Hardened
@@ -70,6 +73,9 @@ class Arguments:
 
     checkpoint: str = "last"
     """Which checkpoint: "last", "best" (by relaxed top-1 accuracy), or a step."""
+
+    split: Measured | None = None
+    """Which images: "test", or "validation" of a run that held some out; by default those that the run measured on."""
 
     twin: Path | None = None
     """Folder of another run on the same data, to stand beside it: the same network with the fixed shuffle, say."""
@@ -120,13 +126,13 @@ def run(arguments: Sequence[str] | None = None) -> None:
         rows[f"twin: {options.twin}"] = twin.evaluate(twin_variables)
 
     console = Console(total_steps=1, steps_per_epoch=1)
-    images = len(experiment.dataset.test)
+    images, measured = len(experiment.dataset.test), experiment.dataset.measured
     cells = use.cells(found) if use is not None else {}
     table = [
         [name, r["top1"], r["top5"], r["loss"], *(cells.values() if name == "hard" else [""] * len(cells))]
         for name, r in rows.items()
     ]
-    title = f"{options.run}, step {step}, {images} test images"
+    title = f"{options.run}, step {step}, {images} {measured} images"
     console.table(title, ["network", "top-1", "top-5", "loss", *cells], table)
     if diagnoses:
         certified = sum(bool(d.certified) for d in diagnoses.values())
@@ -136,7 +142,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     for line in after(experiment.config, diagnoses, found, use):
         console.message(line)
     if options.layers and probed:
-        console.table(*_layer_table(probed))
+        console.table(*_layer_table(probed, measured))
     if options.layers and (diagnoses or not probed):
         columns = ["layer", "P/Pmax", "residual", "max slack", "l1 bound", "certified"]
         lines = [
@@ -150,7 +156,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if options.json is not None:
         layers = {layer: {k: v.item() for k, v in d._asdict().items()} for layer, d in diagnoses.items()}
         dynamic = {"dynamic": probed, "dynamic_use": dataclasses.asdict(use)} if use is not None else {}
-        text = json.dumps({"step": step, "networks": rows, "permutations": layers} | dynamic | details, indent=2)
+        about = {"step": step, "split": measured, "networks": rows, "permutations": layers}
+        text = json.dumps(about | dynamic | details, indent=2)
         replace_file(options.json, f"{text}\n".encode())
 
 
@@ -164,7 +171,7 @@ def _restore(options: Arguments, run: Path) -> tuple[Experiment, dict[str, PyTre
             raise ValueError(f"{option} is not for {run}, whose data is {type(own).__name__}: leave it out")
     data = dataclasses.replace(own, **given)
     try:
-        return restore(run, options.checkpoint, options.devices, data, options.allow_changed)
+        return restore(run, options.checkpoint, options.devices, data, options.allow_changed, options.split)
     except DataChanged as error:
         raise ValueError(f"{error.what}: put them back, or go on with --allow-changed") from error
 
@@ -182,7 +189,7 @@ def _details(
         console.table("classes", ["class", "images", "top-1", "most often taken for"], class_rows(found))
         console.table(*confusion_table(found))
     if most and not wrong:
-        console.message("no test image is wrong")
+        console.message(f"no {experiment.dataset.measured} image is wrong")
     elif options.wrong:
         console.table("wrong, the surest first", ["picture", "class", "said to be", "probability"], wrong)
     if options.figures is not None:
@@ -223,9 +230,9 @@ def results(
     return found, rows, hard
 
 
-def _layer_table(probed: dict[str, dict[str, float]]) -> tuple[str, list[str], list[list[object]]]:
+def _layer_table(probed: dict[str, dict[str, float]], measured: str) -> tuple[str, list[str], list[list[object]]]:
     """Title, headings and rows: what each layer does."""
-    images = next((f"{numbers['images']} of the test images" for numbers in probed.values() if "images" in numbers), "")
+    counted = next((numbers["images"] for numbers in probed.values() if "images" in numbers), None)
     rows: list[list[object]] = []
     for layer, numbers in probed.items():
         made = str(numbers.get("permutations", "learned once"))
@@ -233,7 +240,8 @@ def _layer_table(probed: dict[str, dict[str, float]]) -> tuple[str, list[str], l
         names = ("invalid", "regulariser", "entropy", "information")
         rows.append([layer, made, static, *(numbers.get(name, "") for name in names)])
     columns = ["layer", "permutations", "static in effect", "invalid", "regulariser", "entropy", "information"]
-    return f"dynamic layers, on {images}" if images else "learned factors", columns, rows
+    title = f"dynamic layers, on {counted} of the {measured} images" if counted is not None else "learned factors"
+    return title, columns, rows
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ EVERYDAY = (
     "--data.image-size",
     "--data.holdout",
     "--data.test-fraction",
+    "--data.validation",
     "--data.data-dir",
     "--network.family",
     "--network.mixer",

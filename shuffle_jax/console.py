@@ -90,7 +90,7 @@ class Console:
         place = f"epoch {epoch:{self._epoch_width}d}  step {step:{self._step_width}d}"
         numbers = self._numbers(record)
         if kind != "train":
-            self.message(f"{place}  {record.get('network', kind)}  {numbers}")
+            self.message(f"{place}  {record.get('network', record.get('split', kind))}  {numbers}")
         elif self._progress is not None:
             self._progress.update(self._task, completed=step, epoch=epoch, numbers=numbers)
         else:

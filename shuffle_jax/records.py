@@ -1,7 +1,8 @@
 """The records of a run as files: JSON lines, written and read, and TensorBoard's event files.
 
 A record is a flat dictionary with a ``"kind"`` (train, test, permutation, dynamic, knowledge or result) and a
-``"step"``. Those of no layer say with ``"seconds"`` how long the run took so far, over all of its processes.
+``"step"``. Those of accuracies, test and result, say with ``"split"`` whether that is of test or of validation images.
+Those of no layer say with ``"seconds"`` how long the run took so far, over all of its processes.
 """
 
 from __future__ import annotations

@@ -77,9 +77,9 @@ def predictions(experiment: Experiment, variables: dict[str, PyTree], classes: S
 
 
 def picture_name(dataset: Dataset, position: int) -> str:
-    """What a test image is called: its file, where it is one."""
+    """What an image of the test or validation split is called: its file, where it is one."""
     records = getattr(dataset.test, "records", None)
-    return f"test image {position}" if records is None else records[position].name
+    return f"{dataset.measured} image {position}" if records is None else records[position].name
 
 
 def class_rows(found: Predictions) -> list[list[object]]:

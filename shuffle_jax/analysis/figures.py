@@ -40,7 +40,7 @@ MAX_CELLS = 96
 
 
 def learning_curves(records: Records) -> Figure:
-    """Loss and accuracy on training batches and on the test images over the epochs.
+    """Loss and accuracy on training batches and on the images that are measured on, over the epochs.
 
     Args:
         records: those of a run; the kinds train, test and result are drawn.
@@ -52,6 +52,7 @@ def learning_curves(records: Records) -> Figure:
     loss, accuracy = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08})
     scale, unit = clock(records)
     hardened = [r for r in records if r["kind"] == "result" and r["network"] == "hardened"]
+    measured = next((r["split"] for r in records if "split" in r), "test")  # earlier versions measured on nothing else
     for axes, on_train, on_test, factor, written in (
         (loss, "loss", "loss", 1.0, "{:.3g}"),
         (accuracy, "accuracy", "top1", 100.0, "{:.1f} %"),
@@ -60,10 +61,10 @@ def learning_curves(records: Records) -> Figure:
         axes.plot(times, factor * values, color=BLUE, linewidth=1.0, alpha=0.8, label="training batches")
         times, values = series(records, "test", on_test, scale)
         last = f", last {written.format(factor * values[-1])}" if len(values) else ""
-        axes.plot(times, factor * values, "o-", color=ORANGE, markersize=3.5, label=f"test images{last}")
+        axes.plot(times, factor * values, "o-", color=ORANGE, markersize=3.5, label=f"{measured} images{last}")
         times, values = series(hardened[-1:], "result", on_test, scale)
         if len(values):
-            label = f"test images, hardened network {written.format(factor * values[0])}"
+            label = f"{measured} images, hardened network {written.format(factor * values[0])}"
             diamond = axes.plot(times, factor * values, "D", label=label, zorder=3)[0]
             diamond.set(markerfacecolor="none", markeredgecolor="black", markersize=7)
     log_if_wide(loss)

@@ -57,7 +57,7 @@ def sizes_figure(names: Sequence[str], trials: Sequence[Trial]) -> Figure:
     panels[2].plot(at, [100 * trial.top1 for trial in trials], color="black", marker="o", markersize=4)
     dress(panels[0], "sizes", "trial", "channels")
     dress(panels[1], "ranks at the end of a trial", "trial", "share of the channels (%)")
-    dress(panels[2], "test accuracy", "trial", "top-1 (%)")
+    dress(panels[2], "accuracy", "trial", "top-1 (%)")
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     layer_bar(figure, panels, list(names), colours)

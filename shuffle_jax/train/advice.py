@@ -43,7 +43,7 @@ def before(config: TrainConfig, steps: int, per_epoch: int, permutations: int) -
     if soft := _soft_until(config.network):
         lines.append(
             f"dynamic layers are soft in training until epoch {soft * config.epochs:.3g} and hard in evaluation: until "
-            "then test accuracies may be those of chance"
+            "then its accuracies may be those of chance"
         )
     wanted, most = round(config.optimizer.warmup_epochs * per_epoch), round(config.optimizer.warmup_share * steps)
     if wanted > most and config.optimizer.warmup_share < 1:  # one that is not shortened is refused

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from shuffle_jax.analysis.convolutions import Convolutions, convolutions
 from shuffle_jax.analysis.probe import Probe
-from shuffle_jax.data import Batches, DataConfig, Dataset, Preprocessing, load
+from shuffle_jax.data import Batches, DataConfig, Dataset, Measured, Preprocessing, load, measured_on
 from shuffle_jax.data.inventory import Inventory, inventory
 from shuffle_jax.data.pipelines import InputConfig, make_batches
 from shuffle_jax.deploy.freeze import dynamic_layers
@@ -172,6 +172,7 @@ def prepare(
     network: object | None = None,
     run: Run | None = None,
     changed: bool = False,
+    split: Measured | None = None,
 ) -> Experiment:
     """Loads the data, makes its batches and builds the network.
 
@@ -182,6 +183,7 @@ def prepare(
         network: in place of the configured one, see :func:`with_network`.
         run: a run that was started already: its class names and its preprocessing are kept.
         changed: whether pictures that are not those of the run are good enough; one line says so.
+        split: of the data, to measure on; by default as the data says, see :func:`shuffle_jax.data.measured_on`.
 
     Returns:
         The parts of the run.
@@ -200,6 +202,7 @@ def prepare(
     same("the data", (dataset.name, dataset.classes, pictures.to_json(), dataset.image_shape))
     if run is not None:
         run.check_data(pictures, changed)
+    dataset = measured_on(dataset, config.data, split)
     if config.batch_size // config.accumulate % mesh.size:
         raise ValueError(
             f"batch_size must be a multiple of {config.accumulate * mesh.size}, for {config.accumulate} parts on each "
@@ -225,6 +228,7 @@ def restore(
     devices: int | None = None,
     data: DataConfig | None = None,
     changed: bool = False,
+    split: Measured | None = None,
 ) -> tuple[Experiment, dict[str, PyTree], int]:
     """The parts of a finished run, the variables of one of its checkpoints, and the step of that checkpoint.
 
@@ -234,6 +238,7 @@ def restore(
         devices: how many local devices to use; all by default.
         data: where the pictures are now, if not where the run says.
         changed: see :func:`prepare`.
+        split: see :func:`prepare`.
 
     Raises:
         ValueError: there is no run in the folder, or the checkpoint's name is not one of these.
@@ -242,7 +247,7 @@ def restore(
     run = Run(path)
     check_name(checkpoint)
     config = read_config(run)
-    experiment = prepare(replace(config, data=data or config.data), devices, run=run, changed=changed)
+    experiment = prepare(replace(config, data=data or config.data), devices, run=run, changed=changed, split=split)
     state = read_state(run, checkpoint, experiment.state_shapes())
     if state.lacks_stats:
         state = experiment.settled(state)

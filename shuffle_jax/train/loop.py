@@ -208,8 +208,9 @@ class _Loop:
                 self._snapshot(state, step)
             if evaluating:
                 self.metrics.console.doing("evaluating")
-                result = self._evaluate(state)
-                self.metrics.write({"kind": "test", "step": step, "epoch": step / per_epoch, **result})
+                result = evaluate(experiment.eval_step, state.variables(), experiment.batches.test())
+                record = {"kind": "test", "split": experiment.dataset.measured, "step": step, "epoch": step / per_epoch}
+                self.metrics.write(record | result)
                 self._save(state, result)
                 meter.restart()
             self.trace.after(step, state)
@@ -284,9 +285,6 @@ class _Loop:
             epoch = step / self.experiment.batches.steps_per_epoch
             for layer, numbers in self.experiment.probe.numbers(variables).items():
                 self.metrics.write({"kind": "dynamic", "step": step, "epoch": epoch, "layer": layer, **numbers})
-
-    def _evaluate(self, state: TrainState) -> dict[str, float]:
-        return evaluate(self.experiment.eval_step, state.variables(), self.experiment.batches.test())
 
     def _snapshot(self, state: TrainState, step: int) -> None:
         if not is_lead():

@@ -32,6 +32,7 @@ def about(experiment: Experiment, params: PyTree) -> list[str]:
         params: those of the network, or their shapes.
     """
     config, data, batches = experiment.config, experiment.dataset, experiment.batches
+    use = "more held out to validate on" if data.validation else "to test on"
     shape = " x ".join(map(str, data.image_shape))
     sizes = [(getattr(path[-1], "key", ""), leaf.size) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
     relaxed = sum(size for name, size in sizes if name in (RELAXED, STATIC))
@@ -44,7 +45,7 @@ def about(experiment: Experiment, params: PyTree) -> list[str]:
             f"frozen: {sum(size for (_, size), is_off in zip(sizes, off, strict=True) if is_off):,} parameters"
         )
     return [
-        f"data: {data.name}, {len(data.train):,} images to train on, {len(data.test):,} to test on, "
+        f"data: {data.name}, {len(data.train):,} images to train on, {len(data.test):,} {use}, "
         f"{len(data.classes):,} classes, {shape}",
         *start,
         *small_images(config.network, data.image_shape),

@@ -227,10 +227,11 @@ def finish(experiment: Experiment, run: Run, state: TrainState, metrics: MetricW
     hard = hardened_experiment(experiment, variables)
     if hard.permutations and is_lead():
         run.save_permutations(hard.permutations)
+    about = {"kind": "result", "split": experiment.dataset.measured, "step": experiment.steps}
     results = {}
     for name, result in forms(experiment, variables, hard):
         results[name] = result
-        metrics.write({"kind": "result", "step": experiment.steps, "network": name, **result})
+        metrics.write({**about, "network": name, **result})
     metrics.console.message("drawing the figures")
     figures = []
     if is_lead():
@@ -258,7 +259,7 @@ def _print(outcome: Outcome, experiment: Experiment, run: Run, figures: int, met
         further = [told.get(column, "") for column in (*certified, *dynamic)]
         rows.append([shown, result["top1"], result["top5"], result["loss"], *further])
     images = len(experiment.dataset.test)
-    title = f"{images} test images of {experiment.dataset.name}, {experiment.steps} steps"
+    title = f"{images} {experiment.dataset.measured} images of {experiment.dataset.name}, {experiment.steps} steps"
     metrics.console.table(title, ["network", "top-1", "top-5", "loss", *certified, *dynamic], rows)
     if use is not None:
         metrics.console.message(use.text(results, images))

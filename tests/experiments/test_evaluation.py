@@ -7,16 +7,21 @@ import re
 import shutil
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
 from experiments import evaluate, train
 from experiments.evaluation.figures import confusion_figure, wrong_figure
 from experiments.evaluation.predictions import Predictions, class_rows, confusion_table, plain, wrong_rows
-from shuffle_jax.data import Dataset, Preprocessing, Split
+from shuffle_jax.analysis.figures import learning_curves
+from shuffle_jax.data import Dataset, FolderConfig, Preprocessing, Split, load, normalize
+from shuffle_jax.records import read_records
 from shuffle_jax.run import Run
 from shuffle_jax.train.config import TrainConfig, to_json
+from shuffle_jax.train.experiment import restore
 
 
 def found(classes=("ant", "bee", "bee (2)", "cow")):
@@ -123,3 +128,50 @@ def test_data_options_are_those_of_the_run(tmp_path):
         evaluate.run([str(run.path), "--data.root", "x"])
     with pytest.raises(ValueError, match="--wrong must be at least 0, got -1"):
         evaluate.run([str(tmp_path), "--wrong", "-1"])
+
+
+def test_a_run_is_chosen_on_validation_images_and_reported_on_test_images_that_it_never_read(tmp_path, capsys):
+    root, path, numbers = tmp_path / "pictures", tmp_path / "run", tmp_path / "numbers.json"
+    rng = np.random.default_rng(0)
+    for folder, count in ((root / "train", 20), (tmp_path / "val", 6)):
+        for label, level in (("bright", 200), ("dark", 30)):
+            (folder / label).mkdir(parents=True)
+            for i in range(count):
+                at = 230 - level if folder.name == "val" and i % 3 == 0 else level  # a third of the test is mislabelled
+                Image.fromarray(rng.integers(at, at + 50, (8, 8, 3), dtype=np.uint8)).save(folder / label / f"{i}.png")
+    for label in ("bright", "dark"):
+        (root / "val" / label).mkdir(parents=True)
+        (root / "val" / label / "0.png").write_bytes(b"no image")
+
+    family = "--network.family tests.experiments.outside:Linear --network.mixer identity --network.stem small"
+    sizes = "--data.image-size 8 --data.validation 0.25 --epochs 2 --batch-size 10 --devices 1"
+    train.run(["folder", "--data.root", str(root), "--run", str(path), *f"{family} {sizes}".split()])
+    said, records = capsys.readouterr().out, read_records(Run(path).metrics)
+    assert "30 images to train on, 10 more held out to validate on, 2 classes" in said
+    assert "step 6  validation  loss" in said and "10 validation images of pictures, 6 steps" in said
+    assert {r["split"] for r in records if r["kind"] in ("test", "result")} == {"validation"}
+    labels = learning_curves(records).axes[0].get_legend_handles_labels()[1]
+    assert labels[1].startswith("validation images, last")
+    with pytest.raises(ValueError, match=r"another configuration \(--data.validation: 0.25 -> 0.5\)"):
+        train.run(["--resume", str(path), "--data.validation", "0.5"])
+
+    evaluate.run([str(path), "--devices", "1", "--json", str(numbers)])
+    assert "step 6, 10 validation images" in capsys.readouterr().out
+    about, result = json.loads(numbers.read_text()), next(r for r in records if r["kind"] == "result")
+    assert about["split"] == "validation"
+    assert about["networks"]["as trained"]["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"^cannot read image .*val/bright/0.png"):
+        evaluate.run([str(path), "--devices", "1", "--split", "test"])
+
+    shutil.rmtree(root / "val")
+    (tmp_path / "val").rename(root / "val")
+    evaluate.run([str(path), "--devices", "1", "--split", "test", "--json", str(numbers)])
+    assert "step 6, 12 test images" in capsys.readouterr().out
+    experiment, variables, _ = restore(path, devices=1)
+    test = load(FolderConfig(root, image_size=8)).in_memory().test
+    logits = experiment.network.apply(variables, normalize(jnp.asarray(test.images), *experiment.mean_std), train=False)
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, test.labels)
+    about = json.loads(numbers.read_text())
+    assert about["split"] == "test"
+    assert about["networks"]["as trained"]["top1"] == pytest.approx(float((logits.argmax(-1) == test.labels).mean()))
+    assert about["networks"]["as trained"]["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
