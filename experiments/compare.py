@@ -1,37 +1,42 @@
 """Compares variants of a training over several seeds: `python -m experiments.compare COMPARISON.toml`.
 
 The file names the variants, each by its command line of experiments.train, and the seeds. Every variant is trained with
-every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C the
-same command goes on as well. From the folders of the runs alone it then writes results.json, table.md and figure.png:
-accuracies, what dynamic layers do, and what each network costs; and curves.png: training loss and test accuracy over
-the epochs. --into also replaces the part of a document between `<!-- begin compare: NAME -->` and `<!-- end compare:
-NAME -->`.
+every seed into its own run under --out; what is finished there is kept, what was stopped goes on. So after Ctrl-C, a
+kill, or the end of --minutes the same command goes on as well. results.json, which holds every finished run with a
+digest of its configuration, is written anew after each, and is enough to go on with on another machine: --known. In the
+end there are table.md and figure.png: accuracies, what dynamic layers do, and what each network costs; and curves.png:
+training loss and accuracy over the epochs. --into also replaces the part of a document between `<!-- begin compare:
+NAME -->` and `<!-- end compare: NAME -->`.
+
+Where the file asks questions they decide which run is next, and are answered below the table: the mean difference of
+two variants over the seeds that both have, its 95 % interval, and which is ahead, that they are level, or how many
+seeds it would take. An interval is that of seeds that were fixed beforehand: stop when they are done, and not at the
+first answer that pleases.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import re
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NoReturn
 
 import tyro
 
 from experiments.cli import keep_programs, main, parse, quiet_libraries
+from experiments.comparison.budget import limited
 from experiments.comparison.curves import curves, has_curves
 from experiments.comparison.figure import figure
-from experiments.comparison.plan import Comparison, Planned, about_files, naming, plan, read
-from experiments.comparison.runs import run_result
+from experiments.comparison.ledger import Ledger
+from experiments.comparison.plan import Planned, about_files, naming, plan, read
+from experiments.comparison.questions import answer_table, next_run
+from experiments.comparison.runs import folder_result
 from experiments.comparison.table import Results, block, remarks, table
 from shuffle_jax.files import replace_file
-from shuffle_jax.records import read_records
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import heard
 
@@ -49,8 +54,19 @@ class Arguments:
     into: Path | None = None
     """Document between whose markers the results are written as well."""
 
+    known: Path | None = None
+    """A results.json, such as experiments/comparisons/NAME.json, whose runs of the same configuration are taken over
+    and not trained again; the results.json in --out is taken in any case."""
+
+    minutes: float | None = None
+    """When so many are over no run begins, and the one that trains is saved and stopped; the same command goes on."""
+
     results: Path | None = None
     """Train nothing: write table, figure and curves, to --out and --into, from this results.json."""
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise ValueError(f"minutes must be positive, got {self.minutes}")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -62,6 +78,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if options.comparison is None or options.results is not None:
         if options.results is None or options.comparison is not None:
             raise ValueError("name either the .toml file of a comparison or, with --results, a results.json")
+        if options.known is not None or options.minutes is not None:
+            raise ValueError("leave out --known and --minutes: with --results nothing is trained")
         results = json.loads(options.results.read_text(encoding="utf-8"))
         inserted(options.into, results["name"], "")
         write(results, options.out, options.into)
@@ -70,15 +88,25 @@ def run(arguments: Sequence[str] | None = None) -> None:
     out = options.out or Path("runs") / "compare" / comparison.name
     planned = plan(comparison, out)
     inserted(options.into, comparison.name, "")
-    check(planned)
-    failures = train_missing(planned, out)
-    results = collect(comparison, planned, failures, out)
-    replace_file(out / "results.json", as_json(results).encode())
-    write(results, out, options.into)
+    ledger = Ledger(comparison, planned, out)
+    ledger.gather(options.known)
+    with limited(options.minutes) as over:
+        check(planned, ledger.missing())
+        train_missing(ledger, over)
+    missing = len(ledger.missing())
+    if missing < len(planned):
+        ledger.write()
+        write(ledger.results(), out, options.into)
+    if missing:
+        print(f"\n{missing} of {len(planned)} runs are missing; the same command goes on", flush=True)
 
 
-def check(planned: Sequence[Planned]) -> None:
+def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
     """Looks for what would stop a run only when its turn comes.
+
+    Args:
+        planned: all runs.
+        missing: those that are to be trained.
 
     Raises:
         ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
@@ -87,16 +115,17 @@ def check(planned: Sequence[Planned]) -> None:
     from shuffle_jax.train.begin import check_config
     from shuffle_jax.train.experiment import prepare
 
-    built = set()
     for one in planned:
+        if Run(one.path).exists():
+            check_config(Run(one.path), one.config)  # to the epoch: no run of a comparison is another one made longer
+    built = set()
+    for one in missing:
         folder = Run(one.path)
-        if folder.exists():
-            check_config(folder, one.config)  # to the epoch: no run of a comparison is another one made longer
-            if not (finished(one.path) or folder.is_barely_begun()):
-                check_resumable(folder, resume_command(one.path))
-        else:
+        if not folder.exists():
             folder.check_free()
-        if one.label not in built and not finished(one.path):
+        elif not folder.is_barely_begun():
+            check_resumable(folder, resume_command(one.path))
+        if one.label not in built:
             with naming(one.label):
                 prepare(one.config, one.devices).state_shapes()
             built.add(one.label)
@@ -104,144 +133,72 @@ def check(planned: Sequence[Planned]) -> None:
 
 def finished(path: Path) -> bool:
     """Whether the run there has its results."""
-    metrics = Run(path).metrics
-    return metrics.exists() and run_result(read_records(metrics)) is not None
+    return folder_result(path) is not None
 
 
-def train_missing(planned: Sequence[Planned], out: Path) -> dict[Path, str]:
-    """Trains what is not finished, one run after another.
+def train_missing(ledger: Ledger, over: threading.Event) -> None:
+    """Trains what is not known, one run after another, and writes results.json after each.
 
     Args:
-        planned: the runs.
-        out: gets the names of the devices.
-
-    Returns:
-        The message of each run that failed by its numbers, by its folder.
+        ledger: the runs that are known; gets the others, also those that fail by their numbers.
+        over: no run begins when it is set, and SIGTERM is nobody's then.
     """
-    missing = [one for one in planned if not finished(one.path)]
-    if not missing:
-        return {}
+    missing = {(one.label, one.seed): one for one in ledger.missing()}
+    if not missing or over.is_set():
+        return
     import jax
 
     from shuffle_jax.train.loop import Stopped, train
     from shuffle_jax.train.metrics import NonFiniteLoss
 
-    out.mkdir(parents=True, exist_ok=True)
-    note_device(out)
-    failures = {}
+    ledger.note_device()
     # A run does not heed a signal that comes after its last step, and the next must not start then.
     signals: list[int] = []
-    with heard(signals.append):
-        for number, one in enumerate(missing, start=1):
-            resume = Run(one.path).exists()
-            print(f"[{number}/{len(missing)}] {one.label}, seed {one.seed}, in {one.path}", flush=True)
+
+    def hear(number: int) -> None:
+        if not over.is_set():
+            signals.append(number)
+
+    with heard(hear):
+        while not over.is_set() and (chosen := next_run(ledger.results())) is not None:
+            one = missing[chosen]
+            resume, number = Run(one.path).exists(), len(missing) - len(ledger.missing()) + 1
+            print(f"[{number}/{len(missing)}] {one}, in {one.path}", flush=True)
             try:
                 train(one.config, one.path, resume=resume, afresh=resume, devices=one.devices)
-                late = next((number for number in signals if number in (signal.SIGINT, signal.SIGTERM)), None)
-                if late is not None and number < len(missing):
-                    raise Stopped(f"stopped after {one.path}", late, "")
+                said = folder_result(one.path) or {"failed": "its records have no result"}
             except NonFiniteLoss as error:
-                failures[one.path] = str(error).partition(";")[0]  # the rest is advice
+                said = {"failed": str(error).partition(";")[0]}  # the rest is advice
                 print(f"failed: {error}", file=sys.stderr, flush=True)
             except Stopped as stopped:
-                print(f"{stopped}; the same command goes on", file=sys.stderr, flush=True)
-                sys.exit(128 + stopped.signal)
+                if over.is_set() and stopped.signal == signal.SIGTERM:
+                    print(stopped, file=sys.stderr, flush=True)
+                    return
+                _end(str(stopped), stopped.signal)
+            ledger.add(one, said)
+            ledger.write()
+            late = next((number for number in signals if number in (signal.SIGINT, signal.SIGTERM)), None)
+            if late is not None and ledger.missing():
+                _end(f"stopped after {one.path}", late)
             jax.clear_caches()  # Each run has jitted functions of its own.
-    return failures
 
 
-def note_device(out: Path) -> None:
-    """Adds a line on this machine's devices to devices.txt, if it is not there yet."""
-    import jax
-
-    devices = jax.devices()
-    line = f"{len(devices)} x {devices[0].device_kind}"
-    if devices[0].platform == "cpu":
-        line = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-    file = out / "devices.txt"
-    known = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    if line not in known:
-        file.write_text("".join(f"{each}\n" for each in [*known, line]), encoding="utf-8")
-
-
-def collect(comparison: Comparison, planned: Sequence[Planned], failures: dict[Path, str], out: Path) -> Results:
-    """The results of all runs, as results.json holds them: see experiments.comparison.table."""
-    variants: dict[str, dict[str, Any]] = {
-        label: {"label": label, "command": command, **costs(label, planned), "runs": []}
-        for label, command in comparison.variants.items()
-    }
-    versions: dict[str, set[str]] = {}
-    written = []
-    for one in planned:
-        said = {"failed": failures[one.path]} if one.path in failures else None
-        said = said or run_result(read_records(Run(one.path).metrics)) or {"failed": "not finished"}
-        variants[one.label]["runs"].append({"seed": one.seed, **said})
-        for name, text in Run(one.path).versions().items():
-            versions.setdefault(name, set()).add(text)
-        written.append(Run(one.path).metrics.stat().st_mtime)
-    return {
-        "name": comparison.name,
-        "title": comparison.title,
-        "text": comparison.text,
-        "command": f"python -m experiments.compare experiments/comparisons/{comparison.name}.toml",
-        "each_seed": comparison.each_seed,
-        "seeds": list(comparison.seeds),
-        "versions": {name: " and ".join(sorted(texts)) for name, texts in versions.items()},
-        "devices": (out / "devices.txt").read_text(encoding="utf-8").splitlines(),
-        "date": datetime.fromtimestamp(max(written), UTC).date().isoformat(),
-        "variants": list(variants.values()),
-    }
-
-
-def costs(label: str, planned: Sequence[Planned]) -> dict[str, int]:
-    """What the network of a variant costs, for the classes and the images that its runs keep.
-
-    Args:
-        label: of the variant.
-        planned: all runs, started.
-
-    Returns:
-        ``parameters``, and ``multiply_adds`` of one image, both after hardening. Neither if that cannot be said, as of
-        runs of an early version, or if seeds have networks of different costs: then one line on standard error.
-    """
-    from shuffle_jax.analysis.count import Count, Known, count
-    from shuffle_jax.models import build
-
-    known: Known = {}
-    found: set[Count] = set()
-    try:
-        for one in planned:
-            if one.label == label:
-                folder = Run(one.path)
-                network = build(one.config.network, len(folder.classes()))
-                found.add(count(network, folder.preprocessing().shape, known=known))
-        if len(found) != 1:
-            raise ValueError(f"its seeds have networks of {len(found)} different costs")
-    except ValueError as error:
-        print(f"no parameters and multiply-adds of {label!r}: {error}", file=sys.stderr, flush=True)
-        return {}
-    (cost,) = found
-    return {"parameters": cost.parameters, "multiply_adds": cost.multiply_adds}
-
-
-def as_json(results: Results) -> str:
-    """Results as lines of JSON, lists of numbers each on a single one."""
-
-    def joined(found: re.Match[str]) -> str:
-        return " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]")
-
-    # A string holds no line break of its own, so that what begins with one and has no quote is layout and numbers.
-    return re.sub(r"\[\n[^{}\"]*\]", joined, json.dumps(results, indent=1, ensure_ascii=False)) + "\n"
+def _end(message: str, number: int) -> NoReturn:
+    """Ends the command as a signal ends it."""
+    print(f"{message}; the same command goes on", file=sys.stderr, flush=True)
+    sys.exit(128 + number)
 
 
 def write(results: Results, out: Path | None, into: Path | None) -> None:
-    """Prints the table, and writes it with the figures to a folder and with all there is to say to a document."""
-    print(f"\n{results['title']}\n\n{table(results)}", end="")
+    """Prints the tables, and writes them with the figures to a folder and with all there is to say to a document."""
+    asked = answer_table(results)
+    tables = table(results) + (f"\n{asked}" if asked else "")
+    print(f"\n{results['title']}\n\n{tables}", end="")
     for line in remarks(results):
         print(f"\n{line}")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "table.md").write_text(table(results), encoding="utf-8")
+        (out / "table.md").write_text(tables, encoding="utf-8")
         if any("failed" not in one for variant in results["variants"] for one in variant["runs"]):
             figure(results).savefig(out / "figure.png")
         if has_curves(results):

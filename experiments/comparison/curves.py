@@ -28,7 +28,7 @@ def has_curves(results: Results) -> bool:
 
 
 def curves(results: Results) -> Figure:
-    """Training loss and test accuracy over the epochs, a colour for each variant, in their order.
+    """Training loss and accuracy over the epochs, a colour for each variant, in their order.
 
     Lines are means over the seeds, at the epochs that all of them have, with their range as a band. A dot is one
     evaluation of one seed. A loss is the mean within the epoch at whose end it is drawn.
@@ -52,7 +52,8 @@ def curves(results: Results) -> Figure:
         runs, found = variant["runs"], [run["curves"] for run in variant["runs"] if "curves" in run]
         if found:
             colour, stroke = COLOURS[number % len(COLOURS)], STROKES[number // len(COLOURS) % len(STROKES)]
-            few = f" ({len(found)} of {len(runs)} seeds)" if len(found) < len(runs) else ""
+            seeds = len(results.get("seeds", runs))
+            few = f" ({len(found)} of {seeds} seeds)" if len(found) < seeds else ""
             _draw_seeds(loss, [one["train_loss"] for one in found], 1.0, colour, stroke, variant["label"] + few)
             top1 = [one["top1"] for one in found]
             _draw_seeds(accuracy, top1, 100.0, colour, stroke, variant["label"] + few)
@@ -60,7 +61,8 @@ def curves(results: Results) -> Figure:
             accuracy.plot(*dots.T, "o", color=colour, markersize=3.0, alpha=0.6, markeredgewidth=0.0)
     log_if_wide(loss)
     dress(loss, "Training loss", "epoch", "cross-entropy, mean of each epoch")
-    dress(accuracy, "Test accuracy", "epoch", "top-1 accuracy (%)")
+    kind = results.get("measured", "test")
+    dress(accuracy, f"{kind.capitalize()} accuracy", "epoch", "top-1 accuracy (%)")
     loss.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
     drawing.suptitle(f"{results['title']}\n(line: mean over the seeds, band: their range, dot: one evaluation)")
     handles, labels = loss.get_legend_handles_labels()

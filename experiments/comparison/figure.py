@@ -19,7 +19,7 @@ TICKS = (0, 50, 80, 90, 95, 98, 99, 99.5, 100)
 
 
 def figure(results: Results) -> Figure:
-    """Test accuracies, one row a variant: every seed as a dot, with mean and sample standard deviation.
+    """Accuracies, one row a variant: every seed as a dot, with mean and sample standard deviation.
 
     The upper dots are the networks as trained, the lower ones the same networks hardened, a seed above its own. If the
     errors span more than a factor of 20 the axis goes with the logarithm of the error.
@@ -36,7 +36,7 @@ def figure(results: Results) -> Figure:
     found = rows(results)
     drawn = [value for row in found for spread in (row.relaxed, row.hardened) if spread for value in spread.values]
     if not drawn:
-        raise ValueError("no accuracies to draw: every run of the comparison failed")
+        raise ValueError("no accuracies to draw: no run of the comparison is finished")
     drawing = blank(8.0, 1.5 + 0.75 * len(found))
     axes = drawing.subplots()
     for y, row in enumerate(found):
@@ -46,13 +46,14 @@ def figure(results: Results) -> Figure:
         if row.relaxed:
             _draw_spread(axes, y - below, row.relaxed, BLUE, "as trained")
         else:
-            axes.annotate(
-                "every run failed", (1.02, y), xycoords=axes.get_yaxis_transform(), va="center", color=GREY, fontsize=9
-            )
+            why = "no run is finished" if row.missing else "every run failed"
+            place = axes.get_yaxis_transform()
+            axes.annotate(why, (1.02, y), xycoords=place, va="center", color=GREY, fontsize=9)
         if row.hardened:
             _draw_spread(axes, y + below, row.hardened, ORANGE, "hardened")
     stretched = _stretch(axes, drawn)
-    dress(axes, results["title"], f"test accuracy (%{', stretched towards 100' if stretched else ''})", "")
+    kind = results.get("measured", "test")
+    dress(axes, results["title"], f"{kind} accuracy (%{', stretched towards 100' if stretched else ''})", "")
     axes.grid(visible=False, axis="y")
     axes.set(ylim=(len(found) - 0.5, -0.5))
     axes.set_yticks(range(len(found)), labels=[row.label for row in found])

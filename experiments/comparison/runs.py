@@ -9,10 +9,13 @@ import math
 import statistics
 from collections import defaultdict
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from shuffle_jax.analysis.dynamic_use import recorded_use
 from shuffle_jax.analysis.records import Records, clock
+from shuffle_jax.records import read_records
+from shuffle_jax.run import Run
 
 Point = list[float | str]
 """A pair of the epoch and a number; one that is not finite is spelt out."""
@@ -28,6 +31,12 @@ OTHERS = {
     "frozen": "frozen to one permutation for all images",
 }
 """Further networks that a run may have evaluated, and their columns, which a table has if a run has them."""
+
+
+def folder_result(path: Path) -> dict[str, Any] | None:
+    """What the run in a folder says in the end, see :func:`run_result`; None also if there is no run."""
+    metrics = Run(path).metrics
+    return run_result(read_records(metrics)) if metrics.exists() else None
 
 
 def run_result(records: Records) -> dict[str, Any] | None:

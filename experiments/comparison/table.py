@@ -2,25 +2,30 @@
 
 Results are plain dictionaries, as JSON holds them, so that a table or a figure can be made again without a run::
 
-    {"name", "title", "text", "command", "each_seed", "seeds", "versions", "devices", "date", "variants": [
+    {"name", "title", "text", "command", "each_seed", "seeds", "margin", "questions", "measured", "versions", "devices",
+     "date", "variants": [
         {"label", "command", "parameters", "multiply_adds", "runs": [
-            {"seed", "relaxed", "hardened", "certified", "permutations", "others", "dynamic", "curves"}, ...]}, ...]}
+            {"seed", "digest", "relaxed", "hardened", "certified", "permutations", "others", "dynamic", "curves"},
+            ...]}, ...]}
 
 ``relaxed`` and ``hardened`` hold ``top1`` and ``loss``, ``others`` the same by network, ``curves`` pairs with the
-epoch, see :mod:`experiments.comparison.runs`; a run that failed holds ``seed`` and ``failed``, a message.
-``others`` is missing where there are none, ``dynamic`` (:class:`shuffle_jax.analysis.dynamic_use.DynamicUse`) without
-dynamic layers; it, ``curves``, ``parameters`` and ``multiply_adds`` also where they are not known, as in results of
-earlier versions.
+epoch, see :mod:`experiments.comparison.runs`; a run that failed holds ``seed``, ``digest`` and ``failed``, a message,
+and one that is not finished is missing. ``others`` is missing where there are none, ``dynamic``
+(:class:`shuffle_jax.analysis.dynamic_use.DynamicUse`) without dynamic layers; it, ``curves``, ``parameters`` and
+``multiply_adds`` also where they are not known, as in results of earlier versions, which have no ``digest`` either
+(:attr:`experiments.comparison.plan.Planned.digest`). ``margin`` and ``questions`` are there if there are questions,
+``measured`` if accuracies are of other images than test images: "validation".
 """
 
 from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.comparison.questions import answer_legend, answer_table
 from experiments.comparison.runs import OTHERS
 from shuffle_jax.analysis.dynamic_use import DynamicUse, frozen_and_not
 
@@ -62,12 +67,13 @@ class Row:
 
     Attributes:
         label: of the variant.
-        relaxed: top-1 accuracy as trained, in per cent; None if every run failed.
+        relaxed: top-1 accuracy as trained, in per cent; None if no run has come to one.
         hardened: the same with index vectors; None also for a network without learned permutations.
         change: hardened less relaxed of the same seed, in points.
         certified: learned permutations that are certified, over all seeds.
         permutations: learned permutations, over all seeds.
         failed: the message of each failed run by its seed.
+        missing: the seeds whose runs are not finished.
         others: top-1 accuracy in per cent of the further networks that were evaluated, see ``OTHERS``.
         costs: parameters, and multiply-adds of one image, both after hardening; None if they are not known.
         dynamic: what the dynamic layers of each seed do, where that is known.
@@ -81,6 +87,7 @@ class Row:
     certified: int
     permutations: int
     failed: dict[int, str]
+    missing: tuple[int, ...]
     others: dict[str, Spread]
     costs: tuple[int, int] | None
     dynamic: tuple[DynamicUse, ...]
@@ -91,7 +98,8 @@ def rows(results: Results) -> list[Row]:
     """One row for each variant, in their order."""
     found = []
     for variant in results["variants"]:
-        done = [run for run in variant["runs"] if "failed" not in run]
+        there = {run["seed"]: run for run in variant["runs"]}
+        done = [run for run in there.values() if "failed" not in run]
         hardened = [run for run in done if run["hardened"] is not None]
         dynamic = [run for run in done if "dynamic" in run]
         others = {name: [run["others"][name] for run in done if name in run.get("others", {})] for name in OTHERS}
@@ -103,7 +111,8 @@ def rows(results: Results) -> list[Row]:
                 change=_spread([_percent(run["hardened"]) - _percent(run["relaxed"]) for run in hardened]),
                 certified=sum(run["certified"] for run in done),
                 permutations=sum(run["permutations"] for run in done),
-                failed={run["seed"]: run["failed"] for run in variant["runs"] if "failed" in run},
+                failed={seed: run["failed"] for seed, run in there.items() if "failed" in run},
+                missing=tuple(seed for seed in results["seeds"] if seed not in there),
                 others={name: Spread(tuple(map(_percent, each))) for name, each in others.items() if each},
                 costs=_costs(variant),
                 dynamic=tuple(DynamicUse(**run["dynamic"]) for run in dynamic),
@@ -117,26 +126,27 @@ def table(results: Results) -> str:
     """The comparison in Markdown, one row a variant.
 
     Accuracies are in per cent, as mean and sample standard deviation with minimum and maximum over the seeds; the
-    change by hardening is in points, seed by seed. Failed runs are left out of the numbers and named below. The
-    columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS`` and ``DYNAMIC`` if
-    there are numbers for them, those of ``COSTS`` if every variant has both.
+    change by hardening is in points, seed by seed. Runs that failed or are not finished are left out of the numbers
+    and named below. The columns of ``HARDENED`` are there if a variant has learned permutations, those of ``OTHERS``
+    and ``DYNAMIC`` if there are numbers for them, those of ``COSTS`` if every variant has both.
 
     Args:
         results: see above.
 
     Returns:
-        Lines of as many cells as there are columns, and one for each failed run.
+        Lines of as many cells as there are columns, one for each failed run, and one for all that are not finished.
     """
     found = rows(results)
     hardened, others, dynamic, costs = _more(found)
     further = [*(OTHERS[name] for name in others), *(DYNAMIC if dynamic else ()), *(COSTS if costs else ())]
     columns = [*COLUMNS, *(HARDENED if hardened else ()), *further]
     lines = [_cells(columns), _cells(["---"] * len(columns))]
-    failures = []
+    below = []
     for row in found:
         done = len(row.relaxed.values) if row.relaxed else 0
-        label = row.label if not row.failed else f"{row.label} ({done} of {done + len(row.failed)} seeds)"
-        cells = [label, _accuracy(row.relaxed) if row.relaxed else "failed"]
+        seeds = done + len(row.failed) + len(row.missing)
+        label = row.label if done == seeds else f"{row.label} ({done} of {seeds} seeds)"
+        cells = [label, _accuracy(row.relaxed) if row.relaxed else "failed" if row.failed else "not finished"]
         if hardened:
             certified = f"{row.certified} of {row.permutations}" if row.permutations else ""
             cells += [_accuracy(row.hardened), _change(row.change), certified]
@@ -146,8 +156,23 @@ def table(results: Results) -> str:
         if costs and row.costs:
             cells += [f"{row.costs[0]:,}", _millions(row.costs[1])]
         lines.append(_cells(cells))
-        failures += [f"Failed: {row.label}, seed {seed}: {message}" for seed, message in row.failed.items()]
-    return "\n".join([*lines, *(line for failure in failures for line in ("", failure))]) + "\n"
+        below += [f"Failed: {row.label}, seed {seed}: {message}" for seed, message in row.failed.items()]
+    if missing := [(row.label, seed) for row in found for seed in row.missing]:
+        below.append(f"Not finished: {listed(missing)}.")
+    return "\n".join([*lines, *(line for one in below for line in ("", one))]) + "\n"
+
+
+def listed(runs: Iterable[tuple[str, int]]) -> str:
+    """Runs in words, by label.
+
+    >>> listed([("plain", 3), ("learned", 2), ("learned", 3)])
+    'plain, seed 3; learned, seeds 2, 3'
+    """
+    by_label: dict[str, list[int]] = {}
+    for label, seed in runs:
+        by_label.setdefault(label, []).append(seed)
+    parts = [f"{k}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}" for k, seeds in by_label.items()]
+    return "; ".join(parts)
 
 
 def remarks(results: Results) -> list[str]:
@@ -175,16 +200,18 @@ def block(results: Results) -> str:
     seeds = ", ".join(map(str, results["seeds"]))
     versions = ", ".join(f"{name} {text}" for name, text in results["versions"].items())
     hardened, others, dynamic, costs = _more(rows(results))
-    legend = f"Test accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over seeds {seeds}"
+    kind = results.get("measured", "test")
+    legend = f"{kind.capitalize()} accuracy in per cent: mean ± sample standard deviation (minimum to maximum) over "
+    legend += f"seeds {seeds}"
     legend += "; the change by hardening in points, seed by seed: mean (minimum to maximum)." if hardened else "."
     if others:
         named = "; ".join(OTHERS[name] for name in others)
-        legend += f" Further columns are test accuracies of the same networks in other forms: {named}."
+        legend += f" Further columns are {kind} accuracies of the same networks in other forms: {named}."
     if dynamic:
         legend += (
-            " Permutations in use: different ones in a layer, the fewest to the most, for so many test images; a layer "
-            "with one is static in effect. Invalid: images whose row-argmax is no permutation, over layers and seeds. "
-            "Used: points of accuracy lost by freezing, mean (minimum to maximum)."
+            f" Permutations in use: different ones in a layer, the fewest to the most, for so many {kind} images; a"
+            " layer with one is static in effect. Invalid: images whose row-argmax is no permutation, over layers and "
+            "seeds. Used: points of accuracy lost by freezing, mean (minimum to maximum)."
         )
     if costs:
         after = ", are those after hardening" if hardened else ""
@@ -196,12 +223,14 @@ def block(results: Results) -> str:
         results["text"],
         textwrap.fill(legend, 120),
         table(results),
+        answer_table(results),
+        answer_legend(results),
         f"    {results['command']}",
         made,
         "\n".join(variants),
         where,
     ]
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def _more(found: Sequence[Row]) -> tuple[bool, list[str], bool, bool]:

@@ -541,7 +541,7 @@ def test_traceback_anywhere_brings_it_back(place, monkeypatch, capsys):
         (predict, "--raw --top INT --json --logits --broken --batch-size --checkpoint"),
         (consistency, "--checkpoint STR --images --shifts --crops --untrained --dtypes --json"),
         (convert, "--classes --root --image-size --crop --mean --std --batch-size"),
-        (compare, "--out --into --results"),
+        (compare, "--out --into --known --minutes --results"),
         (search, ""),
         (prepare, "--data-dir --module --manual-dir"),
         (benchmark, "--rounds --batch-size --image-size --width --dtype --only --json"),

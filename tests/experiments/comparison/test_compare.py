@@ -7,16 +7,19 @@ import json
 import os
 import shutil
 import signal
+import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from experiments import compare
+from experiments.comparison.ledger import Ledger, as_json
 from experiments.comparison.plan import EXAMPLE, Comparison, plan, read
 from experiments.comparison.table import block
 from shuffle_jax import models
 from shuffle_jax.data import DeviceBatches
+from shuffle_jax.run import Run
 from shuffle_jax.train import loop
 from shuffle_jax.train import trained as ends
 
@@ -67,6 +70,13 @@ def results(out):
     return json.loads((out / "results.json").read_text())
 
 
+def gathered(file, out):
+    """The results that are known from a folder."""
+    ledger = Ledger(read(file), plan(read(file), out), out)
+    ledger.gather()
+    return ledger.results()
+
+
 def test_results_are_those_of_the_runs(out):
     found = results(out)
     assert [v["label"] for v in found["variants"]] == ["fixed shuffle", "learned (Auto)", "broken"]
@@ -113,11 +123,11 @@ def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path
         about = json.loads(config.read_text())
         del about["preprocessing"]
         config.write_text(json.dumps(about))
-    comparison = read(file)
-    found = compare.collect(comparison, plan(comparison, copy), {}, copy)
+    (copy / "results.json").unlink()
+    found = gathered(file, copy)
     said = capsys.readouterr().err
     assert said.startswith("no parameters and multiply-adds of 'learned (Auto)': ") and said.count("\n") == 1
-    assert [("parameters" in v, "multiply_adds" in v) for v in found["variants"]] == [(1, 1), (0, 0), (1, 1)]
+    assert [("parameters" in v, "multiply_adds" in v) for v in found["variants"]] == [(1, 1), (0, 0), (0, 0)]
     assert [v["runs"] for v in found["variants"]][:2] == [v["runs"] for v in results(out)["variants"]][:2]
     assert "multiply-adds" not in block(found)
 
@@ -125,10 +135,10 @@ def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path
 def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, out, monkeypatch, capsys):
     sizes, build = iter(range(1, 9)), models.build
     monkeypatch.setattr(models, "build", lambda config, classes: build(config, classes + next(sizes)))
-    planned = plan(read(file), out)
-    assert compare.costs("learned (Auto)", planned) == {}
-    message = "no parameters and multiply-adds of 'learned (Auto)': its seeds have networks of 2 different costs\n"
-    assert capsys.readouterr().err == message
+    assert ["parameters" in variant for variant in gathered(file, out)["variants"]] == [False, False, True]
+    of = "no parameters and multiply-adds of {!r}: its seeds have networks of 2 different costs"
+    expected = [of.format(label) for label in ("fixed shuffle", "learned (Auto)")]
+    assert capsys.readouterr().err.splitlines()[:2] == expected
 
 
 def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
@@ -138,8 +148,7 @@ def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
         for network, top1 in (("frozen", 0.25), ("soft", 0.5)):
             record = {"kind": "result", "step": 8, "network": network, "loss": 2.0, "top1": top1, "top5": 1.0}
             metrics.write(json.dumps(record) + "\n")
-    comparison = read(file)
-    fixed, learned, _ = compare.collect(comparison, plan(comparison, copy), {}, copy)["variants"]
+    fixed, learned, _ = gathered(file, copy)["variants"]
     assert learned["runs"][0]["others"] == {"soft": {"top1": 0.5, "loss": 2.0}, "frozen": {"top1": 0.25, "loss": 2.0}}
     assert not any("others" in one for one in [*fixed["runs"], learned["runs"][1]])
 
@@ -147,6 +156,7 @@ def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
 def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_path, monkeypatch):
     copy, trained = tmp_path / "copy", []
     shutil.copytree(out, copy)
+    (copy / "results.json").unlink()  # in which those that failed are known
 
     def fail(config, path, *, resume, afresh, devices):
         trained.append((path.name, resume))
@@ -156,7 +166,8 @@ def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_p
     compare.run([str(file), "--out", str(copy)])
     assert trained == [("broken-3", True), ("broken-4", True)]
     assert results(copy)["variants"][:2] == results(out)["variants"][:2]
-    assert results(copy)["variants"][2]["runs"] == [{"seed": s, "failed": "the loss is bad"} for s in (3, 4)]
+    failed = [{**run, "failed": "the loss is bad"} for run in results(out)["variants"][2]["runs"]]
+    assert results(copy)["variants"][2]["runs"] == failed
 
 
 def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, monkeypatch, capsys):
@@ -222,7 +233,7 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
     assert stop.value.code == 128 + signal.SIGTERM
     assert capsys.readouterr().err.endswith("; the same command goes on\n")
     assert compare.finished(path / "fixed-shuffle-3") == late
-    assert not (path / "learned-auto-3").exists() and not (path / "results.json").exists()
+    assert not (path / "learned-auto-3").exists() and (path / "results.json").exists() == late
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.set_wakeup_fd(-1) == -1
 
     compare.run(command)
@@ -233,11 +244,44 @@ def test_a_signal_stops_the_comparison_and_the_same_command_goes_on(out, tmp_pat
     assert found == whole
 
 
+@pytest.mark.slow
+def test_the_end_of_the_time_stops_the_comparison_and_the_same_command_goes_on(out, tmp_path, monkeypatch, capsys):
+    path, short = tmp_path / "stopped", tmp_path / "two.toml"
+    short.write_text("".join(line for line in FILE.splitlines(keepends=True) if "broken" not in line))
+    command = [str(short), "--out", str(path)]
+    batches = DeviceBatches.train
+
+    def slow(self, start=0):
+        for k, batch in enumerate(batches(self, start), start=start + 1):
+            if k == 6:
+                time.sleep(4)
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DeviceBatches, "train", slow)
+        patched.setattr(compare, "check", lambda planned, missing: None)  # so that the time is over in the first run
+        compare.run([*command, "--minutes", "0.05"])
+    said = capsys.readouterr()
+    assert said.out.endswith("\n4 of 4 runs are missing; the same command goes on\n") and "are over" in said.err
+    assert Run(path / "fixed-shuffle-3").steps() and not (path / "learned-auto-3").exists()
+    assert not (path / "results.json").exists() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    compare.run(command)
+    found, whole = results(path), results(out)
+    # The mean that holds the stop speaks of the steps after it.
+    stopped, whole_epoch = (each["variants"][0]["runs"][0]["curves"].pop("train_loss") for each in (found, whole))
+    assert len(stopped) == len(whole_epoch)
+    assert found["variants"] == whole["variants"][:2]
+    assert {name: found[name] for name in ("versions", "devices", "seeds")} == {
+        name: whole[name] for name in ("versions", "devices", "seeds")
+    }
+
+
 def test_json_loses_layout_and_nothing_else():
     text = 'a [\n 1,  2\n] "[\n{'
     nasty = {text: text, "n": [[1, 2.5], [2, "nan"], [3, "-inf"]], "m": [[], {}, [text, [1]], [[1, [2]], [3]]]}
-    assert json.loads(compare.as_json(nasty)) == nasty
-    assert compare.as_json({"a": [[1, 2.5], [2, 3.0]], "b": 1}) == '{\n "a": [[1, 2.5], [2, 3.0]],\n "b": 1\n}\n'
+    assert json.loads(as_json(nasty)) == nasty
+    assert as_json({"a": [[1, 2.5], [2, 3.0]], "b": 1}) == '{\n "a": [[1, 2.5], [2, 3.0]],\n "b": 1\n}\n'
 
 
 @pytest.mark.parametrize(
@@ -330,3 +374,4 @@ def test_a_page_shows_the_committed_results(toml):
     assert {v["label"]: v["command"] for v in found["variants"]} == stated["variants"]
     for key in ("title", "text", "seeds", "each_seed"):
         assert found[key] == stated[key]
+    assert found.get("questions", {}) == stated.get("questions", {})

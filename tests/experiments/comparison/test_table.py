@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from experiments.comparison.figure import figure
+from experiments.comparison.questions import answer_legend, answer_table
 from experiments.comparison.table import block, remarks, rows, table
 from shuffle_jax.analysis.drawing import BLUE, ORANGE
 
@@ -182,6 +183,7 @@ def test_the_legend_speaks_of_what_the_table_has():
 
 def test_one_seed_has_no_deviation_and_a_change_of_nearly_nothing_is_zero():
     single = copy.deepcopy(RESULTS)
+    single["seeds"] = [1]
     single["variants"] = [{"label": "x", "command": "digits", "runs": [run(1, 0.5, 0.5 - 1e-6, 16)]}]
     line = "| x | 50.0 (50.0 to 50.0) | 50.0 (50.0 to 50.0) | 0.00 (0.00 to 0.00) | 16 of 16 |"
     assert table(single).splitlines()[-1] == line
@@ -196,6 +198,38 @@ def test_a_block_says_how_to_repeat_it():
         *("- plain: `digits --a b`", "- learned: `digits`", "2026-11-21; 2 cores, x86_64; jax 0.12.0, flax 0.13.0."),
     ):
         assert part in text
+
+
+def test_runs_that_are_not_finished_are_left_out_and_named():
+    partly = copy.deepcopy(RESULTS)
+    partly["variants"][0]["runs"].pop(1)
+    partly["variants"][1]["runs"] = partly["variants"][1]["runs"][2:]
+    partly["variants"][2]["runs"] = []
+    *lines, failed, _, missing = table(partly).splitlines()[2:]
+    assert cells("\n".join(lines)) == [
+        ["plain (2 of 3 seeds)", "95.0 ± 7.1 (90.0 to 100.0)"],
+        ["learned (0 of 3 seeds)", "failed"],
+        ["broken (0 of 3 seeds)", "not finished"],
+    ]
+    assert failed.startswith("Failed: learned, seed 3: ")
+    assert missing == "Not finished: plain, seed 2; learned, seeds 1, 2; broken, seeds 1, 2, 3."
+    words = {text.get_text() for text in figure(partly).axes[0].texts}
+    assert words == {"95.0 ± 7.1", "no run is finished"}
+
+
+def test_accuracies_of_validation_images_are_called_so():
+    other = {**RESULTS, "measured": "validation"}
+    assert block(RESULTS).replace("Test acc", "Validation acc").split() == block(other).split()
+    assert [figure(one).axes[0].get_xlabel().split()[0] for one in (RESULTS, other)] == ["test", "validation"]
+
+
+def test_answers_stand_below_the_table():
+    asked = {**RESULTS, "margin": 1.0, "questions": {"learned better": ["learned", "plain"]}}
+    before, after = block(RESULTS), block(asked)
+    first, rest = after.split(answer_table(asked))
+    assert first == before.partition("    python -m")[0]
+    assert "| learned better | 2 | 0.00 | 0.00 to 0.00 | level |" in after
+    assert rest.strip().startswith(answer_legend(asked)) and rest.endswith(before.partition("    python -m")[2])
 
 
 def dots(axes, colour):
@@ -248,5 +282,5 @@ def test_a_wide_range_is_stretched_and_keeps_the_order(tmp_path):
 
 def test_nothing_to_draw_is_said():
     failed = {**RESULTS, "variants": RESULTS["variants"][2:]}
-    with pytest.raises(ValueError, match="no accuracies to draw: every run of the comparison failed"):
+    with pytest.raises(ValueError, match="no accuracies to draw: no run of the comparison is finished"):
         figure(failed)
