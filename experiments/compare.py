@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -61,12 +61,18 @@ class Arguments:
     minutes: float | None = None
     """When so many are over no run begins, and the one that trains is saved and stopped; the same command goes on."""
 
+    each: str | None = None
+    """More options of experiments.train that every run gets, last, such as "--epochs 1 --data.per-class 16" to try a
+    comparison before it takes hours; with an --out of its own."""
+
     results: Path | None = None
     """Train nothing: write table, figure and curves, to --out and --into, from this results.json."""
 
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise ValueError(f"minutes must be positive, got {self.minutes}")
+        if self.each is not None and self.out is None:
+            raise ValueError("--each makes other runs than the file has: give their folder, --out")
 
 
 def run(arguments: Sequence[str] | None = None) -> None:
@@ -78,13 +84,15 @@ def run(arguments: Sequence[str] | None = None) -> None:
     if options.comparison is None or options.results is not None:
         if options.results is None or options.comparison is not None:
             raise ValueError("name either the .toml file of a comparison or, with --results, a results.json")
-        if options.known is not None or options.minutes is not None:
-            raise ValueError("leave out --known and --minutes: with --results nothing is trained")
+        if (options.known, options.minutes, options.each) != (None, None, None):
+            raise ValueError("leave out --known, --minutes and --each: with --results nothing is trained")
         results = json.loads(options.results.read_text(encoding="utf-8"))
         inserted(options.into, results["name"], "")
         write(results, options.out, options.into)
         return
     comparison = read(options.comparison)
+    if options.each is not None:
+        comparison = replace(comparison, each_seed=f"{comparison.each_seed} {options.each}")
     out = options.out or Path("runs") / "compare" / comparison.name
     planned = plan(comparison, out)
     inserted(options.into, comparison.name, "")

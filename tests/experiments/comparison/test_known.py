@@ -231,3 +231,14 @@ def test_validation_images_are_compared_with_validation_images_alone(file, tmp_p
     file.write_text(file.read_text() + '"long" = "digits --epochs 4"\n')
     with pytest.raises(ValueError, match="'long' on test images and 'short' on validation images cannot be compared"):
         plan(read(file), tmp_path)
+
+
+def test_more_options_of_every_run_are_in_its_configuration_and_in_what_is_said(tmp_path, trained):
+    (tmp_path / "one.toml").write_text(ONE)
+    words = [str(tmp_path / "one.toml"), "--each=--epochs 5", "--out", str(tmp_path / "out")]
+    compare.run(words)
+    found = results(tmp_path / "out")
+    assert found["each_seed"].endswith("--network.width 1 --epochs 5")
+    assert found["variants"][0]["runs"][0]["relaxed"]["top1"] == pytest.approx(0.53)
+    with pytest.raises(ValueError, match="--each makes other runs than the file has: give their folder, --out"):
+        compare.run(words[:2])
