@@ -34,6 +34,7 @@ from shuffle_jax.analysis.sizes import Rule, State, decisions, multiple_of_node,
 from shuffle_jax.analysis.sizes_figure import Trial, sizes_figure
 from shuffle_jax.files import held, replace_file, temporary
 from shuffle_jax.models.sizes import Node
+from shuffle_jax.naming import some
 from shuffle_jax.records import read_records
 from shuffle_jax.run import Run
 from shuffle_jax.signals import heard
@@ -86,6 +87,12 @@ class Arguments:
         for name in ("trials", "start"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        least, most = self.rule.least, self.rule.most
+        if self.start is not None and not least <= self.start <= most:
+            raise ValueError(
+                f"start must be from {least} to {most}, the least and most of a size, got {self.start}: change it, or "
+                "--rule.least or --rule.most"
+            )
 
 
 def parse(arguments: Sequence[str] | None = None) -> Arguments:
@@ -161,6 +168,11 @@ class Search:
         none = Knowledge(None, None, None)
         node_values(self.nodes, dict.fromkeys(experiment.convolutions.groups, none))  # all of them have a kernel
         self.first = start_sizes(self.nodes, options.rule, options.start)
+        rule = options.rule
+        beyond = [node.name for node in self.nodes if not rule.least <= node.channels <= rule.most]
+        if options.start is None and beyond:
+            said = f"of {some(beyond)} are not from {rule.least} to {rule.most} and start at the nearer of both"
+            print(f"the network's own channels {said}: --rule.least and --rule.most", flush=True)
 
     def begin(self) -> None:
         """Notes what is searched."""
