@@ -36,6 +36,7 @@ from experiments.comparison.plan import Planned, about_files, naming, plan, read
 from experiments.comparison.questions import answer_table, next_run
 from experiments.comparison.runs import folder_result
 from experiments.comparison.table import Results, block, remarks, table
+from shuffle_jax.data import DataConfig, Dataset
 from shuffle_jax.files import replace_file
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import heard
@@ -127,6 +128,7 @@ def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
         if Run(one.path).exists():
             check_config(Run(one.path), one.config)  # to the epoch: no run of a comparison is another one made longer
     built = set()
+    loaded: dict[DataConfig, Dataset] = {}  # most variants are of the same images, which take long to read
     for one in missing:
         folder = Run(one.path)
         if not folder.exists():
@@ -135,7 +137,9 @@ def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
             check_resumable(folder, resume_command(one.path))
         if one.label not in built:
             with naming(one.label):
-                prepare(one.config, one.devices).state_shapes()
+                experiment = prepare(one.config, one.devices, dataset=loaded.get(one.config.data))
+                experiment.state_shapes()
+            loaded[one.config.data] = experiment.dataset
             built.add(one.label)
 
 

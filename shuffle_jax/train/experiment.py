@@ -173,6 +173,7 @@ def prepare(
     run: Run | None = None,
     changed: bool = False,
     split: Measured | None = None,
+    dataset: Dataset | None = None,
 ) -> Experiment:
     """Loads the data, makes its batches and builds the network.
 
@@ -184,6 +185,7 @@ def prepare(
         run: a run that was started already: its class names and its preprocessing are kept.
         changed: whether pictures that are not those of the run are good enough; one line says so.
         split: of the data, to measure on; by default as the data says, see :func:`shuffle_jax.data.measured_on`.
+        dataset: that of the configuration, where it is loaded already.
 
     Returns:
         The parts of the run.
@@ -197,7 +199,7 @@ def prepare(
     if devices is not None and not 1 <= devices <= available:
         raise ValueError(f"devices must be from 1 to {available}, the devices of this machine, got {devices}")
     mesh = data_mesh(first_devices(devices))
-    dataset = load(config.data, None if run is None else run.classes())
+    dataset = load(config.data, None if run is None else run.classes()) if dataset is None else dataset
     pictures = inventory(dataset)
     same("the data", (dataset.name, dataset.classes, pictures.to_json(), dataset.image_shape))
     if run is not None:
