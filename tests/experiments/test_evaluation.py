@@ -130,6 +130,7 @@ def test_data_options_are_those_of_the_run(tmp_path):
         evaluate.run([str(tmp_path), "--wrong", "-1"])
 
 
+@pytest.mark.slow
 def test_a_run_is_chosen_on_validation_images_and_reported_on_test_images_that_it_never_read(tmp_path, capsys):
     root, path, numbers = tmp_path / "pictures", tmp_path / "run", tmp_path / "numbers.json"
     rng = np.random.default_rng(0)

@@ -22,7 +22,7 @@ hits = {"a": {2: np.ones((1, 1), bool)}}
 train = [{"kind": "train", "step": i, "epoch": i, "loss": 1.0, "accuracy": 0.5} for i in (1, 2)]
 run = {"seed": 1, "relaxed": {"top1": 0.5}, "hardened": {"top1": 0.5}, "certified": 1, "permutations": 1}
 run["curves"] = {"train_loss": [[1, 1.0], [2, 0.5]], "top1": [[1, 0.5], [2, 0.75]]}
-results = {"title": "two", "variants": [{"label": label, "runs": [run]} for label in ("a", "b")]}
+results = {"title": "two", "seeds": [1], "variants": [{"label": label, "runs": [run]} for label in ("a", "b")]}
 for drawn in (
     figure.figure(results),
     curves.curves(results),
