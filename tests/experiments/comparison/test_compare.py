@@ -77,6 +77,7 @@ def gathered(file, out):
     return ledger.results()
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_runs(out):
     found = results(out)
     assert [v["label"] for v in found["variants"]] == ["fixed shuffle", "learned (Auto)", "broken"]
@@ -107,6 +108,7 @@ def test_results_are_those_of_the_runs(out):
     assert '"seeds": [3, 4],' in lines and sum(line.startswith('"top1": [[2, ') for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_every_variant_has_the_costs_of_its_network_after_hardening(out):
     parameters, multiply_adds = (1 * 4 + 4) + (4 * 10 + 10), 8 * 8 * 1 * 4 + 4 * 10  # The mixer is a gather.
     for variant in results(out)["variants"]:  # A run that failed has a network as well.
@@ -116,6 +118,7 @@ def test_every_variant_has_the_costs_of_its_network_after_hardening(out):
     assert all(line.endswith(" | 58 | 296 |") for line in lines)
 
 
+@pytest.mark.slow
 def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -132,6 +135,7 @@ def test_runs_of_an_early_version_have_no_costs_and_are_read(file, out, tmp_path
     assert "multiply-adds" not in block(found)
 
 
+@pytest.mark.slow
 def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, out, monkeypatch, capsys):
     sizes, build = iter(range(1, 9)), models.build
     monkeypatch.setattr(models, "build", lambda config, classes: build(config, classes + next(sizes)))
@@ -141,6 +145,7 @@ def test_a_variant_whose_seeds_have_networks_of_different_costs_has_none(file, o
     assert capsys.readouterr().err.splitlines()[:2] == expected
 
 
+@pytest.mark.slow
 def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(out, copy)
@@ -153,6 +158,7 @@ def test_other_networks_of_a_run_come_into_the_results(file, out, tmp_path):
     assert not any("others" in one for one in [*fixed["runs"], learned["runs"][1]])
 
 
+@pytest.mark.slow
 def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_path, monkeypatch):
     copy, trained = tmp_path / "copy", []
     shutil.copytree(out, copy)
@@ -170,6 +176,7 @@ def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_p
     assert results(copy)["variants"][2]["runs"] == failed
 
 
+@pytest.mark.slow
 def test_a_document_holds_the_results_between_its_markers(file, out, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare, "train_missing", None)  # nothing trains
     document = tmp_path / "document.md"
@@ -326,6 +333,7 @@ def test_help_names_the_keys_of_a_file_and_its_example_is_one(tmp_path, capsys):
     assert all(one.config.data.seed == one.config.seed == one.seed for one in planned)
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
     path = tmp_path / "two.toml"
     path.write_text(FILE.replace("--epochs 2", "--epochs 3"))
@@ -338,6 +346,7 @@ def test_a_folder_with_another_run_is_left_alone(file, out, tmp_path):
             compare.run(arguments)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_end_is_not_finished(out, tmp_path):
     lines = (out / "learned-auto-3" / "metrics.jsonl").read_text().splitlines(keepends=True)
     assert compare.finished(out / "learned-auto-3") and not compare.finished(tmp_path)
