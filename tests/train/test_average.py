@@ -51,7 +51,8 @@ def test_averaging_never_ends_two_points_below_the_network_itself():
     variables = {"params": state.params, **state.collections}
     found = dict(forms(asked, variables, hardened_experiment(asked, variables)))
     assert list(found) == ["relaxed", "recalibrated"]
-    assert itself == found["relaxed"]["top1"] != found["recalibrated"]["top1"] >= itself - 0.02
+    assert found["relaxed"]["top1"] == itself and found["recalibrated"]["top1"] >= itself - 0.02
+    assert found["relaxed"]["loss"] != found["recalibrated"]["loss"]  # as many right may be a coincidence
 
 
 def test_statistics_are_re_estimated_where_nothing_is_hardened_too(monkeypatch):
