@@ -7,8 +7,8 @@ layers, and what is seen there decides:
   (``scale_outputs``, see :func:`shuffle_jax.nn.normalization.scale_outputs`) and keeps its shift as a bias.
 - Where the output of that norm goes, and nowhere else, into a 1x1 convolution with such a norm behind it, even the bias
   moves on into the latter's: there is no padding that it would miss. A norm left with nothing returns its input.
-- A layer that is called in many places (:class:`shuffle_jax.nn.Use`) has another norm behind it in each: it stays as
-  it is, and so do they, unless each place is to have a copy.
+- A layer that is called in many places (:class:`shuffle_jax.nn.shared.Use`) has another norm behind it in each: it
+  stays as it is, and so do they, unless each place is to have a copy.
 - A module with norms inside may absorb them by itself: in ``scale_outputs``, or by ``absorb_norms`` if it is no linear
   layer, such as the head of a dynamic shuffle.
 

@@ -164,7 +164,7 @@ class Unit(nn.Module):
     Attributes:
         features: output channels.
         anchor: the shared convolution.
-        own: use copies of it, see :class:`shuffle_jax.nn.Use`.
+        own: use copies of it, see :class:`shuffle_jax.nn.shared.Use`.
         pool: take the largest of 2 x 2 values at the end.
         stream: mix behind each norm and as often on the shortcut, ``relu(Q (R norm(conv P u) + P x))``, where P and Q
             are the mixers and u is behind the first ReLU. P acts on u and x side by side: it is the same for both, also
