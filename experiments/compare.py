@@ -20,7 +20,8 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -100,8 +101,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     ledger = Ledger(comparison, planned, out)
     ledger.gather(options.known)
     with limited(options.minutes) as over:
-        check(planned, ledger.missing())
-        train_missing(ledger, over)
+        loaded = check(planned, ledger.missing())
+        train_missing(ledger, over, loaded)
     missing = len(ledger.missing())
     if missing < len(planned):
         ledger.write()
@@ -110,12 +111,15 @@ def run(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{missing} of {len(planned)} runs are missing; the same command goes on", flush=True)
 
 
-def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
+def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> Mapping[DataConfig, Dataset]:
     """Looks for what would stop a run only when its turn comes.
 
     Args:
         planned: all runs.
         missing: those that are to be trained.
+
+    Returns:
+        The data sets that more than one of them is trained on, which take long to read.
 
     Raises:
         ValueError: a folder holds something else, the data cannot be read, or a network cannot be built.
@@ -128,7 +132,7 @@ def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
         if Run(one.path).exists():
             check_config(Run(one.path), one.config)  # to the epoch: no run of a comparison is another one made longer
     built = set()
-    loaded: dict[DataConfig, Dataset] = {}  # most variants are of the same images, which take long to read
+    loaded: dict[DataConfig, Dataset] = {}
     for one in missing:
         folder = Run(one.path)
         if not folder.exists():
@@ -141,6 +145,8 @@ def check(planned: Sequence[Planned], missing: Sequence[Planned]) -> None:
                 experiment.state_shapes()
             loaded[one.config.data] = experiment.dataset
             built.add(one.label)
+    uses = Counter(one.config.data for one in missing)
+    return {config: dataset for config, dataset in loaded.items() if uses[config] > 1}
 
 
 def finished(path: Path) -> bool:
@@ -148,12 +154,13 @@ def finished(path: Path) -> bool:
     return folder_result(path) is not None
 
 
-def train_missing(ledger: Ledger, over: threading.Event) -> None:
+def train_missing(ledger: Ledger, over: threading.Event, loaded: Mapping[DataConfig, Dataset]) -> None:
     """Trains what is not known, one run after another, and writes results.json after each.
 
     Args:
         ledger: the runs that are known; gets the others, also those that fail by their numbers.
         over: no run begins when it is set, and SIGTERM is nobody's then.
+        loaded: data sets that need not be read again.
     """
     missing = {(one.label, one.seed): one for one in ledger.missing()}
     if not missing or over.is_set():
@@ -175,9 +182,10 @@ def train_missing(ledger: Ledger, over: threading.Event) -> None:
         while not over.is_set() and (chosen := next_run(ledger.results())) is not None:
             one = missing[chosen]
             resume, number = Run(one.path).exists(), len(missing) - len(ledger.missing()) + 1
+            dataset = loaded.get(one.config.data)
             print(f"[{number}/{len(missing)}] {one}, in {one.path}", flush=True)
             try:
-                train(one.config, one.path, resume=resume, afresh=resume, devices=one.devices)
+                train(one.config, one.path, resume=resume, afresh=resume, devices=one.devices, dataset=dataset)
                 said = folder_result(one.path) or {"failed": "its records have no result"}
             except NonFiniteLoss as error:
                 said = {"failed": str(error).partition(";")[0]}  # the rest is advice

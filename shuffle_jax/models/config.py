@@ -82,7 +82,8 @@ class NetworkConfig(_Options):  # noqa: D101 (its docstring lists the parts)
 
     Attributes:
         family: The network. {_choices(NETWORKS)}.
-        width: Multiplies the channels: 0.5, 1.0, 1.5 or 2.0 in ShuffleNets; 0.35, 0.5, 0.75 or 1.0 in MobileNetV2.
+        width: Multiplies the channels: 0.5, 1.0, 1.5 or 2.0 in ShuffleNets, 0.25 as well in the first; 0.35, 0.5, 0.75
+            or 1.0 in MobileNetV2.
         depth: Layers: 10, 18, 34, 50, 101 or 152 of ResNet; 6 n + 2 of AddressNet for small images, such as 20, 32 or
             44, and of ShiftResNet, such as 20, 56 or 110; 14, 18 or 34 of anchored networks. By default the network's
             own.

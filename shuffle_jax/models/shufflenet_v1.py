@@ -22,14 +22,14 @@ from shuffle_jax.typing import Array, Float, Images
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Channels of stage 2 at width 1.0 by number of groups; each later stage has twice as many."""
 
-WIDTHS = (0.5, 1.0, 1.5, 2.0)
+WIDTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
+NARROW_STEMS = {0.25: {3: 6, 8: 8}, 0.5: {3: 12, 8: 16}}
 UNITS = (4, 8, 4)
 
 
 def stem_features(groups: int, width: float) -> int:
-    """Channels of the stem: 24 at most widths, scaled and kept divisible at 0.5 for g = 3 and 8, 48 at 2.0."""
-    narrow = {3: 12, 8: 16}
-    return {0.5: narrow.get(groups, 24), 2.0: 48}.get(width, 24)
+    """Channels of the stem: 24 at most widths, fewer at 0.25 and 0.5 for g = 3 and 8, 48 at 2.0."""
+    return NARROW_STEMS.get(width, {}).get(groups, 48 if width == 2.0 else 24)
 
 
 class ShuffleNetV1(nn.Module):
@@ -38,7 +38,7 @@ class ShuffleNetV1(nn.Module):
     Attributes:
         classes: number of classes.
         groups: 1, 2, 3, 4 or 8; fixes the channels, see :data:`CHANNELS`.
-        width: 0.5, 1.0, 1.5 or 2.0. At 0.5 and 1.5 not every number of groups divides the channels.
+        width: 0.25, 0.5, 1.0, 1.5 or 2.0. At 0.25, 0.5 and 1.5 not every number of groups divides the channels.
         stem: "imagenet", or "small" for images of 32 x 32 and below.
         mixer: factory of the 16 mixers, called as ``mixer(name=...)`` after the first 1x1 convolution of each unit; the
             paper's shuffle in ``groups`` groups by default (None).

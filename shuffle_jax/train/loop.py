@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from shuffle_jax.analysis.shift_consistency import shift_breakers
+from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.deploy.harden import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
@@ -60,6 +61,7 @@ def train(
     devices: int | None = None,
     input: InputConfig | None = None,
     profile: tuple[int, int] | None = None,
+    dataset: Dataset | None = None,
 ) -> Outcome:
     """Trains a network into a run folder; every process of several calls it alike, on one shared file system.
 
@@ -75,6 +77,7 @@ def train(
         devices: how many local devices to use; all by default.
         input: how the images reach the devices; by default as their size says.
         profile: the first and the last step of which a trace is written.
+        dataset: that of the configuration, where it is loaded already.
 
     Returns:
         Accuracies and certificates of the trained network.
@@ -96,8 +99,9 @@ def train(
             config = check_config(run, config, longer=True)
         else:
             run.check_free(afresh)
-        _say(reading(config))
-        experiment = prepare(config, devices, chosen_input(config, run, resume, input), run=run if resume else None)
+        _say(reading(config) if dataset is None else [])
+        chosen = chosen_input(config, run, resume, input)
+        experiment = prepare(config, devices, chosen, run=run if resume else None, dataset=dataset)
         shapes = experiment.state_shapes()  # a network that cannot be built is refused before anything is written
         _say(about(experiment, shapes.params))
         learned = len(relaxed_permutations(shapes.params))
@@ -233,9 +237,9 @@ class _Loop:
             opt_state, known = adapted(state.opt_state, state.params, layers, config, mesh)
         except ValueError as error:
             raise self._broken(f"{error} after step {step}") from None
-        epoch = step / experiment.batches.steps_per_epoch
+        at = {"step": step, "epoch": step / experiment.batches.steps_per_epoch}
         for layer, found in known.items():
-            self.metrics.write({"kind": "knowledge", "step": step, "epoch": epoch, "layer": layer, **found.numbers()})
+            self.metrics.write({"kind": "knowledge", **at, "layer": layer, **found.numbers()})
         meter.restart()
         return state.replace(opt_state=opt_state)
 
@@ -264,12 +268,9 @@ class _Loop:
         """Writes the means since the last record."""
         experiment, config = self.experiment, self.experiment.config
         steps, per_epoch = experiment.steps, experiment.batches.steps_per_epoch
-        rates = {
-            "learning_rate": float(learning_rate(config.optimizer, steps, per_epoch)(step - 1)),
-            "penalty_weight": float(penalty_weight(config.penalty, steps)(step - 1)),
-        }
-        epoch = step / per_epoch
-        self.metrics.write({"kind": "train", "step": step, "epoch": epoch, **meter.take(), **rates})
+        rate = float(learning_rate(config.optimizer, steps, per_epoch)(step - 1))
+        rates = {"learning_rate": rate, "penalty_weight": float(penalty_weight(config.penalty, steps)(step - 1))}
+        self.metrics.write({"kind": "train", "step": step, "epoch": step / per_epoch, **meter.take(), **rates})
 
     def _diagnose(self, state: TrainState, step: int) -> None:
         """Writes how near each relaxed matrix is to a permutation, and what dynamic layers do."""
@@ -282,9 +283,9 @@ class _Loop:
             record = {"kind": "permutation", "step": step, "layer": layer, "size": len(matrices[layer])}
             self.metrics.write(record | {name: getattr(found, name) for name in DIAGNOSED})
         if self.experiment.probe is not None:
-            epoch = step / self.experiment.batches.steps_per_epoch
+            at = {"step": step, "epoch": step / self.experiment.batches.steps_per_epoch}
             for layer, numbers in self.experiment.probe.numbers(variables).items():
-                self.metrics.write({"kind": "dynamic", "step": step, "epoch": epoch, "layer": layer, **numbers})
+                self.metrics.write({"kind": "dynamic", **at, "layer": layer, **numbers})
 
     def _snapshot(self, state: TrainState, step: int) -> None:
         if not is_lead():

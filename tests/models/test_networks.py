@@ -272,7 +272,7 @@ def test_groups_are_apart_until_a_mixer_brings_them_together(name, start, draw):
         (ShiftResNet(10, 20, groups=5), "16 channels cannot be split into 5 groups: choose one of"),
         (ShiftResNet(10, 20, groups=0), "16 channels cannot be split into 0 groups: choose one of"),
         (ShuffleNetV1(10, 5), r"ShuffleNetV1 has no 5 groups: choose one of \[1, 2, 3, 4, 8\]"),
-        (ShuffleNetV1(10, 3, 0.75), r"ShuffleNetV1 has no width 0.75: choose one of \[0.5, 1.0, 1.5, 2.0\]"),
+        (ShuffleNetV1(10, 3, 0.75), r"ShuffleNetV1 has no width 0.75: choose one of \[0.25, 0.5, 1.0, 1.5, 2.0\]"),
         (ShuffleNetV2(10, 0.75), r"ShuffleNetV2 has no width 0.75: choose one of \[0.5, 1.0, 1.5, 2.0\]"),
         (MobileNetV2(10, 1.5), r"MobileNetV2 has no width 1.5: choose one of \[0.35, 0.5, 0.75, 1.0\]"),
         (ResNet(10, 20), r"ResNet has no depth 20: choose one of \[10, 18, 34, 50, 101, 152\]"),

@@ -15,8 +15,16 @@ from shuffle_jax.models import ShuffleNetV1
 from shuffle_jax.models.shufflenet_v1 import CHANNELS, WIDTHS, Unit
 from shuffle_jax.nn import ChannelShuffle, Identity, PointwiseConv
 
+STEMS = {(3, 0.25): 6, (8, 0.25): 8, (3, 0.5): 12, (8, 0.5): 16}
 KNOWN: dict = {}  # Layers counted before, shared by all tests.
-INDIVISIBLE = {(2, 0.5): (25, 2), (2, 1.5): (75, 2), (4, 0.5): (34, 4), (4, 1.5): (102, 4)}
+INDIVISIBLE = {
+    (2, 0.25): (25, 2),
+    (4, 0.25): (17, 4),
+    (2, 0.5): (25, 2),
+    (2, 1.5): (75, 2),
+    (4, 0.5): (34, 4),
+    (4, 1.5): (102, 4),
+}
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
 UNITS = [f"stage{stage}_{i}" for stage, units in ((2, 4), (3, 8), (4, 4)) for i in range(units)]
 
@@ -83,7 +91,7 @@ def test_every_network_of_the_table_has_its_channels_and_sizes(groups, width):
             count_layers(network, (224, 224, 3), known=KNOWN)
         return
     layers = {layer.path: layer.output_shape for layer in count_layers(network, (224, 224, 3), known=KNOWN)}
-    assert layers["stem/conv"] == (112, 112, {0.5: {3: 12, 8: 16}.get(groups, 24), 2.0: 48}.get(width, 24))
+    assert layers["stem/conv"] == (112, 112, STEMS.get((groups, width), 48 if width == 2.0 else 24))
     for stage, size in ((2, 28), (3, 14), (4, 7)):
         features = int(CHANNELS[groups] * width * 2 ** (stage - 2))
         assert layers[f"stage{stage}_1/mixer"] == (size, size, features // 4)

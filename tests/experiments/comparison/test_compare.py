@@ -17,10 +17,10 @@ from experiments import compare
 from experiments.comparison.ledger import Ledger, as_json
 from experiments.comparison.plan import EXAMPLE, Comparison, plan, read
 from experiments.comparison.table import block
-from shuffle_jax import models
+from shuffle_jax import data, models
 from shuffle_jax.data import DeviceBatches
 from shuffle_jax.run import Run
-from shuffle_jax.train import loop
+from shuffle_jax.train import experiment, loop
 from shuffle_jax.train import trained as ends
 
 ROOT = Path(__file__).parents[3]
@@ -55,10 +55,26 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def out(file, tmp_path_factory):
-    """A finished comparison."""
+def read_data():
+    """The data sets that are read, as they are."""
+    read_data = []
+
+    def load(config, classes=None):
+        read_data.append(config)
+        return data.load(config, classes)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(experiment, "load", load)
+        yield read_data
+
+
+@pytest.fixture(scope="module")
+def out(file, read_data, tmp_path_factory):
+    """A finished comparison, of three variants on two splits of the data."""
     path = tmp_path_factory.mktemp("out") / "two"
     compare.run([str(file), "--out", str(path)])
+    seeds = [config.seed for config in read_data]
+    assert seeds == [3, 4, 4, 4]  # once for the networks that are checked first, and not again for what they train on
     return path
 
 
@@ -164,7 +180,7 @@ def test_finished_runs_are_kept_and_only_the_others_are_trained(file, out, tmp_p
     shutil.copytree(out, copy)
     (copy / "results.json").unlink()  # in which those that failed are known
 
-    def fail(config, path, *, resume, afresh, devices):
+    def fail(config, path, *, resume, afresh, devices, dataset):
         trained.append((path.name, resume))
         raise loop.NonFiniteLoss("the loss is bad; try another")
 
