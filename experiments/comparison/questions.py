@@ -30,7 +30,7 @@ MOST = 100
 """Seeds beyond which their number is no longer told."""
 
 FIRST = 2
-"""Seeds of every variant before questions choose: without a spread there is nothing to choose by."""
+"""Seeds of every question before they choose: without a spread there is nothing to choose by."""
 
 
 def operand(text: str, labels: Iterable[str]) -> tuple[str, str | None]:
@@ -154,9 +154,10 @@ def answers(results: Mapping[str, Any]) -> list[Answer]:
 def next_run(results: Mapping[str, Any]) -> tuple[str, int] | None:
     """The run to train next.
 
-    Without questions that is the first one missing, variant by variant. With questions every variant gets its first
-    seeds, seed by seed; then the open question has its turn that is expected to need the fewest further ones, at the
-    seed at which it lacks the fewest runs; and when none can be brought further all that is missing, seed by seed.
+    Without questions that is the first one missing, variant by variant. With questions each of them in turn gets its
+    first seeds, so that the file begins with what matters most; then the open question has its turn that is expected
+    to need the fewest further ones, at the seed at which it lacks the fewest runs; and when none can be brought further
+    all that is missing, seed by seed.
 
     Args:
         results: see :mod:`experiments.comparison.table`; a run that failed is not missing, and no other makes a pair
@@ -169,20 +170,23 @@ def next_run(results: Mapping[str, Any]) -> tuple[str, int] | None:
     there = {(label, run["seed"]) for label, runs in variants.items() for run in runs}
     failed = {(label, run["seed"]) for label, runs in variants.items() for run in runs if "failed" in run}
     asked = answers(results)
-    order: Iterable[tuple[str, int]] = itertools.product(variants, seeds)
-    if asked:
-        order = ((label, seed) for seed in seeds for label in variants)
-    missing = [one for one in order if one not in there]
-    if not asked or (missing and missing[0][1] in seeds[:FIRST]):
-        return missing[0] if missing else None
+    if not asked:
+        return next((one for one in itertools.product(variants, seeds) if one not in there), None)
+
+    def pairs(answer: Answer) -> list[list[tuple[str, int]]]:
+        labels = dict.fromkeys(operand(text, variants)[0] for text in (answer.first, answer.second))
+        return [[(label, seed) for label in labels] for seed in seeds]
+
+    for answer in asked:
+        for pair in pairs(answer)[:FIRST]:
+            if lacking := [one for one in pair if one not in there]:
+                return lacking[0]
     still_open = [answer for answer in asked if answer.is_open]
     for answer in sorted(still_open, key=lambda answer: answer.seeds - len(answer.differences)):
-        labels = dict.fromkeys(operand(text, variants)[0] for text in (answer.first, answer.second))
-        pairs = [[(label, seed) for label in labels] for seed in seeds]
-        lacking = [[one for one in pair if one not in there] for pair in pairs if not failed.intersection(pair)]
-        if lacking := [pair for pair in lacking if pair]:
-            return min(lacking, key=len)[0]
-    return missing[0] if missing else None
+        whole = [pair for pair in pairs(answer) if not failed.intersection(pair)]
+        if wanting := [lacking for pair in whole if (lacking := [one for one in pair if one not in there])]:
+            return min(wanting, key=len)[0]
+    return next(((label, seed) for seed in seeds for label in variants if (label, seed) not in there), None)
 
 
 def answer_table(results: Mapping[str, Any]) -> str:

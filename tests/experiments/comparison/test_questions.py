@@ -103,9 +103,9 @@ def test_without_questions_runs_go_variant_by_variant():
     assert next_run(results(a=[1] * 4, b=[1] * 4)) is None
 
 
-def test_with_questions_every_variant_has_two_seeds_first():
-    asked = {"q": ["c", "b"]}
-    order = [("a", 1), ("b", 1), ("c", 1), ("a", 2), ("b", 2), ("c", 2)]
+def test_with_questions_each_in_turn_has_two_seeds_first():
+    asked = {"first": ["c", "b"], "hardening": ["c: hardened", "c"], "second": ["b", "a"]}
+    order = [("c", 1), ("b", 1), ("c", 2), ("b", 2), ("a", 1), ("a", 2)]
     for k in range(6):
         done = {label: [50.0] * sum(label == name for name, _ in order[:k]) for label in "abc"}
         assert next_run(results(questions=asked, **done)) == order[k]
