@@ -159,7 +159,8 @@ def _page(show: Callable[[], object]) -> str:
 def words_of(arguments: Sequence[str] | None) -> list[str]:
     """The words of the command line, options of earlier versions under the names that they have now.
 
-    For a first word ``@FILE`` stand the words in the file.
+    For a first word ``@FILE`` stand the words in the file. A word with a space is a value, also if it begins like an
+    option, as that of ``--each "--epochs 1"`` does.
 
     Args:
         arguments: the words; those of this process by default.
@@ -167,6 +168,9 @@ def words_of(arguments: Sequence[str] | None) -> list[str]:
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != TRACEBACK]
     if words and words[0].startswith("@"):
         words[:1] = shlex.split(Path(words[0][1:]).read_text(encoding="utf-8"))
+    for i in reversed(range(1, len(words))):
+        if re.match("-.* ", words[i]) and re.fullmatch("--[^= ]+", words[i - 1]):
+            words[i - 1 : i + 1] = [f"{words[i - 1]}={words[i]}"]
     return [_renamed(word) if word.startswith(NETWORK) else word for word in words]
 
 

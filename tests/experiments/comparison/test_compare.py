@@ -16,6 +16,7 @@ import pytest
 from experiments import compare
 from experiments.comparison.ledger import Ledger, as_json
 from experiments.comparison.plan import EXAMPLE, Comparison, plan, read
+from experiments.comparison.questions import operand
 from experiments.comparison.table import block
 from shuffle_jax import data, models
 from shuffle_jax.data import DeviceBatches
@@ -282,7 +283,7 @@ def test_the_end_of_the_time_stops_the_comparison_and_the_same_command_goes_on(o
 
     with monkeypatch.context() as patched:
         patched.setattr(DeviceBatches, "train", slow)
-        patched.setattr(compare, "check", lambda planned, missing: None)  # so that the time is over in the first run
+        patched.setattr(compare, "check", lambda planned, missing: {})  # so that the time is over in the first run
         compare.run([*command, "--minutes", "0.05"])
     said = capsys.readouterr()
     assert said.out.endswith("\n4 of 4 runs are missing; the same command goes on\n") and "are over" in said.err
@@ -383,6 +384,20 @@ def test_the_digits_comparison_is_of_other_splits_than_the_settings_were_chosen_
     assert random == [1, 2]
     base = {dataclasses.replace(one.config, network=planned[2].config.network) for one in planned[:4]}
     assert len(base) == 2  # the fixed and the learned shuffle differ in the mixer alone
+
+
+@pytest.mark.slow  # reading 18 command lines takes seconds
+def test_the_campaign_trains_nothing_that_no_question_is_about(tmp_path):
+    comparison = read(ROOT / "experiments" / "campaign.toml")
+    asked = {
+        label
+        for pair in comparison.questions.values()
+        for label in (operand(text, comparison.variants)[0] for text in pair)
+    }
+    assert asked == {*comparison.variants}
+    one = dataclasses.replace(comparison, seeds=comparison.seeds[:1])
+    configs = [planned.config for planned in plan(one, tmp_path)]
+    assert len(configs) == 18 and {(c.data.image_size, c.data.per_class) for c in configs} == {(32, None)}
 
 
 COMMITTED = sorted((ROOT / "experiments" / "comparisons").glob("*.toml"))

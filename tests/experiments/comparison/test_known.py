@@ -56,7 +56,7 @@ def trained(monkeypatch):
     """Trains nothing: a run ends at once, with an accuracy that tells its configuration. Gives the folders' names."""
     names = []
 
-    def train(config, path, *, resume, afresh, devices):
+    def train(config, path, *, resume, afresh, devices, dataset):
         names.append(path.name)
         # Every run before this one is in the results already.
         known = results(path.parent)["variants"] if names[1:] else []
@@ -70,7 +70,7 @@ def trained(monkeypatch):
             raise loop.NonFiniteLoss("the loss is bad; try another")
 
     monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(compare, "check", lambda planned, missing: None)
+    monkeypatch.setattr(compare, "check", lambda planned, missing: {})
     monkeypatch.setattr(compare, "write", lambda results, out, into: None)
     return names
 
@@ -191,7 +191,7 @@ def test_time_that_is_over_stops_a_training_and_nothing_else():
 
 def test_no_run_begins_when_the_time_is_over(file, tmp_path, trained, monkeypatch, capsys):
     file.write_text(ONE)
-    monkeypatch.setattr(compare, "check", lambda planned, missing: time.sleep(0.05))
+    monkeypatch.setattr(compare, "check", lambda planned, missing: time.sleep(0.05) or {})
     compare.run([str(file), "--out", str(tmp_path / "out"), "--minutes", "1e-5"])
     assert trained == [] and not (tmp_path / "out").exists()
     assert capsys.readouterr().out.endswith("1 of 1 runs are missing; the same command goes on\n")
@@ -201,7 +201,7 @@ def test_questions_choose_the_order(file, tmp_path, trained):
     both = FILE.replace("[3, 4]", "[3, 4, 5]").partition('"broken"')[0]
     file.write_text(both + '[questions]\n"q" = ["long", "short"]\n')
     compare.run([str(file), "--out", str(tmp_path / "out")])
-    first = [(label, seed) for seed in (3, 4) for label in ("short", "long")]
+    first = [(label, seed) for seed in (3, 4) for label in ("long", "short")]
     # Both differences are 20 points: it is decided, and the rest comes in the order of the file.
     rest = [("short", 5), ("long", 5)]
     assert [tuple_of(name) for name in trained] == first + rest
@@ -235,10 +235,10 @@ def test_validation_images_are_compared_with_validation_images_alone(file, tmp_p
 
 def test_more_options_of_every_run_are_in_its_configuration_and_in_what_is_said(tmp_path, trained):
     (tmp_path / "one.toml").write_text(ONE)
-    words = [str(tmp_path / "one.toml"), "--each=--epochs 5", "--out", str(tmp_path / "out")]
+    words = [str(tmp_path / "one.toml"), "--each", "--epochs 5", "--out", str(tmp_path / "out")]
     compare.run(words)
     found = results(tmp_path / "out")
     assert found["each_seed"].endswith("--network.width 1 --epochs 5")
     assert found["variants"][0]["runs"][0]["relaxed"]["top1"] == pytest.approx(0.53)
     with pytest.raises(ValueError, match="--each makes other runs than the file has: give their folder, --out"):
-        compare.run(words[:2])
+        compare.run(words[:3])
