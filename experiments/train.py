@@ -31,6 +31,7 @@ from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import DistributedConfig, connect, exit_process, is_lead, shutdown
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.runs import newest, next_free
+from shuffle_jax.trackers import TrackerName, check_tracker
 from shuffle_jax.train.config import TrainConfig, read_config
 
 PROG = "python -m experiments.train"
@@ -43,6 +44,7 @@ EVERYDAY = (
     "--resume",
     "--start-from",
     "--devices",
+    "--track",
     "--epochs",
     "--batch-size",
     "--seed",
@@ -107,6 +109,11 @@ class Arguments:
     """The processes of a run on several hosts, or with one process a device. Every one is started with the same words,
     but for its index."""
 
+    track: TrackerName | None = None
+    """The tracker that gets configuration, numbers, figures and hardened permutations as well; its own environment
+    variables, such as WANDB_MODE, MLFLOW_TRACKING_URI or TRACKIO_DIR, say where they go. Its library is installed
+    apart, and what it cannot do never ends the run."""
+
     profile: tuple[int, int] | None = None
     """The first and the last step of which a trace is written, to the folder profile of the run."""
 
@@ -132,10 +139,11 @@ def parse(arguments: Sequence[str] | None = None) -> Arguments:
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line and trains."""
     options = parse(arguments)
+    check_tracker(options.track)
     quiet_libraries()
     keep_programs()
     folder, resume = _folder(options)
-    connect(options.distributed, resume_command(folder, options.devices, input=options.input))
+    connect(options.distributed, resume_command(folder, options.devices, input=options.input, track=options.track))
     from shuffle_jax.train.loop import Stopped, train
 
     if is_lead():
@@ -149,6 +157,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
             devices=options.devices,
             input=options.input,
             profile=options.profile,
+            track=options.track,
         )
     except Stopped:  # on which all processes agree
         shutdown()

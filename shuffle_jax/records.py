@@ -182,12 +182,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        parts = [record["kind"], *(str(record[key]) for key in ("layer", "network") if key in record)]
-        values = [
-            Summary.Value(tag="/".join([*parts, key]), simple_value=float(value))
-            for key, value in record.items()
-            if key not in ("step", "epoch") and value is not None and not isinstance(value, str)
-        ]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers(record).items()]
         self._add(Event(step=int(record["step"]), summary=Summary(value=values)))
 
     def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
@@ -217,6 +212,20 @@ class TensorBoard:
         length = struct.pack("<Q", len(content))
         checks = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
         self._file.write(length + checks[0] + content + checks[1])
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """The numbers of a record under the names of their curves.
+
+    >>> numbers({"kind": "result", "step": 9, "network": "hardened", "split": "test", "top1": 0.5})
+    {'result/hardened/top1': 0.5}
+    """
+    parts = [record["kind"], *(str(record[key]) for key in ("layer", "network") if key in record)]
+    return {
+        "/".join([*parts, key]): float(value)
+        for key, value in record.items()
+        if key not in ("step", "epoch") and value is not None and not isinstance(value, str)
+    }
 
 
 def grey_image(matrix: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@
       permutations.npz    hardened index vectors by layer
       lock                who trains it, as long as somebody does
       damaged/<step>/     checkpoints that could not be read when the run was resumed
+      tracking.json       by which name each tracker knows the run
       profile/            a trace of some steps, where one was asked for
       figures/*.png
 """
@@ -40,6 +41,7 @@ from shuffle_jax.records import read_records
 Arrays = Mapping[str, np.ndarray]
 T = TypeVar("T")
 
+LIBRARIES = ("jax", "flax", "optax", "numpy")
 PICTURES = "pictures.txt.gz"
 
 
@@ -78,6 +80,16 @@ class Run:
     def lock(self) -> Path:
         """The file that whoever trains the run holds."""
         return self.path / "lock"
+
+    @property
+    def tracking(self) -> Path:
+        """The file of the names by which trackers know the run."""
+        return self.path / "tracking.json"
+
+    @property
+    def permutations_file(self) -> Path:
+        """The file of the hardened index vectors, which a run has at its end if it learns any."""
+        return self.path / "permutations.npz"
 
     def exists(self) -> bool:
         """Whether a run was ever started here."""
@@ -157,7 +169,7 @@ class Run:
             "classes": list(classes),
             "preprocessing": preprocessing.to_json(),
             "pipeline": pipeline,
-            "versions": _versions(),
+            "versions": {"shuffle_jax": __version__, **{name: version(name) for name in LIBRARIES}},
             "data": data.to_json() if data else {},
         }
         self._write(about)
@@ -213,7 +225,7 @@ class Run:
 
     def save_permutations(self, permutations: Arrays) -> None:
         """Keeps the hardened index vectors."""
-        save_arrays(self._permutations, permutations)
+        save_arrays(self.permutations_file, permutations)
 
     def snapshots(self) -> dict[int, Path]:
         """The files of relaxed matrices by step, ascending; read one with :func:`load_arrays`."""
@@ -225,7 +237,7 @@ class Run:
 
     def permutations(self) -> dict[str, np.ndarray]:
         """The hardened index vectors by layer; none in a run that has not finished or that learns none."""
-        return load_arrays(self._permutations) if self._permutations.exists() else {}
+        return load_arrays(self.permutations_file) if self.permutations_file.exists() else {}
 
     def forget_after(self, step: int) -> None:
         """Removes the snapshots of later steps, which a resumed run makes again."""
@@ -236,10 +248,6 @@ class Run:
     @property
     def _about(self) -> Path:
         return self.path / "config.json"
-
-    @property
-    def _permutations(self) -> Path:
-        return self.path / "permutations.npz"
 
     def _write(self, about: Mapping[str, Any]) -> None:
         replace_file(self._about, json.dumps(about, indent=2).encode() + b"\n")
@@ -258,7 +266,9 @@ class Run:
             ) from error
 
 
-def resume_command(path: Path, devices: int | None = None, input: object = None, distributed: object = None) -> str:
+def resume_command(
+    path: Path, devices: int | None = None, input: object = None, distributed: object = None, track: str | None = None
+) -> str:
     """What one types to go on with a run.
 
     Args:
@@ -266,12 +276,14 @@ def resume_command(path: Path, devices: int | None = None, input: object = None,
         devices: how many local devices it uses, if not all.
         input: a dataclass, how the images reach the devices, of which is typed what differs from the defaults.
         distributed: the same of the processes.
+        track: the tracker.
 
     >>> resume_command(Path("runs/my digits"), devices=1)
     "python -m experiments.train --resume 'runs/my digits' --devices 1"
     """
     words = ["python", "-m", "experiments.train", "--resume", str(path)]
-    words += [] if devices is None else ["--devices", str(devices)]
+    for option, value in (("--devices", devices), ("--track", track)):
+        words += [] if value is None else [option, str(value)]
     for prefix, config in (("input", input), ("distributed", distributed)):
         for field in () if config is None else fields(config):  # type: ignore[arg-type]
             if (value := getattr(config, field.name)) != field.default:
@@ -286,7 +298,3 @@ def steps_in(folder: Path) -> list[int]:
 
 def _by_step(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(path.stem), path) for path in folder.glob("*.npz")))
-
-
-def _versions() -> dict[str, str]:
-    return {"shuffle_jax": __version__, **{name: version(name) for name in ("jax", "flax", "optax", "numpy")}}

@@ -20,6 +20,7 @@ from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, 
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import Interruption
+from shuffle_jax.trackers import TrackerName
 from shuffle_jax.train.adas import adapted
 from shuffle_jax.train.advice import before, of_shifts
 from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
@@ -62,6 +63,7 @@ def train(
     input: InputConfig | None = None,
     profile: tuple[int, int] | None = None,
     dataset: Dataset | None = None,
+    track: TrackerName | None = None,
 ) -> Outcome:
     """Trains a network into a run folder; every process of several calls it alike, on one shared file system.
 
@@ -78,6 +80,7 @@ def train(
         input: how the images reach the devices; by default as their size says.
         profile: the first and the last step of which a trace is written.
         dataset: that of the configuration, where it is loaded already.
+        track: the tracker that gets what the run records.
 
     Returns:
         Accuracies and certificates of the trained network.
@@ -90,7 +93,7 @@ def train(
     """
     run = Run(path)
     config = with_network(config, network)
-    command = resume_command(path, devices, input, connected())
+    command = resume_command(path, devices, input, connected(), track)
     with _naming_lost_processes(run, command), contextlib.ExitStack() as stack:
         resume = resume and not (afresh and run.is_barely_begun())
         same("the command", (str(path), to_json(config), resume, input, profile))
@@ -108,7 +111,7 @@ def train(
         _say(before(config, experiment.steps, experiment.batches.steps_per_epoch, learned))
         if config.network.sampling != "stride":
             _say(of_shifts(shift_breakers(experiment.network, experiment.dataset.image_shape)))
-        trace = Profile(_trace_folder(run), profile, experiment.steps)
+        trace = Profile(run.profile, profile, experiment.steps)
         train_step = experiment.train_step()
         same("the data", (experiment.mean_std, experiment.batches.pipeline))
         if resume:
@@ -125,7 +128,7 @@ def train(
             state = experiment.settled(state) if state.lacks_stats else state
             if is_lead():
                 run.forget_after(step)
-            with _metrics(experiment, run, step) as metrics:
+            with _metrics(experiment, run, step, track) as metrics:
                 loop = _Loop(experiment, run, checkpoints, metrics, interruption, trace, compiling, command)
                 state = loop.run_steps(train_step, state, step)
                 interruption.answer = ENDING
@@ -137,15 +140,11 @@ def _say(lines: list[str]) -> None:
         print("\n".join(lines), flush=True)
 
 
-def _trace_folder(run: Run) -> Path:
-    """Where a trace goes: its file is named by the host, of which several processes may be."""
-    return run.profile / f"process{jax.process_index()}" if jax.process_count() > 1 else run.profile
-
-
-def _metrics(experiment: Experiment, run: Run, step: int) -> MetricWriter:
+def _metrics(experiment: Experiment, run: Run, step: int, track: TrackerName | None) -> MetricWriter:
     if not is_lead():
         return NoMetrics()
-    return MetricWriter(run, experiment.steps, experiment.batches.steps_per_epoch, step)
+    config, per_epoch = to_json(experiment.config), experiment.batches.steps_per_epoch
+    return MetricWriter(run, experiment.steps, per_epoch, step, track=track, config=config)
 
 
 @contextlib.contextmanager

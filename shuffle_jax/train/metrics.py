@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from shuffle_jax.console import Console
 from shuffle_jax.records import JsonLines, Record, TensorBoard, read_records, truncate_after
 from shuffle_jax.run import Run
+from shuffle_jax.trackers import Tracker, TrackerName
 from shuffle_jax.typing import PyTree
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ class Meter:
 
 
 class MetricWriter:
-    """Hands every record of a run to its JSON lines, its TensorBoard events and the console.
+    """Hands every record of a run to its JSON lines, its TensorBoard events, the console and a tracker.
 
-    A context manager: leaving it, also by an exception, closes all three. What an interrupted run wrote after
+    A context manager: leaving it, also by an exception, closes all of them. What an interrupted run wrote after
     the step it is resumed from is removed first; a run that starts at step 0 starts with nothing.
 
     Args:
@@ -82,6 +83,8 @@ class MetricWriter:
         steps_per_epoch: how many steps make an epoch.
         resumed_at: the step of the checkpoint that the run continues from, 0 for a new run.
         console: where to show progress; standard output by default.
+        track: the tracker, if there is one.
+        config: what the tracker is told of the run, as plain values.
     """
 
     def __init__(
@@ -91,6 +94,8 @@ class MetricWriter:
         steps_per_epoch: int,
         resumed_at: int = 0,
         console: RichConsole | None = None,
+        track: TrackerName | None = None,
+        config: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.resumed = resumed_at > 0
         self._before, self._started = _spent(run.metrics) if self.resumed else 0.0, time.perf_counter()
@@ -104,6 +109,8 @@ class MetricWriter:
             stack.callback(self._tensorboard.close)
             self.console = Console(total_steps, steps_per_epoch, resumed_at, console)
             stack.callback(self.console.close)
+            self._tracker = Tracker(track, run, config)
+            stack.callback(self._tracker.close)
             self._stack = stack.pop_all()
 
     @property
@@ -117,18 +124,19 @@ class MetricWriter:
         return time.perf_counter() - self._started
 
     def write(self, record: Record) -> None:
-        """Writes one record to all three, with the time that the run has taken where it is none of a layer."""
+        """Writes one record to all of them, with the time that the run has taken where it is none of a layer."""
         timed = {} if "layer" in record else {"seconds": round(self.seconds, 1)}
         self._lines.write({**record, **timed})
         self._tensorboard.write(record)
         self.console.write(record)
+        self._tracker.write(record)
 
     def matrices(self, step: int, matrices: Mapping[str, np.ndarray]) -> None:
         """Shows relaxed matrices, arrays (c, c) by layer, in TensorBoard."""
         self._tensorboard.matrices(step, matrices)
 
     def close(self) -> None:
-        """Closes all three, each even when another fails; a second call does nothing."""
+        """Closes all, each even when another fails; a second call does nothing."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -170,7 +178,7 @@ class Profile:
     It goes to ``plugins/profile/<time>/<host>.xplane.pb`` in the folder, with the steps marked by their numbers.
 
     Args:
-        folder: of the trace, for each process its own.
+        folder: of the traces; of several processes each has one of its own in it, as a file is named by the host.
         steps: the first and the last step of the trace; None for no trace.
         total: steps of the whole training.
 
@@ -181,7 +189,8 @@ class Profile:
     def __init__(self, folder: Path, steps: tuple[int, int] | None, total: int) -> None:
         if steps is not None and not 1 <= steps[0] <= steps[1] <= total:
             raise ValueError(f"profile must be two ascending steps from 1 to {total}, got {steps[0]} and {steps[1]}")
-        self._folder, self._steps, self._running = folder, steps, False
+        self._folder = folder / f"process{jax.process_index()}" if jax.process_count() > 1 else folder
+        self._steps, self._running = steps, False
 
     def step(self, step: int) -> contextlib.AbstractContextManager[object]:
         """Around a step: begins the trace at the first, or at the first that a resumed run comes to."""
