@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from shuffle_jax.models import shufflenet_v1
 from shuffle_jax.models.stem import Stem
-from shuffle_jax.nn import Dense, Identity, PointwiseConv
+from shuffle_jax.nn import BatchNorm, Conv, Dense, Identity, PointwiseConv
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.typing import Array, Float, Images
 
@@ -20,11 +20,13 @@ class GroupsApart(nn.Module):
     """Units of ShuffleNetV1 with the same channels throughout: unlike there, the borders of groups never move.
 
     A stem, three stages of units, from the second on behind a pooling that halves the image, and a classifier of the
-    mean over positions. Without a mixer, grouped 1x1 layers never show a channel of one group to one of another.
+    mean over positions. Without a mixer, grouped 1x1 layers never show a channel of one group to one of another. With
+    ``phases`` above 1 the stem is in groups as well: of every square of so many pixels a side a group sees one.
 
     Attributes:
         classes: number of classes.
-        groups: of the 1x1 layers.
+        groups: of the 1x1 layers; a multiple of ``phases ** 2``, so that none of them sees two phases.
+        phases: how far apart the pixels of a group are; 1 shows all of them to every group.
         mixer: factory of the mixers, called as ``mixer(name=...)`` between the 1x1 layers of each unit.
         pointwise: factory of the 1x1 layers.
         features: channels of all units; a quarter of them between the 1x1 layers.
@@ -37,6 +39,7 @@ class GroupsApart(nn.Module):
     pointwise: Callable[..., nn.Module] = PointwiseConv
     features: int = 64
     units: int = 2
+    phases: int = 1
 
     @property
     def mixing_groups(self) -> int:
@@ -45,13 +48,40 @@ class GroupsApart(nn.Module):
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Float[Array, "n classes"]:
-        """Maps images ``(n, h, w, c)`` to float32 logits ``(n, classes)``."""
+        """Maps images ``(n, h, w, c)`` to float32 logits ``(n, classes)``.
+
+        Raises:
+            ValueError: the phases do not divide the sides of the image, or squared the groups.
+        """
         unit = partial(Unit, self.features, self.groups, self.mixer, self.pointwise)
-        x = Stem(self.features, "small", name="stem")(x, train)
+        if self.phases == 1:
+            x = Stem(self.features, "small", name="stem")(x, train)
+        else:
+            if self.groups % self.phases**2:
+                raise ValueError(
+                    f"groups must be a multiple of {self.phases**2}, one for each phase, got {self.groups}"
+                )
+            x = Conv(self.features, groups=self.phases**2, name="stem")(phases_apart(x, self.phases))
+            x = nn.relu(BatchNorm(name="norm")(x, train))
         for stage in STAGES:
             for i in range(self.units):
                 x = unit(halves=stage > 1 and i == 0, name=f"stage{stage}_{i}")(x, train)
         return Dense(self.classes, name="head")(x.mean((1, 2)))
+
+
+def phases_apart(x: Images, phases: int) -> Images:
+    """Image ``(n, h, w, c)`` as ``(n, h / phases, w / phases, phases^2 c)``, the channels of a phase side by side.
+
+    Channel ``(phases a + b) c + k`` at ``(i, j)`` is channel k of the pixel ``(phases i + a, phases j + b)``.
+
+    Raises:
+        ValueError: the phases do not divide the height and the width.
+    """
+    n, h, w, c = x.shape
+    if h % phases or w % phases:
+        raise ValueError(f"height and width must be multiples of {phases}, got {h} x {w}")
+    squares = x.reshape(n, h // phases, phases, w // phases, phases, c)
+    return squares.transpose(0, 1, 3, 2, 4, 5).reshape(n, h // phases, w // phases, phases**2 * c)
 
 
 class Unit(nn.Module):
