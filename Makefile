@@ -17,7 +17,7 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-all lint format bench compare kill count notebook docs constraints licenses clean distclean same-python
+.PHONY: help install train test test-slow test-all lint format bench gpu compare kill count notebook docs constraints licenses clean distclean same-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -51,8 +51,12 @@ format: $(DEV) ## format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-bench: $(TORCH) ## measure this machine, torch beside it: make bench ARGS="--only training"
+bench: $(TORCH) ## measure this machine, torch and ONNX Runtime beside it: make bench ARGS="--only training"
 	$(BIN)/python -m experiments.benchmark $(ARGS)
+
+# Twelve minutes do not do for all of it on most machines: the same command goes on.
+gpu: $(TORCH) ## on a GPU: test the operations there and measure beside torch, for 12 minutes; again goes on
+	$(BIN)/python -m experiments.benchmark --tests --aims --minutes 12 --resume --json runs/gpu.json $(ARGS)
 
 compare: $(RUNTIME) ## train the mixers on the digits over five seeds (30 runs), table, figure and curves
 	$(BIN)/python -m experiments.compare experiments/comparisons/digits.toml $(ARGS)
@@ -108,10 +112,10 @@ $(DEV): $(RUNTIME)
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Without torch the benchmark does the rest, so a failure here does not stop it.
+# Without them the benchmark does the rest, so a failure here does not stop it.
 $(TORCH): $(DEV)
-	@echo "Installing torch, which the benchmark compares with, into $(VENV): up to 6 GB on Linux"
-	@$(PIP) -c constraints.txt -e '.[bench]' && touch $@ || echo "make: torch could not be installed: measuring without it" >&2
+	@echo "Installing torch and ONNX Runtime, which the benchmark compares with, into $(VENV): up to 6 GB on Linux"
+	@$(PIP) -c constraints.txt -e '.[bench]' && touch $@ || echo "make: they could not be installed: measuring without them" >&2
 
 $(DOCS): $(DEV)
 	@echo "Installing what builds the pages into $(VENV)"

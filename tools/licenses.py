@@ -92,8 +92,10 @@ it, and only for some data sets; constraints.txt does not pin it.
 
 ## With the extra `bench`, besides
 
-`torch` (BSD-3-Clause, <https://pytorch.org>) and what it installs: on Linux NVIDIA's CUDA libraries under a proprietary
-licence. Only `make bench` asks for it; constraints.txt does not pin it.
+`torch` (BSD-3-Clause, <https://pytorch.org>), `onnxruntime` (MIT, <https://onnxruntime.ai>), `onnx` (Apache-2.0,
+<https://onnx.ai>), `onnxscript` (MIT, <https://microsoft.github.io/onnxscript>) and what they install: on Linux
+NVIDIA's CUDA libraries under a proprietary licence. Only `make bench` and `make gpu` ask for them; constraints.txt does
+not pin them.
 """
 
 

@@ -54,6 +54,9 @@ class Workload:
     dtype: Dtype = "float32"
     """Type of the computation."""
 
+    device: str = "cpu"
+    """What JAX computes on, by its name, for engines that do not ask JAX."""
+
 
 def moving_channels(work: Workload, backward: bool) -> Cases:
     """Ways to permute the channels of stage 2, against a plain copy of the same bytes."""
@@ -99,7 +102,7 @@ def inference(work: Workload) -> Cases:
     cases: Cases = {}
     for label, (network, variables) in networks(work).items():
         cases[label] = partial(jax.jit(network.apply), variables, images)
-        if label in (FIXED, HARDENED):
+        if label in (FIXED, HARDENED, DYNAMIC):
             shape = work.image_size, work.image_size, 3
             folded = route(network, fold(network, variables, shape).variables, shape)
             cases[f"{label}, folded"] = partial(jax.jit(folded.apply), folded.params, images)

@@ -9,25 +9,33 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.benchmark.cases import CLASSES, Cases, Workload, advancing, normal, random_batch, train_step
+from experiments.benchmark.engine import Built
+from experiments.benchmark.given import drawn
+from shuffle_jax.deploy.fold import fold
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import HeadKind, PointwiseKind
 from shuffle_jax.models.decomposition import basic_sizes
 from shuffle_jax.nn import CondConv, Conv, DYConv, DynamicConv
-from shuffle_jax.nn.dynamic_conv import Rule, default_sizes
+from shuffle_jax.nn.dynamic_conv import Form, Rule, default_sizes
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
 from shuffle_jax.train.state import first_state
 from shuffle_jax.typing import Array, PyTree
 
 STATIC, DECOMPOSED, COND, DY = "static", "DCD", "CondConv", "DY-Conv"
+TORCH_DCD = "torch, DCD"
 KINDS: dict[str, tuple[PointwiseKind, HeadKind]] = {
     STATIC: ("plain", "plain"),
     DECOMPOSED: ("dcd", "dcd"),
     COND: ("condconv", "plain"),
     DY: ("dyconv", "plain"),
 }
+
+
+OUTPUT = "output of the decomposed layer"
 
 
 class Shape(NamedTuple):
@@ -57,27 +65,48 @@ NETWORKS = {
 }
 
 
-def layer(work: Workload, shape: Shape) -> Cases:
-    """One layer in evaluation: static, each form of the decomposition, and sums of kernels in the form they choose."""
-    x = normal(work, work.batch_size, shape.side, shape.side, shape.channels)
+def layer(work: Workload, name: str) -> Built:
+    """A layer in evaluation: static, each form of the decomposition, and sums of kernels in the form they choose."""
+    shape = SHAPES[name]
+    x = jnp.asarray(inputs(work, shape), work.dtype)
     window = shape.features, shape.kernel_size, shape.stride
     layers: dict[str, nn.Module] = {
         STATIC: Conv(*window),
-        f"{DECOMPOSED}, features": DynamicConv(*window, rule=shape.rule, form="features"),
-        f"{DECOMPOSED}, kernels": DynamicConv(*window, rule=shape.rule, form="kernels"),
+        DECOMPOSED: _decomposed(shape),
+        f"{DECOMPOSED}, features": _decomposed(shape, "features"),
+        f"{DECOMPOSED}, kernels": _decomposed(shape, "kernels"),
         COND: CondConv(*window),
         DY: DYConv(*window),
     }
-    start = jax.random.key(0)
-    return {name: partial(_inference(module, jax.jit(module.init)(start, x)), x) for name, module in layers.items()}
+    image = shape.side, shape.side, shape.channels
+    cases: Cases = {label: partial(_inference(module, drawn(module, image)), x) for label, module in layers.items()}
+    return Built(cases, lambda: {OUTPUT: np.asarray(cases[DECOMPOSED](), np.float32)})
+
+
+def inputs(work: Workload, shape: Shape) -> np.ndarray:
+    """What every engine gives its layer."""
+    numbers = np.random.default_rng(0).standard_normal((work.batch_size, shape.side, shape.side, shape.channels))
+    return numbers.astype(np.float32)
+
+
+def variables_of(shape: Shape) -> dict[str, PyTree]:
+    """Of the decomposed layer, in every engine."""
+    return drawn(_decomposed(shape), (shape.side, shape.side, shape.channels))
+
+
+def _decomposed(shape: Shape, form: Form = "auto") -> DynamicConv:
+    return DynamicConv(shape.features, shape.kernel_size, shape.stride, rule=shape.rule, form=form)
 
 
 def inference(work: Workload, config: NetworkConfig) -> Cases:
-    """A network in evaluation with each kind of convolution."""
+    """A network in evaluation with each kind of convolution, and with its batch norms folded."""
     images = normal(work, work.batch_size, work.image_size, work.image_size, 3)
-    return {
-        label: partial(_inference(network, variables), images) for label, (network, variables) in _made(work, config)
-    }
+    cases: Cases = {}
+    for label, (network, variables) in _made(work, config):
+        cases[label] = partial(_inference(network, variables), images)
+        folded = fold(network, variables, (work.image_size, work.image_size, 3)).variables
+        cases[f"{label}, folded"] = partial(_inference(network, folded), images)
+    return cases
 
 
 def training(work: Workload, config: NetworkConfig) -> Cases:

@@ -1,24 +1,48 @@
-"""How the benchmark measures: candidates in turn, round after round, as ratios to the first."""
+"""How the benchmark measures: candidates in turn, round after round, and who else computed meanwhile."""
 
 from __future__ import annotations
 
 import math
-import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
+from experiments.benchmark import machine
+from experiments.benchmark.effort import Effort, Times
 
-from experiments.benchmark.cases import Case, Cases
-from experiments.benchmark.startup import Times
+if TYPE_CHECKING:  # what measures an engine costs no JAX
+    from experiments.benchmark.cases import Case, Cases
 
-SHORTEST = 0.05
+SHORTEST = 0.1
 """Seconds that a case takes at least in a round: shorter ones are repeated."""
 
 PAUSE = 0.02
-"""Seconds of rest before a case: threads of the case before it may still spin, and torch's take ours their cores."""
+"""Seconds of rest after each turn at least."""
+
+PATIENCE = 5.0
+"""Seconds that the threads of a process have to come to rest."""
+
+Result = dict[str, Any]
+"""What a table measured, as JSON can hold it."""
+
+
+class Turn(NamedTuple):
+    """One turn of one case.
+
+    Attributes:
+        seconds: of one run.
+        lasted: of all its runs.
+        others: seconds of processor time that others used meanwhile, which may come out below 0 by the steps in which
+            the system counts; None where it does not tell.
+        stolen: and that a hypervisor gave away.
+    """
+
+    seconds: float
+    lasted: float
+    others: float | None = None
+    stolen: float = 0.0
 
 
 class Program(NamedTuple):
@@ -35,132 +59,91 @@ class Program(NamedTuple):
     moved: int
 
 
-class Cost(TypedDict):
-    """What a program took: the seconds of each round, and its bytes."""
-
-    seconds: list[float]
-    accessed: float | None
-    moved: int
+def measure(candidates: Callable[[], Cases], effort: Effort) -> Result:
+    """Seconds of each case in each round, all in this process, the cases in turn."""
+    cases = candidates()
+    return take_turns({name: partial(turn, case, warm(case)) for name, case in cases.items()}, effort)
 
 
-Costs = dict[str, Cost]
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table.
-
-    Attributes:
-        title: its heading.
-        measure: from the rounds to the seconds of each candidate in each round, or to the bytes that it needs for one
-            image and for a batch, or to both its seconds and its bytes.
-        images: how many images each candidate takes, or are a batch; None where that means nothing.
-        unit: of what is measured.
-    """
-
-    title: str
-    measure: Callable[[int], Times | Costs]
-    images: int | None = None
-    unit: Literal["seconds", "bytes", "costs"] = "seconds"
-
-
-def measure(cases: Cases, rounds: int) -> Times:
-    """Seconds of each case in each round, the cases in turn, after one run of each that compiles.
-
-    A case shorter than ``SHORTEST`` runs several times in a round, one run after the other; its time is their average.
-    """
-    repeats = {}
-    for name, case in cases.items():
-        jax.block_until_ready(case())
-        started = time.perf_counter()
-        jax.block_until_ready(case())
-        repeats[name] = max(1, math.ceil(SHORTEST / (time.perf_counter() - started)))
-    times: Times = {name: [] for name in cases}
-    for _ in range(rounds):
-        for name, case in cases.items():
-            time.sleep(PAUSE)
-            started = time.perf_counter()
-            for _ in range(repeats[name]):
-                jax.block_until_ready(case())
-            times[name].append((time.perf_counter() - started) / repeats[name])
-    return times
-
-
-def measure_costs(programs: dict[str, Program], rounds: int) -> Costs:
+def measure_costs(candidates: Callable[[], dict[str, Program]], effort: Effort) -> Result:
     """Seconds of each program in each round, as :func:`measure` takes them, and its bytes."""
-    times = measure({name: program.case for name, program in programs.items()}, rounds)
-    return {
-        name: {"seconds": times[name], "accessed": program.accessed, "moved": program.moved}
-        for name, program in programs.items()
+    programs = candidates()
+    rounds = measure(lambda: {name: program.case for name, program in programs.items()}, effort)
+    return rounds | {
+        "accessed": {name: program.accessed for name, program in programs.items()},
+        "moved": {name: program.moved for name, program in programs.items()},
     }
 
 
-def in_columns(table: Table, values: Any) -> tuple[list[str], list[list[str | int]]]:
-    """The headings and rows of a table, from what its ``measure`` gave."""
-    match table.unit:
-        case "seconds":
-            return columns(values, table.images)
-        case "bytes":
-            return memory_columns(values, table.images or 1)
-        case "costs":
-            return added_columns(values)
+def take_turns(turns: Mapping[str, Callable[[], Turn]], effort: Effort) -> Result:
+    """The candidates in turn, A B A B, round after round.
 
+    Returns:
+        ``seconds`` of one run of each candidate in each round; ``others``: how many cores others used on average while
+        the candidates of a round ran, or None where the system does not tell.
 
-def memory_columns(needed: Times, images: int) -> tuple[list[str], list[list[str | int]]]:
-    """The headings, and a row for each case: for one image, for a batch, for each image more, ratio to the first."""
-    first = next(iter(needed.values()))
-    rows: list[list[str | int]] = []
-    for name, (one, batch) in needed.items():
-        growth = (batch - one) / max(images - 1, 1)
-        rows.append([name, *(f"{size / 2**20:.3g}" for size in (one, batch, growth)), f"{batch / first[1]:.2f}"])
-    return ["", "1_image_MiB", f"{images}_images_MiB", "each_MiB", "ratio"], rows
-
-
-def columns(times: Times, images: int | None) -> tuple[list[str], list[list[str | int]]]:
-    """The table's headings, and a row for each case: median time, images per second, ratio to the first case."""
-    headings = ["", "median_ms", *(["images/s"] if images else []), "ratio_min", "ratio_median", "ratio_max"]
-    first = next(iter(times.values()))
-    rows: list[list[str | int]] = []
-    for name, values in times.items():
-        median = statistics.median(values)
-        spread = _spread([value / base for value, base in zip(values, first, strict=True)])
-        speed = [round(images / median)] if images else []
-        rows.append([name, _ms(median), *speed, *(f"{ratio:.2f}" for ratio in spread)])
-    return headings, rows
-
-
-def added_columns(costs: Costs) -> tuple[list[str], list[list[str | int]]]:
-    """The headings, and a row for each program: its time and its bytes, and what both are more than the first's.
-
-    The last program is a copy. What it reads and writes in a second is the bandwidth, and the last column the time
-    that a program would take more than the first if it moved no more than it must, and that at this bandwidth.
+    Raises:
+        OutOfTime: the time was over before the last round.
     """
-    spreads = [f"{kind}_{part}" for kind in ("added_ms", "ratio") for part in ("min", "median", "max")]
-    headings = ["", "median_ms", *spreads, "added_MiB", "limit_ms"]
-    first, *_, copy = costs.values()
-    bandwidth = copy["moved"] / statistics.median(copy["seconds"])
-    rows: list[list[str | int]] = []
-    for name, cost in costs.items():
-        median = _ms(statistics.median(cost["seconds"]))
-        if cost is copy:
-            rows.append([f"{name}, {bandwidth / 1e9:.3g} GB/s", median, *[""] * (len(headings) - 2)])
-            continue
-        pairs = list(zip(cost["seconds"], first["seconds"], strict=True))
-        added = [_ms(seconds) for seconds in _spread([value - least for value, least in pairs])]
-        ratios = [f"{ratio:.2f}" for ratio in _spread([value / least for value, least in pairs])]
-        accessed, base = cost["accessed"], first["accessed"]
-        more = "unknown" if accessed is None or base is None else _short((accessed - base) / 2**20)
-        rows.append([name, median, *added, *ratios, more, _ms(cost["moved"] / bandwidth)])
-    return headings, rows
+    seconds: Times = {name: [] for name in turns}
+    others: list[float | None] = []
+    for _ in range(effort.rounds):
+        taken = []
+        for name, take in turns.items():
+            effort.left()
+            taken.append(take())
+            seconds[name].append(taken[-1].seconds)
+        others.append(_cores_of_others(taken))
+    return {"seconds": seconds, "others": others}
 
 
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return min(values), statistics.median(values), max(values)
+def _cores_of_others(taken: list[Turn]) -> float | None:
+    used = [one.others for one in taken if one.others is not None]
+    if len(used) < len(taken) or not taken:
+        return None
+    # What a hypervisor takes may count as used by this process: the two are not added up before the cut at 0.
+    return (max(0.0, sum(used)) + sum(one.stolen for one in taken)) / sum(one.lasted for one in taken)
 
 
-def _ms(seconds: float) -> str:
-    return _short(1e3 * seconds)
+def warm(case: Case) -> int:
+    """Runs a case twice, the first time to compile it; how often it runs in a turn, for ``SHORTEST``."""
+    done(case)
+    started = time.perf_counter()
+    done(case)
+    return max(1, math.ceil(SHORTEST / (time.perf_counter() - started)))
 
 
-def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def turn(case: Case, repeats: int) -> Turn:
+    """Runs a case so often, one run after the other, and then waits until the threads of this process stand still."""
+    before = machine.spent()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        done(case)
+    lasted = time.perf_counter() - started
+    after = machine.spent()
+    rest()
+    if before is None or after is None:
+        return Turn(lasted / repeats, lasted)
+    return Turn(lasted / repeats, lasted, after.others - before.others, after.stolen - before.stolen)
+
+
+def done(case: Case) -> None:
+    """Runs a case, and waits for its arrays if they are JAX's; cases of others return when they are done."""
+    result = case()
+    if "jax" in sys.modules:
+        sys.modules["jax"].block_until_ready(result)
+
+
+def rest() -> bool:
+    """Waits until no thread of this process runs but the one that asks, ``PATIENCE`` at most; whether none does.
+
+    Thread pools go on spinning for some time after the last piece of work, in the hope of another one. Where the system
+    does not tell, ``PAUSE`` has to do.
+    """
+    ends = time.monotonic() + PATIENCE
+    while True:
+        time.sleep(PAUSE)
+        if not machine.running_threads():
+            return True
+        if time.monotonic() > ends:
+            return False

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from experiments.benchmark.cases import CLASSES, Workload, random_batch, shufflenet, train_step
-from experiments.benchmark.startup import Times
+from experiments.benchmark.effort import Effort, Times
 from shuffle_jax.data import AugmentConfig, Batch, Batches, Dataset
 from shuffle_jax.data.encoded import Encoded, Record
 from shuffle_jax.data.pipelines import InputConfig, make_batches
@@ -55,7 +55,7 @@ Feed = Callable[[], Generator[object]]
 """Begins what is measured; each item is one batch through it."""
 
 
-def training_times(work: Workload, rounds: int) -> Times:
+def training_times(work: Workload, effort: Effort) -> dict[str, Times]:
     """Seconds of the training step on a batch that stays on the device, and of the same step behind each pipeline."""
     network = shufflenet(work, "shuffle")
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
@@ -77,10 +77,10 @@ def training_times(work: Workload, rounds: int) -> Times:
         for name, config in available().items():
             source = make_batches(dataset, work.batch_size, data_mesh(jax.devices()[:1]), input=config)
             feeds[name] = partial(behind, source)
-        return measure_feeds(feeds, rounds)
+        return {"seconds": measure_feeds(feeds, effort)}
 
 
-def input_times(size: int, rounds: int) -> Times:
+def input_times(size: int, effort: Effort) -> dict[str, Times]:
     """Seconds of each pipeline alone for a batch of ``BATCHES[size]`` images, until it is on the device.
 
     At 224 pixels the streams cut random resized crops out of pictures of 400 x 500; what the others keep is whole.
@@ -96,18 +96,19 @@ def input_times(size: int, rounds: int) -> Times:
             crop = AugmentConfig(resized_crop=SMALLEST if size == 224 else 0.0)
             source = make_batches(dataset, BATCHES[size], mesh, input=config, augment=crop)
             feeds[name] = partial(batches, source)
-        return measure_feeds(feeds, rounds)
+        return {"seconds": measure_feeds(feeds, effort)}
 
 
-def measure_feeds(feeds: dict[str, Feed], rounds: int) -> Times:
+def measure_feeds(feeds: dict[str, Feed], effort: Effort) -> Times:
     """Seconds for a batch of each feed in each round, the feeds in turn.
 
     A feed is begun for each of its turns and ended after it: batches that were made while nobody waited would cost
     nothing, and readers that go on would disturb what is measured next. There are at most ``MOST_ROUNDS`` rounds.
     """
     times: Times = {name: [] for name in feeds}
-    for _ in range(min(rounds, MOST_ROUNDS)):
+    for _ in range(min(effort.rounds, MOST_ROUNDS)):
         for name, feed in feeds.items():
+            effort.left()
             items = feed()
             for _ in range(WARM):
                 next(items)

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.benchmark.effort import Effort, Times
+
 if TYPE_CHECKING:
     from experiments.benchmark.cases import Workload
-
-Times = dict[str, list[float]]
 
 COMPILE = """
 import time
@@ -29,35 +29,37 @@ IMPORTS = {"import jax": "import jax", "import jax, shuffle_jax.ops": "import ja
 LEAST_IMPORTS, MOST_COMPILATIONS = 9, 3
 
 
-def compile_times(work: Workload, rounds: int) -> Times:
+def compile_times(work: Workload, effort: Effort) -> dict[str, Times]:
     """Seconds of tracing and of compiling the training step with a fixed and with learned shuffles, in turn.
 
     The processes are new and the persistent cache is off, so that nothing is reused. A compilation takes seconds and
     varies little: there are at most ``MOST_COMPILATIONS`` rounds.
     """
     times: Times = {f"{label}, {part}": [] for label in MIXERS for part in ("compiling", "tracing")}
-    for _ in range(min(rounds, MOST_COMPILATIONS)):
+    for _ in range(min(effort.rounds, MOST_COMPILATIONS)):
         for label, mixer in MIXERS.items():
+            effort.left()
             tracing, compiling = map(float, run_python(COMPILE.format(work=work, mixer=mixer)).split()[-2:])
             times[f"{label}, tracing"].append(tracing)
             times[f"{label}, compiling"].append(compiling)
-    return times
+    return {"seconds": times}
 
 
-def import_times(rounds: int) -> Times:
+def import_times(effort: Effort) -> dict[str, Times]:
     """Seconds that a new interpreter takes for JAX alone and for ``shuffle_jax.ops`` as well, in turn.
 
     An import is short and varies much: there are at least ``LEAST_IMPORTS`` rounds, after one that is not counted and
     leaves the files in memory.
     """
     times: Times = {label: [] for label in IMPORTS}
-    for warm in [False] + [True] * max(rounds, LEAST_IMPORTS):
+    for warm in [False] + [True] * max(effort.rounds, LEAST_IMPORTS):
         for label, code in IMPORTS.items():
+            effort.left()
             started = time.perf_counter()
             run_python(code)
             if warm:
                 times[label].append(time.perf_counter() - started)
-    return times
+    return {"seconds": times}
 
 
 def run_python(code: str) -> str:

@@ -5,38 +5,55 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
-from experiments.benchmark import assignments, cases, contextual, convolutions, mixing, pipelines, sampling, shifts
+from experiments.benchmark import (
+    aims,
+    assignments,
+    beside,
+    cases,
+    contextual,
+    convolutions,
+    mixing,
+    pipelines,
+    sampling,
+    shifts,
+)
+from experiments.benchmark.beside import Kind
 from experiments.benchmark.cases import Cases, Workload
-from experiments.benchmark.measuring import Costs, Program, Table, measure, measure_costs
-from experiments.benchmark.startup import Times, compile_times, import_times
+from experiments.benchmark.effort import Effort
+from experiments.benchmark.given import Network
+from experiments.benchmark.measuring import Result, measure, measure_costs
+from experiments.benchmark.showing import Table, added_columns, peaks, sizes_for_images
+from experiments.benchmark.startup import compile_times, import_times
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.models.stem import StemKind
 from shuffle_jax.sharding import cores
 
-TORCH_NETWORKS = {
-    "shufflenet": NetworkConfig(family="shufflenet_v2", mixer="shuffle"),
-    "mobilenet": NetworkConfig(family="mobilenet_v2", mixer="identity"),
+COMPARED = {
+    # network, and heights and widths of its images
+    "shufflenet": (Network("shufflenet_v2", "shuffle"), (32, 224)),
+    "mobilenet": (Network("mobilenet_v2", "identity"), (32, 224)),
+    "resnet": (Network("resnet", "identity", depth=18), (32,)),
 }
-"""The networks that torch is compared on at both sizes."""
+"""What stands beside other engines; the first two in inference as well, and at the larger size with its memory."""
 
-SIZES: tuple[tuple[int, StemKind, int], ...] = ((32, "small", 1), (224, "imagenet", 4))
-"""Height and width of the images, the stem for them, and by how much the batch is divided."""
+STEMS: dict[int, StemKind] = {32: "small", 224: "imagenet"}
+DIVISORS = {32: 1, 224: 4}
+"""By how much the batch of a training step is divided at a size."""
 
 
-def tables(work: Workload) -> dict[str, Table]:
-    """Every table for one workload."""
+def tables(work: Workload, compile_torch: bool = False) -> dict[str, Table]:
+    """Every table for one workload, with its aims; torch.compile is beside torch on a GPU, or where it is asked for."""
     single = dataclasses.replace(work, batch_size=1)
     channels = f"moving 116 channels, {work.batch_size} images, {work.dtype}"
     network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
     batch = f"batch {work.batch_size}"
 
     def table(title: str, candidates: Callable[..., Cases], work: Workload, images: bool = True) -> Table:
-        return Table(title, lambda rounds: measure(candidates(work), rounds), work.batch_size if images else None)
+        return Table(title, partial(measure, partial(candidates, work)), work.batch_size if images else None)
 
     forward, backward = (partial(cases.moving_channels, backward=b) for b in (False, True))
-    return {
+    found = {
         "permute": table(f"{channels}, forward", forward, work, images=False),
         "permute-gradient": table(f"{channels}, forward and backward", backward, work, images=False),
         "depthwise": table("depthwise 3x3, forward and backward", cases.depthwise, work, images=False),
@@ -51,10 +68,11 @@ def tables(work: Workload) -> dict[str, Table]:
         "inference": table(f"{network}, inference, {batch}", cases.inference, work),
         "inference-1": table(f"{network}, inference, batch 1", cases.inference, single),
         "training": table(f"{network}, training step, {batch}", cases.training, work),
-        **torch_tables(work),
+        **torch_tables(work, compile_torch),
         "compile": Table(f"{network}, training step, before it can run", partial(compile_times, work)),
         "import": Table("a new interpreter that imports", import_times),
     }
+    return {name: dataclasses.replace(one, goals=aims.goals(name, work)) for name, one in found.items()}
 
 
 def mixing_tables(work: Workload) -> dict[str, Table]:
@@ -62,7 +80,7 @@ def mixing_tables(work: Workload) -> dict[str, Table]:
 
     def table(title: str, candidates: Callable[..., Cases], channels: int, backward: bool) -> Table:
         title = f"{title}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
-        return Table(title, lambda rounds: measure(candidates(work, channels, backward), rounds))
+        return Table(title, partial(measure, partial(candidates, work, channels, backward)))
 
     found: dict[str, Table] = {}
     for channels in mixing.CHANNELS:
@@ -82,20 +100,21 @@ def convolution_tables(work: Workload) -> dict[str, Table]:
         for name, shape in convolutions.SHAPES.items():
             window = f"{shape.kernel_size}x{shape.kernel_size}, {shape.channels} to {shape.features} channels"
             title = f"dynamic convolution {window}, {shape.side}x{shape.side}, {batch}"
-            layer = partial(convolutions.layer, own, shape)
-            found[f"dynamic-{name}{suffix}"] = Table(title, partial(_measured, layer))
+            tolerance = beside.tolerance_of("inference", own)
+            measured = partial(beside.measure_beside, beside.layers(own, name), tolerance)
+            found[f"dynamic-{name}{suffix}"] = Table(title, measured)
         for name, config in convolutions.NETWORKS.items():
             title, images = f"{config.family}, {own.image_size}x{own.image_size}", own.batch_size
             for kind, cases_of in (
                 ("inference", convolutions.inference),
                 ("training", convolutions.training),
             ):
-                measured = partial(_measured, partial(cases_of, own, config))
+                measured = partial(measure, partial(cases_of, own, config))
                 found[f"{name}-{kind}{suffix}"] = Table(f"{title}, {kind}, {batch}", measured, images)
     for name, config in convolutions.NETWORKS.items():
         title = f"{config.family}, {work.image_size}x{work.image_size}, memory of inference, {work.dtype}"
-        needed = partial(_needed, partial(convolutions.memory, work, config))
-        found[f"{name}-memory"] = Table(title, needed, work.batch_size, "bytes")
+        needed = partial(_needed, work, config)
+        found[f"{name}-memory"] = Table(title, needed, work.batch_size, sizes_for_images)
     return found
 
 
@@ -109,12 +128,12 @@ def contextual_tables(work: Workload) -> dict[str, Table]:
                 f"{what}, {work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
             )
             title = f"contextual {'depthwise ' if shape.depthwise else ''}3x3, {what}"
-            measured = partial(_measured, partial(contextual.layer, work, shape, backward))
+            measured = partial(measure, partial(contextual.layer, work, shape, backward))
             found[f"contextual-{name}{suffix}"] = Table(title, measured)
     for kind in ("inference", "training"):
         title = f"{work.image_size}x{work.image_size}, {kind}, batch {work.batch_size}, {work.dtype}"
         networks = partial(cases.steps, work, contextual.NETWORKS, kind == "training")
-        found[f"contextual-{kind}"] = Table(f"CoResNet-50 0.5x, {title}", partial(_measured, networks), work.batch_size)
+        found[f"contextual-{kind}"] = Table(f"CoResNet-50 0.5x, {title}", partial(measure, networks), work.batch_size)
     return found
 
 
@@ -125,14 +144,14 @@ def shift_tables(work: Workload) -> dict[str, Table]:
         network = f"AddressNet-{shifts.DEPTH}, {work.image_size}x{work.image_size}"
         title = f"what a mixer adds to {network}, inference, batch {images}, {work.dtype}"
         programs = partial(shifts.mixers, dataclasses.replace(work, batch_size=images))
-        found[f"mixers-{images}"] = Table(title, partial(_cost, programs), unit="costs")
+        found[f"mixers-{images}"] = Table(title, partial(measure_costs, programs), show=added_columns)
     for channels in shifts.CHANNELS:
         for suffix, backward in (("", False), ("-gradient", True)):
             what = f"{work.batch_size} images, {work.dtype}, {'forward and backward' if backward else 'forward'}"
-            alone = partial(_measured, partial(shifts.shifts, work, channels, backward))
+            alone = partial(measure, partial(shifts.shifts, work, channels, backward))
             found[f"shifts-{channels}{suffix}"] = Table(f"shifting {channels} channels, {what}", alone)
             title = f"shifts and a grouped 1x1 of {channels} channels, {what}"
-            step = partial(_measured, partial(shifts.steps, work, channels, backward))
+            step = partial(measure, partial(shifts.steps, work, channels, backward))
             found[f"steps-{channels}{suffix}"] = Table(title, step)
     return found
 
@@ -145,40 +164,43 @@ def sampling_tables(work: Workload) -> dict[str, Table]:
             title = (
                 f"{config.family}, {work.image_size}x{work.image_size}, {kind}, batch {work.batch_size}, {work.dtype}"
             )
-            measured = partial(_measured, partial(sampling.steps, work, config, kind == "training"))
+            measured = partial(measure, partial(sampling.steps, work, config, kind == "training"))
             found[f"sampling-{name}-{kind}"] = Table(f"sampling in {title}", measured, work.batch_size)
     return found
 
 
-def torch_tables(work: Workload) -> dict[str, Table]:
-    """The tables that compare with torch: the network of the workload, and two in both of their sizes.
+def torch_tables(work: Workload, compile_torch: bool) -> dict[str, Table]:
+    """The tables with other engines: the network of the workload, and the networks of ``COMPARED``."""
 
-    At 224 x 224 pixels a batch is a quarter as large.
-    """
-    found: dict[str, Table] = {}
-    config = NetworkConfig(width=work.width, mixer="shuffle")
-    network = f"ShuffleNetV2 {work.width}x, {work.image_size}x{work.image_size}, {work.dtype}"
-    for suffix, own in (("", work), ("-1", dataclasses.replace(work, batch_size=1))):
-        title = f"{network}, inference, batch {own.batch_size}"
-        found[f"torch-inference{suffix}"] = _torch_table(title, "inference", own, config)
-    title = f"{network}, training step without augmentation, batch {work.batch_size}"
-    found["torch-training"] = _torch_table(title, "training", work, config)
-    for name, config in TORCH_NETWORKS.items():
-        for size, stem, divisor in SIZES:
-            own = dataclasses.replace(work, batch_size=max(1, work.batch_size // divisor), image_size=size)
-            title = f"{config.family} 1.0x, {size}x{size}, {work.dtype}, training step without augmentation"
-            title = f"{title}, batch {own.batch_size}"
-            found[f"torch-{name}-{size}"] = _torch_table(title, "training", own, dataclasses.replace(config, stem=stem))
+    def table(kind: Kind, own: Workload, network: Network) -> Table:
+        step = "inference" if kind == "inference" else "training step without augmentation"
+        title = f"{network}, {own.image_size}x{own.image_size}, {own.dtype}, {step}, batch {own.batch_size}"
+        recipes = beside.engines(kind, own, network, compile_torch)
+        measured = partial(beside.measure_beside, recipes, beside.tolerance_of(kind, own))
+        return Table(title, measured, own.batch_size)
+
+    usual, single = Network("shufflenet_v2", "shuffle", work.width), dataclasses.replace(work, batch_size=1)
+    found = {
+        "torch-inference": table("inference", work, usual),
+        "torch-inference-1": table("inference", single, usual),
+        "torch-training": table("training", work, usual),
+    }
+    for name, (plain, sizes) in COMPARED.items():
+        for size in sizes:
+            network = plain._replace(stem=STEMS[size])
+            images = max(1, work.batch_size // DIVISORS[size])
+            own = dataclasses.replace(work, batch_size=images, image_size=size)
+            found[f"torch-{name}-{size}"] = table("training", own, network)
+            if name == "resnet":
+                continue
+            for suffix, batch in (("", work), ("-1", single)):
+                several = dataclasses.replace(batch, image_size=size)
+                found[f"torch-inference-{name}-{size}{suffix}"] = table("inference", several, network)
+            if size == max(sizes):
+                title = f"{network}, {size}x{size}, {own.dtype}, memory of training steps, batch {images}"
+                measured = partial(beside.measure_peaks, beside.keeping(own, network))
+                found[f"torch-memory-{name}"] = Table(title, measured, show=peaks)
     return found
-
-
-def _torch_table(title: str, kind: Literal["inference", "training"], work: Workload, config: NetworkConfig) -> Table:
-    def candidates() -> Cases:
-        from experiments.benchmark import torch_cases
-
-        return torch_cases.training(work, config) if kind == "training" else torch_cases.inference(work, config)
-
-    return Table(title, partial(_measured, candidates), work.batch_size)
 
 
 def assignment_tables(work: Workload) -> dict[str, Table]:
@@ -188,7 +210,7 @@ def assignment_tables(work: Workload) -> dict[str, Table]:
         matrices = "1 matrix" if problem.batch == 1 else f"{problem.batch} matrices"
         title = f"linear assignment of {matrices} of {problem.size} x {problem.size}, {problem.kind}, {work.dtype}"
         candidates = partial(assignments.assignments, work, problem)
-        found[f"assignment-{name}"] = Table(title, partial(_measured, candidates))
+        found[f"assignment-{name}"] = Table(title, partial(measure, candidates))
     return found
 
 
@@ -203,13 +225,5 @@ def pipeline_tables(work: Workload) -> dict[str, Table]:
     return found
 
 
-def _measured(candidates: Callable[[], Cases], rounds: int) -> Times:
-    return measure(candidates(), rounds)
-
-
-def _cost(programs: Callable[[], dict[str, Program]], rounds: int) -> Costs:
-    return measure_costs(programs(), rounds)
-
-
-def _needed(memory: Callable[[], Times], rounds: int) -> Times:
-    return memory()
+def _needed(work: Workload, config: NetworkConfig, effort: Effort) -> Result:
+    return {"bytes": convolutions.memory(work, config)}

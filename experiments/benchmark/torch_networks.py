@@ -1,4 +1,4 @@
-"""ShuffleNetV2 and MobileNetV2 in torch, written as a person would: torch's own layers, no trick.
+"""ShuffleNetV2, MobileNetV2 and ResNet in torch, written as a person would: torch's own layers, no trick.
 
 Needs the extra `bench`.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from shuffle_jax.models import NetworkConfig, mobilenet_v2, shufflenet_v2
+from shuffle_jax.models import NetworkConfig, mobilenet_v2, resnet, shufflenet_v2
 from shuffle_jax.models.stem import StemKind
 
 
@@ -148,11 +148,67 @@ class MobileNetV2(nn.Module):
         return self.head(self.relu6(self.last(x)).mean((2, 3)))
 
 
-def torch_network(config: NetworkConfig, classes: int) -> ShuffleNetV2 | MobileNetV2:
+class BasicUnit(nn.Module):
+    """One unit of ResNet with two 3x3 convolutions."""
+
+    def __init__(self, inputs: int, features: int, stride: int) -> None:
+        super().__init__()
+        self.first = ConvNorm(inputs, features, 3, stride)
+        self.second = ConvNorm(features, features, 3)
+        self.shortcut = ConvNorm(inputs, features, 1, stride) if stride > 1 or inputs != features else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (n, c, h, w) to (n, features, h / stride, w / stride)."""
+        return self.relu(self.shortcut(x) + self.second(self.relu(self.first(x))))
+
+
+class ResNet(nn.Module):
+    """ResNet of basic units, with the stem for small images."""
+
+    PLACES: ClassVar = {
+        # of ours: here
+        "conv": "conv",
+        "norm": "norm",
+        "conv1": "first.conv",
+        "norm1": "first.norm",
+        "conv2": "second.conv",
+        "norm2": "second.norm",
+        "downsample": "shortcut.conv",
+        "downsample_norm": "shortcut.norm",
+    }
+
+    def __init__(self, depth: int, width: float, classes: int) -> None:
+        super().__init__()
+        features = int(resnet.STEM * width)
+        self.stem = ConvNorm(3, features, 3)
+        inputs = features
+        for stage, units in enumerate(resnet.UNITS[depth], start=1):
+            for i in range(units):
+                unit = BasicUnit(inputs, features, stride=2 if i == 0 and stage > 1 else 1)
+                self.add_module(f"stage{stage}_{i}", unit)
+                inputs = features
+            features *= 2
+        self.head = nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps images (n, 3, h, w) to logits (n, classes)."""
+        x = self.stem(x).relu()
+        for name, unit in self.named_children():
+            if name.startswith("stage"):
+                x = unit(x)
+        return self.head(x.mean((2, 3)))
+
+
+TorchNetwork = ShuffleNetV2 | MobileNetV2 | ResNet
+
+
+def torch_network(config: NetworkConfig, classes: int) -> TorchNetwork:
     """The network of a configuration in torch.
 
     Args:
-        config: of ShuffleNetV2 with the fixed shuffle or of MobileNetV2, with plain layers and without dropout.
+        config: of ShuffleNetV2 with the fixed shuffle, MobileNetV2, or a ResNet of basic units for small images, with
+            plain layers and without dropout.
         classes: number of logits.
 
     Raises:
@@ -171,7 +227,20 @@ def torch_network(config: NetworkConfig, classes: int) -> ShuffleNetV2 | MobileN
             dropout=0,
         ):
             return MobileNetV2(config.width, config.stem, classes)
+        case NetworkConfig(
+            family="resnet",
+            depth=10 | 18 | 34 as depth,
+            groups=None | 1,
+            mixer="identity",
+            pointwise="plain",
+            sampling="stride",
+            stem="small",
+            head="plain",
+            dropout=0,
+        ):
+            return ResNet(depth, config.width, classes)
     raise ValueError(
         f"{config.family} with {config.mixer} and {config.pointwise} layers is not written in torch here: choose "
-        f"shufflenet_v2 with its shuffle, or mobilenet_v2, with plain layers"
+        f"shufflenet_v2 with its shuffle, mobilenet_v2, or resnet of depth 10, 18 or 34 with the small stem, with "
+        f"plain layers"
     )

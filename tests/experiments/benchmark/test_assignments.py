@@ -18,7 +18,7 @@ from experiments.benchmark.tables import tables
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(measuring, "SHORTEST", 0.0)
-    monkeypatch.setattr(measuring, "PAUSE", 0.0)
+    monkeypatch.setattr(measuring, "rest", lambda: True)
 
 
 @pytest.mark.parametrize("kind", [RANDOM, NEAR, INTEGERS])

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import cases, convolutions, measuring, startup
+from experiments.benchmark import aims, cases, convolutions, machine, measuring, startup
 from experiments.benchmark.cases import Workload
+from experiments.benchmark.effort import Effort, OutOfTime
+from experiments.benchmark.results import Results
+from experiments.benchmark.showing import Table
 from experiments.benchmark.tables import tables
 from experiments.cli import main
 from shuffle_jax.models import NetworkConfig, build
@@ -29,44 +32,13 @@ SMALL = ["--rounds", "2", "--batch-size", "2", "--image-size", "8"]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(measuring, "SHORTEST", 0.0)
-    monkeypatch.setattr(measuring, "PAUSE", 0.0)
+    monkeypatch.setattr(measuring, "rest", lambda: True)
 
 
 @pytest.fixture
 def no_torch(monkeypatch):
-    find = benchmark.importlib.util.find_spec
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
-
-
-def test_cases_run_in_turn_after_two_runs_each():
-    calls = []
-    times = measuring.measure({name: lambda name=name: calls.append(name) for name in "ab"}, rounds=3)
-    assert "".join(calls) == "aabb" + "ab" * 3
-    assert {name: len(values) for name, values in times.items()} == {"a": 3, "b": 3}
-
-
-def test_a_short_case_is_repeated_and_its_time_is_that_of_one_run(monkeypatch):
-    monkeypatch.setattr(measuring, "SHORTEST", 1.0)
-    clock, calls = [0.0], []
-    monkeypatch.setattr(measuring.time, "perf_counter", lambda: clock[0])
-
-    def case(seconds):
-        clock[0] += seconds
-        calls.append(seconds)
-
-    times = measuring.measure({"short": lambda: case(0.375), "long": lambda: case(2.0)}, rounds=2)
-    assert times == {"short": [0.375] * 2, "long": [2.0] * 2}
-    assert calls.count(0.375) == 2 + 2 * 3  # the fewest that take a second
-    assert calls.count(2.0) == 2 + 2
-
-
-def test_ratios_are_taken_round_by_round_against_the_first_case():
-    headings, rows = measuring.columns({"base": [1.0, 2.0, 4.0], "twice": [2.0, 4.0, 12.0]}, images=64)
-    assert headings == ["", "median_ms", "images/s", "ratio_min", "ratio_median", "ratio_max"]
-    assert rows == [["base", "2000", 32, "1.00", "1.00", "1.00"], ["twice", "4000", 16, "2.00", "2.00", "3.00"]]
-    headings, rows = measuring.columns({"base": [0.00125]}, images=None)
-    assert rows == [["base", "1.25", "1.00", "1.00", "1.00"]]
-    assert len(headings) == 5
+    find = machine.is_there
+    monkeypatch.setattr(machine, "is_there", lambda name: name != "torch" and find(name))
 
 
 @pytest.mark.parametrize("table", [cases.depthwise, cases.grouped_pointwise])
@@ -151,7 +123,7 @@ def test_an_advancing_case_goes_on_from_its_own_state():
     assert [int(case()) for _ in range(3)] == [10, 30, 50]
 
 
-def test_the_command_prints_tables_and_writes_every_round(tmp_path, capsys, no_torch):
+def test_the_command_writes_every_round_and_goes_on_with_what_is_missing(tmp_path, capsys, no_torch, monkeypatch):
     path = tmp_path / "new" / "times.json"
     benchmark.run([*SMALL, "--only", "permute", "grouped", "--json", str(path)])
     printed = capsys.readouterr().out
@@ -159,14 +131,71 @@ def test_the_command_prints_tables_and_writes_every_round(tmp_path, capsys, no_t
         ["[1/2]", "permute:"],
         ["[2/2]", "grouped:"],
     ]
-    written = json.loads(path.read_text())
-    assert set(written["tables"]) == {"permute", "grouped"}
-    assert {len(values) for values in written["tables"]["permute"]["seconds"].values()} == {2}
-    assert {"device", "processor", "cores", "python", "jax", "load_average"} <= set(written["about"])
+    assert printed.count("disturbed rounds: ") == 2
+    written = json.loads(path.read_text())["tables"]
+    assert set(written) == {"permute", "grouped"}
+    assert {len(values) for values in written["permute"]["seconds"].values()} == {2}
+    assert {"device", "processor", "cores", "python", "jax"} <= set(written["permute"]["machine"])
+    assert {"date", "rounds", "title", "load_average", "others"} <= set(written["permute"])
+
+    monkeypatch.setattr(measuring, "take_turns", lambda *_: pytest.fail("measured again"))
+    benchmark.run([*SMALL, "--only", "permute", "grouped", "--json", str(path), "--resume"])
+    assert capsys.readouterr().out.count(", known\n") == 2
+    assert json.loads(path.read_text())["tables"] == written
+
+
+@pytest.mark.parametrize("other", ["title", "machine", "rounds"])
+def test_what_was_measured_otherwise_is_not_known(tmp_path, other):
+    path, here = tmp_path / "times.json", {"cores": 2}
+    Results(path, here, 9, resume=False).add("permute", {"title": "moving", "seconds": {}})
+    assert Results(path, here, 9, resume=True).known("permute", "moving")["seconds"] == {}
+    others = {"title": "a", "machine": {}, "rounds": 8}
+    chosen = {"title": "moving", "machine": here, "rounds": 9} | {other: others[other]}
+    results = Results(path, chosen["machine"], chosen["rounds"], resume=True)
+    assert results.known("permute", chosen["title"]) is None
+    assert Results(path, here, 9, resume=False).known("permute", "moving") is None
+
+
+def test_the_end_of_the_minutes_leaves_the_rest_for_another_time(tmp_path, capsys):
+    def late(effort):
+        raise OutOfTime
+
+    good = Table("good", lambda effort: {"seconds": {"one": [1.0] * effort.rounds}})
+    chosen = {"first": good, "second": Table("late", late), "third": good}
+    results = Results(tmp_path / "times.json", {}, 2, resume=False)
+    benchmark.measure_all(chosen, results, Effort(2), {})
+    assert "the minutes are over; 2 of 3 are missing, --resume goes on with them" in capsys.readouterr().out
+    assert list(json.loads(results.path.read_text())["tables"]) == ["first"]
+    with pytest.raises(ArithmeticError, match="over before second was done: give more"):
+        benchmark.measure_all(chosen, results, Effort(2), {})
+
+
+def test_tables_are_chosen_by_patterns_and_by_their_aims(no_torch, capsys):
+    only = benchmark.select(benchmark.Arguments(only=("assignment-58*", "import")))
+    assert set(only) == {"import", *(f"assignment-58{kind}" for kind in ("", "-batch", "-near", "-integers"))}
+    aimed = benchmark.select(benchmark.Arguments(aims=True))
+    assert list(aimed) == [name for name in aims.aimed() if not name.startswith("torch")]
+    assert all(table.goals for table in aimed.values())
+    assert "batch 32, float32" in aimed["mobilenet-inference"].title
+    assert "batch 64" in aimed["training"].title
+    assert not tables(Workload(batch_size=63))["training"].goals
+    capsys.readouterr()
+
+
+def test_every_aim_is_of_a_table():
+    by_batch = {size: tables(Workload(size)) for size in (aims.BATCH_SIZE, aims.DYNAMIC_BATCH_SIZE)}
+    found = {name: by_batch[aims.batch_size(name)][name] for name in aims.aimed()}
+    assert all(table.goals for table in found.values())
+    titles = [found[f"torch-inference-{name}"].title for name in ("shufflenet-32", "mobilenet-224-1")]
+    assert titles == [
+        "shufflenet_v2 1.0x, 32x32, float32, inference, batch 64",
+        "mobilenet_v2 1.0x, 224x224, float32, inference, batch 1",
+    ]
+    assert found["torch-resnet-32"].title.startswith("resnet-18, 32x32, float32, training step")
 
 
 def test_without_torch_its_tables_are_left_out_with_the_remedy(capsys, no_torch):
-    chosen = benchmark.select(benchmark.Arguments(), Workload())
+    chosen = benchmark.select(benchmark.Arguments())
     assert "torch-training" not in chosen
     assert {"permute", "training", "inference-1", "compile", "import"} <= set(chosen)
     printed = capsys.readouterr().out
@@ -187,19 +216,19 @@ def test_torch_is_compared_on_both_networks_at_both_sizes_with_a_quarter_of_the_
 
 def test_both_types_are_measured_on_a_gpu_and_one_if_that_is_asked_for(monkeypatch, no_torch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    both = benchmark.select(benchmark.Arguments(only=("training", "import")), Workload())
+    both = benchmark.select(benchmark.Arguments(only=("training", "import")))
     assert list(both) == ["training", "import", "training bfloat16"]
-    one = benchmark.select(benchmark.Arguments(only=("training",), dtype="bfloat16"), Workload())
+    one = benchmark.select(benchmark.Arguments(only=("training",), dtype="bfloat16"))
     assert list(one) == ["training bfloat16"]
     assert cases.depthwise(Workload(2, 8, 0.5, "bfloat16"))["native"]()[1].dtype == jnp.bfloat16
 
 
 def test_a_table_that_is_refused_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
-    def refuse(rounds):
+    def refuse(effort):
         raise ArithmeticError("they differ")
 
-    table = measuring.Table("good", lambda rounds: {"one": [1.0] * rounds})
-    monkeypatch.setattr(benchmark, "select", lambda *_: {"bad": measuring.Table("bad", refuse), "good": table})
+    table = Table("good", lambda effort: {"seconds": {"one": [1.0] * effort.rounds}})
+    monkeypatch.setattr(benchmark, "select", lambda *_: {"bad": Table("bad", refuse), "good": table})
     with pytest.raises(SystemExit) as stop:
         main(lambda: benchmark.run(["--json", str(tmp_path / "times.json")]))
     assert stop.value.code == 1
@@ -224,6 +253,9 @@ def test_a_busy_machine_is_named_in_one_line(monkeypatch, tmp_path, capsys):
         (["--rounds", "0"], "rounds must be at least 1, got 0"),
         (["--width", "0.7"], "has no width 0.7"),
         (["--only", "torch-training"], "torch is not installed"),
+        (["--only", "torch-trai*g", "x*"], "there is no table 'x*'"),
+        (["--aims", "--only", "import"], "there is no table 'import'"),
+        (["--minutes", "0"], "minutes must be positive, got 0"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2_before_anything_is_measured(arguments, message, mistake, tmp_path, no_torch):
@@ -233,14 +265,14 @@ def test_a_mistake_is_one_line_and_code_2_before_anything_is_measured(arguments,
 def test_imports_alternate_and_the_first_of_each_is_not_counted(monkeypatch):
     ran = []
     monkeypatch.setattr(startup, "run_python", ran.append)
-    times = startup.import_times(rounds=2)
+    times = startup.import_times(Effort(2))["seconds"]
     assert ran == [*startup.IMPORTS.values()] * 10
     assert [len(values) for values in times.values()] == [9, 9]
 
 
 def test_compilations_are_cold_and_reported_apart_from_tracing(monkeypatch):
     monkeypatch.setattr(startup, "run_python", lambda code: "1.5 20.25" if "'auto'" in code else "1.0 10.0")
-    times = startup.compile_times(WORK, rounds=15)
+    times = startup.compile_times(WORK, Effort(15))["seconds"]
     assert times["learned, relaxed, compiling"] == [20.25] * startup.MOST_COMPILATIONS
     assert times["fixed shuffle, tracing"] == [1.0] * startup.MOST_COMPILATIONS
     assert next(iter(times)) == "fixed shuffle, compiling"
@@ -253,17 +285,12 @@ def test_a_measuring_process_runs_here_without_a_cache_and_its_failure_is_told()
         startup.run_python("1 / 0")
 
 
-def test_memory_is_shown_for_one_image_a_batch_and_each_image_more():
-    table = measuring.Table("memory", lambda rounds: {}, images=9, unit="bytes")
-    headings, rows = measuring.in_columns(table, {"a": [2.0**20, 9 * 2.0**20], "b": [2.0**20, 18 * 2.0**20]})
-    assert headings == ["", "1_image_MiB", "9_images_MiB", "each_MiB", "ratio"]
-    assert rows == [["a", "1", "9", "1", "1.00"], ["b", "1", "18", "2.12", "2.00"]]
-
-
 @pytest.mark.slow
-def test_forms_of_a_dynamic_convolution_are_measured_on_the_same_layer():
-    shape = convolutions.Shape(8, 12, 3, 2, 5, basic_sizes)
-    results = {name: case() for name, case in convolutions.layer(WORK, shape).items()}
+def test_forms_of_a_dynamic_convolution_are_measured_on_the_same_layer(monkeypatch):
+    monkeypatch.setitem(convolutions.SHAPES, "small", convolutions.Shape(8, 12, 3, 2, 5, basic_sizes))
+    built = convolutions.layer(WORK, "small")
+    results = {name: case() for name, case in built.cases.items()}
+    np.testing.assert_allclose(built.outputs()[convolutions.OUTPUT], results["DCD"])
     first, second = (results[f"DCD, {form}"] for form in ("features", "kernels"))
     np.testing.assert_allclose(first, second, atol=1e-4)
     assert {y.shape for y in results.values()} == {(2, 3, 3, 12)}
@@ -295,8 +322,11 @@ def test_networks_with_each_kind_of_convolution_infer_and_say_their_memory(kinds
     monkeypatch.setattr(convolutions, "_made", lambda work, config: kinds)
     logits = {name: case() for name, case in convolutions.inference(WORK, RESNET).items()}
     assert {y.shape for y in logits.values()} == {(2, cases.CLASSES)}
+    assert list(logits) == [name + suffix for name in convolutions.KINDS for suffix in ("", ", folded")]
+    for name in ("static", "DCD"):
+        np.testing.assert_allclose(logits[name], logits[f"{name}, folded"], atol=1e-4)
     needed = convolutions.memory(WORK, RESNET)
-    assert list(needed) == list(logits) == list(convolutions.KINDS)
+    assert list(needed) == list(convolutions.KINDS)
     for one, batch in needed.values():
         assert 0 < one < batch
 

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.benchmark import pipelines
 from experiments.benchmark.cases import CLASSES, Workload
+from experiments.benchmark.effort import Effort
 from shuffle_jax.nn import BatchNorm
 
 
@@ -43,7 +44,7 @@ def test_a_feed_is_begun_warmed_timed_and_ended_in_each_of_its_turns(monkeypatch
         finally:
             events.append("end")
 
-    times = pipelines.measure_feeds({"a": lambda: feed("a", 1.5), "b": lambda: feed("b", 4.0)}, rounds=100)
+    times = pipelines.measure_feeds({"a": lambda: feed("a", 1.5), "b": lambda: feed("b", 4.0)}, Effort(100))
     assert times == {"a": [1.5] * pipelines.MOST_ROUNDS, "b": [4.0] * pipelines.MOST_ROUNDS}
     assert events == [*"aaa", "end", *"bbb", "end"] * pipelines.MOST_ROUNDS
 
@@ -52,7 +53,7 @@ def test_a_feed_is_begun_warmed_timed_and_ended_in_each_of_its_turns(monkeypatch
 def test_the_step_is_measured_alone_and_behind_every_pipeline(monkeypatch):
     pytest.importorskip("grain")
     monkeypatch.setattr(pipelines, "shufflenet", lambda work, mixer: Linear())
-    times = pipelines.training_times(WORK, 1)
+    times = pipelines.training_times(WORK, Effort(1))["seconds"]
     assert list(times) == [pipelines.ALONE, "device", "memory", "stream, threads"]
     assert all(len(values) == 1 and values[0] > 0 for values in times.values())
 
@@ -60,7 +61,7 @@ def test_the_step_is_measured_alone_and_behind_every_pipeline(monkeypatch):
 @pytest.mark.parametrize("size", [32, 224])
 def test_every_pipeline_is_measured_alone(size):
     pytest.importorskip("grain")
-    times = pipelines.input_times(size, 2)
+    times = pipelines.input_times(size, Effort(2))["seconds"]
     assert list(times) == ["device", "memory", "stream, threads"]
     assert all(len(values) == 2 for values in times.values())
 

@@ -11,8 +11,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import measuring, shifts
+from experiments.benchmark import measuring, shifts, showing
 from experiments.benchmark.cases import Workload
+from experiments.benchmark.effort import Effort
 from experiments.benchmark.shifts import GROUPS, IDENTITY, MIXERS
 from experiments.benchmark.tables import tables
 from shuffle_jax.ops import permutation
@@ -24,7 +25,7 @@ PERMUTATION, DEPTHWISE = "learned hard permutation", "depthwise 3x3"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(measuring, "SHORTEST", 0.0)
-    monkeypatch.setattr(measuring, "PAUSE", 0.0)
+    monkeypatch.setattr(measuring, "rest", lambda: True)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,11 @@ def cost(seconds, accessed=0.0, moved=0):
     return {"seconds": seconds, "accessed": accessed, "moved": moved}
 
 
+def result(costs):
+    """By what is known of all, and not by program."""
+    return {key: {name: one[key] for name, one in costs.items()} for key in ("seconds", "accessed", "moved")}
+
+
 def test_what_is_added_is_taken_round_by_round_from_the_first_and_the_limit_from_the_copy():
     costs = {
         "without": cost([0.010, 0.020, 0.040], accessed=2.0**30),
@@ -53,7 +59,7 @@ def test_what_is_added_is_taken_round_by_round_from_the_first_and_the_limit_from
         "unmoved": cost([0.020, 0.040, 0.120], accessed=0.0),
         "copies": cost([0.004, 0.001, 0.002], moved=8_000_000),
     }
-    headings, rows = measuring.in_columns(measuring.Table("added", lambda rounds: {}, unit="costs"), costs)
+    headings, rows = showing.added_columns(showing.Table("added", lambda effort: {}), result(costs))
     spread = ["added_ms_min", "added_ms_median", "added_ms_max", "ratio_min", "ratio_median", "ratio_max"]
     assert headings == ["", "median_ms", *spread, "added_MiB", "limit_ms"]
     assert rows == [
@@ -66,7 +72,7 @@ def test_what_is_added_is_taken_round_by_round_from_the_first_and_the_limit_from
 
 def test_bytes_that_the_compiler_does_not_count_are_unknown_and_the_times_stay():
     costs = {"without": cost([1.0], accessed=None), "with": cost([3.0], accessed=None), "copies": cost([1.0], moved=1)}
-    _, rows = measuring.added_columns(costs)
+    _, rows = showing.added_columns(showing.Table("added", lambda effort: {}), result(costs))
     assert rows[1] == ["with", "3000", "2000", "2000", "2000", "3.00", "3.00", "3.00", "unknown", "0"]
 
 
@@ -204,7 +210,7 @@ def test_tables_are_of_one_image_and_of_128_and_nothing_is_made_before_its_turn(
     found = tables(Workload(batch_size=5, image_size=16))
     assert not made
     for name in ("mixers-1", "mixers-128"):
-        found[name].measure(1)
+        found[name].measure(Effort(1))
     assert made == [Workload(1, 16), Workload(128, 16)]
 
 
@@ -225,11 +231,11 @@ def test_the_command_measures_and_writes_them(networks, monkeypatch, tmp_path, c
     assert "what a mixer adds to AddressNet-8, 8x8, inference, batch 3, float32" in printed
     written = json.loads(path.read_text())["tables"]
     assert list(written) == list(only)
-    costs = written["mixers-3"]["costs"]
-    assert list(costs)[:-1] == list(some)
-    for entry in costs.values():
-        assert len(entry["seconds"]) == 3
-        assert entry["accessed"] > 0
+    costs = written["mixers-3"]
+    assert list(costs["seconds"])[:-1] == list(some)
+    for name, seconds in costs["seconds"].items():
+        assert len(seconds) == 3
+        assert costs["accessed"][name] > 0
     bandwidth = [float(line.split(", ")[-1].split()[0]) for line in printed.splitlines() if " copies of " in line]
-    copy = list(costs.values())[-1]
-    assert bandwidth == [pytest.approx(copy["moved"] / np.median(copy["seconds"]) / 1e9, rel=1e-2)]
+    copy = list(costs["seconds"])[-1]
+    assert bandwidth == [pytest.approx(costs["moved"][copy] / np.median(costs["seconds"][copy]) / 1e9, rel=1e-2)]
