@@ -1,4 +1,4 @@
-"""Writes the notebooks that are kept as scripts: `python tools/write_notebooks.py`, then execute them.
+"""Writes the notebooks that are kept as scripts: `python tools/write_notebooks.py [NAME ...]`, then execute them.
 
 A line `# %%` begins a cell of code, `# %% [markdown]` a cell of text, whose lines are comments.
 """
@@ -6,6 +6,8 @@ A line `# %%` begins a cell of code, `# %% [markdown]` a cell of text, whose lin
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Collection
 from pathlib import Path
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
@@ -23,13 +25,13 @@ def cells(script: str) -> list[tuple[str, str]]:
     return found
 
 
-def write() -> None:
-    """Writes a notebook beside each script, without outputs."""
+def write(names: Collection[str] = ()) -> None:
+    """Writes a notebook beside each script, or beside those named, without outputs."""
     import nbformat
     from nbformat import v4
 
     make = {"code": v4.new_code_cell, "markdown": v4.new_markdown_cell}
-    for script in sorted(NOTEBOOKS.glob("*.py")):
+    for script in [NOTEBOOKS / f"{name}.py" for name in names] or sorted(NOTEBOOKS.glob("*.py")):
         notebook = v4.new_notebook(
             metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
             cells=[make[kind](text, id=f"cell-{i}") for i, (kind, text) in enumerate(cells(script.read_text()))],
@@ -38,4 +40,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:])

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from shuffle_jax.data import AugmentConfig, DigitsConfig
 from shuffle_jax.models import NetworkConfig
-from shuffle_jax.train.config import PenaltyConfig, TrainConfig
-from shuffle_jax.train.optimizer import OptimizerConfig
+from shuffle_jax.train.config import OptimizerConfig, TrainConfig
+from shuffle_jax.train.own import OPTIMIZER, PENALTY
 
 
 class Recipe(NamedTuple):
@@ -19,8 +19,9 @@ class Recipe(NamedTuple):
 
     def permuting(self) -> Recipe:
         """The same for relaxed permutations: their own rate, the constraint and the penalty."""
-        optimizer = replace(self.config.optimizer, permutation_rate=0.1, constraint="balance")
-        config = replace(self.config, optimizer=optimizer, penalty=PenaltyConfig(weight=0.1, end=0.5))
+        rate, constraint = OPTIMIZER.permutation_rate, OPTIMIZER.constraint
+        optimizer = replace(self.config.optimizer, permutation_rate=rate, constraint=constraint)
+        config = replace(self.config, optimizer=optimizer, penalty=PENALTY)
         return Recipe(self.text, config)
 
     def of_factors(self) -> Recipe:

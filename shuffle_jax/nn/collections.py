@@ -25,8 +25,7 @@ PERMUTATIONS = "permutations"
 PROGRESS = "progress"
 """The collection of scalars ``share``: how much of the training is done, from 0 to 1. The training step sets them.
 
-They are 1 where nobody does: in a loop of your own write ``jax.tree.map(lambda old: jnp.full_like(old, step / steps),
-variables[PROGRESS])`` there before every step.
+They are 1 where nobody does: in a loop of your own give every step :func:`with_progress`.
 """
 
 DIAGNOSTICS = "diagnostics"
@@ -38,6 +37,9 @@ FACTORS = "factors"
 STATIC = "static_logits"
 """The name of parameters from which static factors are made; freezing turns them into index vectors."""
 
+
+SOWN = (PENALTIES, DIAGNOSTICS, FACTORS)
+"""What layers only tell, and is no state of a network."""
 
 COLLECTIONS = ("params", "batch_stats", PERMUTATIONS, PROGRESS, PENALTIES, DIAGNOSTICS, FACTORS)
 """Every collection that modules of the library have."""
@@ -54,6 +56,35 @@ def training_progress(module: nn.Module) -> Float[Array, ""]:
     if module.is_initializing() or module.has_variable(PROGRESS, "share"):
         return module.variable(PROGRESS, "share", jnp.ones, (), jnp.float32).value
     return jnp.ones((), jnp.float32)
+
+
+def penalty_sum(variables: PyTree) -> Float[Array, ""]:
+    """The sum of the penalties that modules have sown, which a loss adds with its weight; 0 if there are none.
+
+    Args:
+        variables: what ``apply(..., mutable=["penalties", ...])`` gives beside the output; also a module of
+            ``flax.nnx.bridge.ToNNX`` that was called so, another that holds some, or its state.
+
+    >>> float(penalty_sum({"penalties": {"mixer": {"l1_minus_l2": jnp.full((), 0.5)}}, "batch_stats": {}}))
+    0.5
+    """
+    sown = collections_of(variables, "penalty_sum").get(PENALTIES, {})
+    return sum(map(jnp.sum, jax.tree.leaves(sown)), start=jnp.zeros((), jnp.float32))
+
+
+def with_progress(variables: Mapping[str, PyTree], share: Array | float) -> dict[str, PyTree]:
+    """The variables of a network that is told how much of the training is done.
+
+    Args:
+        variables: by collection; those of a network that does not ask stay as they are.
+        share: from 0 to 1, such as ``(step + 1) / steps``.
+
+    >>> with_progress({"params": {}, "progress": {"share": jnp.ones(())}}, 0.25)["progress"]["share"].item()
+    0.25
+    """
+    if PROGRESS not in variables:
+        return dict(variables)
+    return {**variables, PROGRESS: jax.tree.map(lambda old: jnp.full_like(old, share), variables[PROGRESS])}
 
 
 def relaxed_permutations(params: PyTree) -> dict[str, Float[Array, "c c"]]:
@@ -96,6 +127,16 @@ def one_by_one(leaves: Mapping[tuple[str, ...], Any], axes: int) -> dict[str, An
     return found
 
 
+def _collection(kind: type) -> str:
+    """The collection of a type of variables of flax.nnx; of a type that no collection has, the name of the type."""
+    from flax import nnx
+
+    try:
+        return nnx.variable_name_from_type(kind)
+    except ValueError:
+        return kind.__name__
+
+
 def collections_of(variables: PyTree, asked_by: str) -> dict[str, PyTree]:
     """The variables of a network as plain dictionaries by collection, from whatever holds them.
 
@@ -112,7 +153,7 @@ def collections_of(variables: PyTree, asked_by: str) -> dict[str, PyTree]:
         state = nnx.to_flat_state(nnx.state(variables) if isinstance(variables, nnx.Module) else variables)
         return unflatten_dict(
             {
-                (nnx.variable_name_from_type(type(leaf)), *map(str, path)): leaf.get_value()
+                (_collection(type(leaf)), *map(str, path)): leaf.get_value()
                 for path, leaf in state
                 if isinstance(leaf, nnx.Variable) and not isinstance(leaf, nnx.RngState)
             }

@@ -18,6 +18,9 @@ from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 from shuffle_jax.train.frozen import body, frozen
 from shuffle_jax.typing import Array, Int, Matrix, PyTree
 
+PERMUTATION_RATE = 0.1
+"""The recommended learning rate of relaxed permutations over that of the other parameters, under SGD with momentum."""
+
 HEAVIEST = 100.0
 """What the weight of the penalties is multiplied by at most: matrices that move too fast do not settle."""
 
@@ -124,16 +127,37 @@ def make_optimizer(config: OptimizerConfig, schedule: optax.Schedule) -> optax.G
             )
         case "adamw":
             descent = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decays)
-    constrain: Callable[[Matrix], Matrix] = balance if config.constraint == "balance" else clamp_normalize
-    relaxed = optax.chain(optax.scale(config.permutation_rate), keep_bistochastic(constrain))
+    relaxed = permuting(config.permutation_rate, balance if config.constraint == "balance" else clamp_normalize)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     slower = () if config.body_rate == 1 else (optax.masked(optax.scale(config.body_rate), body),)
-    chain = optax.chain(optax.masked(clip, is_not_relaxed), descent, *slower, optax.masked(relaxed, is_relaxed))
+    chain = optax.chain(optax.masked(clip, is_not_relaxed), descent, *slower, relaxed)
     if not config.freeze:
         return chain
     off = partial(frozen, patterns=config.freeze)
     on = lambda params: jax.tree.map(operator.not_, off(params))  # noqa: E731
     return optax.chain(optax.masked(chain, on), optax.masked(optax.set_to_zero(), off))
+
+
+def permuting(
+    rate: float = PERMUTATION_RATE, constrain: Callable[[Matrix], Matrix] = balance
+) -> optax.GradientTransformation:
+    """The last link of a chain for a network with relaxed permutations: their own rate, then the constraint.
+
+    Other leaves go by as they are, and all of them where none is a relaxed permutation. What stands before it in a
+    chain of your own should not decay them: ``optax.adamw(1e-3, mask=decays)``.
+
+    Args:
+        rate: what the updates of relaxed permutations are multiplied by.
+        constrain: as :func:`shuffle_jax.constraint.keep_bistochastic` takes it.
+
+    >>> optimizer = optax.chain(optax.sgd(0.1), permuting())
+    >>> params = {"mixer": {"relaxed_permutation": jnp.full((2, 2), 0.5)}, "bias": jnp.zeros(2)}
+    >>> gradient = jax.tree.map(jnp.ones_like, params)
+    >>> updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    >>> updates["mixer"]["relaxed_permutation"].tolist(), updates["bias"].tolist()
+    ([[0.0, 0.0], [0.0, 0.0]], [-0.1, -0.1])
+    """
+    return optax.masked(optax.chain(optax.scale(rate), keep_bistochastic(constrain)), is_relaxed)
 
 
 def decays(params: PyTree) -> PyTree:

@@ -10,12 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PROGRESS
+from shuffle_jax.nn.collections import PROGRESS, SOWN
 from shuffle_jax.streams import PARAMETERS
 from shuffle_jax.typing import Array, Images, Int, Key, PyTree
-
-SOWN = ("params", PENALTIES, DIAGNOSTICS, FACTORS)
-"""What is no state of a network: its parameters, which stand for themselves, and what layers only tell."""
 
 
 class TrainState(struct.PyTreeNode):
@@ -85,7 +82,7 @@ def first_state(
 ) -> TrainState:
     """The state before the first step, of a network whose variables are there already; see :func:`init_state`."""
     params = variables.get("params", {})
-    collections = {name: tree for name, tree in variables.items() if name not in SOWN and _is_kept(tree)}
+    collections = {name: tree for name, tree in variables.items() if name not in ("params", *SOWN) and _is_kept(tree)}
     if PROGRESS in collections:
         collections[PROGRESS] = jax.tree.map(jnp.zeros_like, collections[PROGRESS])
     # Copies: the step donates its input, and one buffer cannot be given away twice.

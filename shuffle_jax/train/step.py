@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
-from shuffle_jax.nn.collections import PENALTIES, PROGRESS
+from shuffle_jax.nn.collections import PENALTIES, penalty_sum, with_progress
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.streams import AUGMENTATION, DROPOUT
 from shuffle_jax.train.config import TrainConfig
@@ -83,8 +83,7 @@ def make_train_step(
             mutable=[*collections, PENALTIES],
             rngs={"dropout": key},
         )
-        penalties = map(jnp.sum, jax.tree.leaves(updated.get(PENALTIES, {})))
-        penalty = weight * sum(penalties, start=jnp.zeros((), jnp.float32))
+        penalty = weight * penalty_sum({"params": params, **updated})
         smooth = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()
         accuracy = jnp.mean(logits.argmax(-1) == targets.argmax(-1), dtype=jnp.float32)
@@ -100,10 +99,7 @@ def make_train_step(
         images, targets = augment(key, batch.images, targets, augmentation, *mean_std, epoch)
         images, targets = jax.lax.with_sharding_constraint((images, targets), batch_sharding(mesh))
         weight = jnp.asarray(weight_at(state.step), jnp.float32)
-        collections = dict(state.collections)
-        if PROGRESS in collections:
-            done = jnp.asarray(progress_at(state.step), jnp.float32)
-            collections[PROGRESS] = jax.tree.map(lambda old: jnp.full_like(old, done), collections[PROGRESS])
+        collections = with_progress(state.collections, jnp.asarray(progress_at(state.step), jnp.float32))
         dropout = jax.random.fold_in(jax.random.fold_in(state.key, DROPOUT), state.step)
         keys = jax.random.split(dropout, config.accumulate)
 
