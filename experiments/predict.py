@@ -1,7 +1,8 @@
 """Classifies pictures: `python -m experiments.predict MODEL PICTURES...`.
 
-MODEL is the folder of a run, or a file written by experiments.export; for the latter the code that made the network is
-not loaded. PICTURES are image files, folders of them, or one .npy array (n, h, w, c) of pixels.
+MODEL is the folder of a run, or what experiments.export wrote: a file for JAX or an ONNX file, for both of which the
+code that made the network is not loaded, or a folder in the layout of the hub. PICTURES are image files, folders of
+them, or one .npy array (n, h, w, c) of pixels.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Arguments:
     """What to classify, and how to show it."""
 
     model: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run (the network is hardened), or an exported file."""
+    """Folder of a run (the network is hardened), or an exported file or folder."""
 
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Image files, folders of them, or one .npy array (n, h, w, c) of 8-bit pixels, with --raw of normalised floats."""
@@ -101,14 +102,18 @@ def run(arguments: Sequence[str] | None = None) -> None:
 
 
 def load_model(path: Path, checkpoint: str) -> Model:
-    """A network from a run or from an exported file.
+    """A network from a run, or from an exported file or folder.
 
     Raises:
         ValueError: there is neither, or it cannot be read.
     """
     if path.is_dir():
+        from shuffle_jax.deploy.hub import is_folder, load_network
         from shuffle_jax.train.trained import load_trained
 
+        if is_folder(path):
+            loaded = load_network(path)
+            return Model(loaded.logits, loaded.preprocessing, loaded.classes)
         trained = load_trained(path, checkpoint)
         return Model(trained.logits, trained.preprocessing, told_apart(trained.classes))
     if not path.exists():

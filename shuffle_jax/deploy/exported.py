@@ -161,7 +161,8 @@ def load(path: Path | str) -> Exported:
     """Loads an exported network.
 
     Args:
-        path: of the program; its JSON file lies beside it and holds ``format``, ``bytes``, ``sha256``, ``input`` and
+        path: of the program, or of an ONNX file, see :func:`shuffle_jax.deploy.onnx.run.load`. The JSON file of a
+            program lies beside it and holds ``format``, ``bytes``, ``sha256``, ``input`` and
             ``output`` (shape and dtype), ``classes``, ``preprocessing``, ``network``, ``folded``, ``platforms`` and
             ``versions``.
 
@@ -169,6 +170,10 @@ def load(path: Path | str) -> Exported:
         ValueError: a file is missing, damaged, of a newer format, or not for this platform; the message says which.
     """
     path = Path(path)
+    if path.suffix == ".onnx":
+        from shuffle_jax.deploy.onnx import run  # which knows what is loaded here
+
+        return run.load(path)
     if not path.is_file():
         raise ValueError(f"there is no exported network {path}: make one with experiments.export")
     about = _about(sidecar(path))

@@ -1,6 +1,6 @@
 """The convolutions of efficient networks, each in the form that is fastest on the platform it runs on.
 
-The choice is made here and nowhere else, by ``jax.lax.platform_dependent`` at lowering time. On CPU, XLA's native
+The choice is made here and nowhere else, at lowering time, see :mod:`shuffle_jax.ops.form`. On CPU, XLA's native
 depthwise and grouped convolutions are 5 to 50 times slower than shifted multiply-adds and dot products, and their
 gradients more; on GPU and TPU the native ones are used. ``python -m experiments.benchmark`` measures the difference.
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from shuffle_jax.ops.depthwise_shifts import Pads, padded, shifted, sum_of_shifts
+from shuffle_jax.ops.form import by_platform, is_native
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from, rotate
 from shuffle_jax.ops.wrap import wrap
@@ -65,7 +66,7 @@ def depthwise(
             f"a depthwise kernel for {channels} channels has the shape (kh, kw, 1, {channels}), not {kernel.shape}"
         )
     x, pads = around(x, dilated(kernel.shape[:2], dilation), padding)
-    return lax.platform_dependent(
+    return by_platform(
         x,
         kernel,
         cpu=partial(sum_of_shifts, stride, pads, dilation=dilation),
@@ -82,9 +83,9 @@ def pointwise(
     the k-th ``o / g`` output channels. With a rotation r these are the channels ``(k i + r) mod c`` and on: those of
     :func:`~shuffle_jax.ops.shift.rotate`, which on CPU costs nothing here.
 
-    One group is a matrix product on every platform. Several are on CPU g products of slices, or, if they are of few
-    channels, one product with a matrix of blocks and zeros, in which an infinity reaches all groups; elsewhere the
-    native grouped convolution.
+    One group is a matrix product on every platform, and a convolution in the native form that is asked for. Several
+    are on CPU g products of slices, or, if they are of few channels, one product with a matrix of blocks and zeros, in
+    which an infinity reaches all groups; elsewhere the native grouped convolution.
 
     Args:
         x: ``(n, h, w, c)``.
@@ -110,9 +111,10 @@ def pointwise(
             f"(1, 1, {channels // groups}, o), not {kernel.shape}"
         )
     if groups == 1:
-        return _dot(x, jnp.roll(kernel[0, 0], rotation, axis=0) if rotation % channels else kernel[0, 0])
+        kernel = jnp.roll(kernel, rotation, axis=2) if rotation % channels else kernel
+        return _native(1, ((0, 0), (0, 0)), 1, x, kernel) if is_native() else _dot(x, kernel[0, 0])
     few = channels <= _BLOCK_CHANNELS
-    return lax.platform_dependent(
+    return by_platform(
         x,
         kernel,
         cpu=partial(_pointwise_blocks if few else _pointwise_slices, groups, rotation),
@@ -164,10 +166,10 @@ def convolution(
     x, pads = around(x, dilated(kernel.shape[:2], dilation), padding)
     native = partial(_native, stride, pads, groups, dilation=dilation)
     if groups > 1:
-        return lax.platform_dependent(x, kernel, cpu=partial(_slices, stride, pads, groups, dilation), default=native)
+        return by_platform(x, kernel, cpu=partial(_slices, stride, pads, groups, dilation), default=native)
     if channels > _PATCH_CHANNELS and kernel.shape[:2] != (1, 1):
         return native(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=partial(_patches_dot, stride, pads, dilation=dilation), default=native)
+    return by_platform(x, kernel, cpu=partial(_patches_dot, stride, pads, dilation=dilation), default=native)
 
 
 # Against the native form, forward with the kernel's gradient takes 0.6 to 1.05 times as long on JAX 0.12, 0.3 to 1.0 on

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from shuffle_jax.ops import mixing, rounding
+from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.mesh import whole_result
 from shuffle_jax.ops.permutation import identity, invert, is_permutation, kron, to_matrix
 from shuffle_jax.ops.precision import at_least_float32
@@ -233,7 +234,7 @@ def _on_cpu(
     """The unrolled form on CPU if the outer factor has at most so many entries, the product otherwise."""
     if outer.shape[2] * outer.shape[3] > most:
         return product(*operands)
-    return lax.platform_dependent(*operands, cpu=unrolled, default=product)
+    return by_platform(*operands, cpu=unrolled, default=product)
 
 
 @jax.custom_vjp

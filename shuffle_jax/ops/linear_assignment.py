@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.mesh import each_device, varying_alike
 from shuffle_jax.ops.order import last, to_integers, to_numbers
 from shuffle_jax.ops.precision import at_least_float32
@@ -98,7 +99,7 @@ def _in_any_batch(cost: Float[Array, "n c c"]) -> Int[Array, "n c"]:
     # Sums of four entries occur: they must not overflow. By a power of two, which rounds nothing.
     cost = cost * jnp.where(jnp.abs(cost).max((-2, -1), keepdims=True) > 1, 1 / 64, 1).astype(cost.dtype)
     cost = jnp.where(cost == 0, 0, cost)  # -0 would come before 0
-    return each_device(lambda cost: lax.platform_dependent(cost, cpu=_in_turn, default=_at_once), (cost,))
+    return each_device(lambda cost: by_platform(cost, cpu=_in_turn, default=_at_once), (cost,))
 
 
 @_in_any_batch.def_vmap

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.permutation import check_groups, invert
 from shuffle_jax.typing import Array, Float, Int, Num
@@ -39,7 +39,7 @@ def _permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Ar
 
 
 def _gather_channels(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
-    return lax.platform_dependent(x, permutation, cpu=_gather_in_rows, default=_gather)
+    return by_platform(x, permutation, cpu=_gather_in_rows, default=_gather)
 
 
 def _gather(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:

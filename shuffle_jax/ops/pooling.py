@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.depthwise_shifts import interleave
+from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Float, Images, Int
 
@@ -59,7 +60,7 @@ def largest(x: Images) -> Float[Array, "n oh ow c"]:
     >>> largest(jnp.arange(9.0).reshape(1, 3, 3, 1)).ravel().tolist()
     [4.0, 5.0, 7.0, 8.0]
     """
-    return lax.platform_dependent(x, cpu=partial(_largest_noted, x.shape[1:3]), default=_largest_native)
+    return by_platform(x, cpu=partial(_largest_noted, x.shape[1:3]), default=_largest_native)
 
 
 def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.convolution import pointwise
+from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from
 from shuffle_jax.typing import Array, Float, Images, Int
@@ -65,9 +66,7 @@ def rolling_pointwise(
     if groups == 1 or (features % groups == 0 and np.array_equal(starts, _apart(channels, features, groups))):
         return pointwise(x, kernel, groups)
     many = features >= _OUTPUTS * len(np.unique(starts))
-    return lax.platform_dependent(
-        x, kernel, cpu=partial(_slices if many else _product, starts), default=partial(_product, starts)
-    )
+    return by_platform(x, kernel, cpu=partial(_slices if many else _product, starts), default=partial(_product, starts))
 
 
 def window_starts(channels: int, features: int, groups: int, overlap: float) -> Int[np.ndarray, " o"]:
@@ -127,15 +126,12 @@ def _product(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1
     columns = jnp.pad(kernel[0, 0].T, ((0, 0), (0, channels - width)))
     columns = jnp.concatenate([columns, columns], axis=-1)
     take = jax.vmap(lambda column, first: lax.dynamic_slice_in_dim(column, first, channels))
-    return _dot(x, take(columns, jnp.asarray(channels - starts, jnp.int32)).T)
+    return pointwise(x, take(columns, jnp.asarray(channels - starts, jnp.int32)).T[None, None])
 
 
 def _slices(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1 w o"]) -> Images:
     """One product for each run of outputs with the same window."""
     cuts = np.flatnonzero(np.diff(starts)) + 1
     parts = zip(jnp.split(kernel[0, 0], cuts, axis=-1), starts[[0, *cuts]], strict=True)
-    return jnp.concatenate([_dot(channels_from(x, int(first), len(part)), part) for part, first in parts], axis=-1)
-
-
-def _dot(x: Images, matrix: Float[Array, "i o"]) -> Images:
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
+    windows = [(channels_from(x, int(first), len(part)), part[None, None]) for part, first in parts]
+    return jnp.concatenate([pointwise(seen, weights) for seen, weights in windows], axis=-1)

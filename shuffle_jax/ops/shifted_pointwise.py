@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 from shuffle_jax.ops import convolution
+from shuffle_jax.ops.form import is_native
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, address_shift, check_shift, rotate
 from shuffle_jax.ops.shifted_pointwise_folded import folded
 from shuffle_jax.typing import Array, Float, Images
@@ -29,7 +30,7 @@ def shifted_pointwise(
 
     ``y = pointwise(address_shift(rotate(x, r), offsets, boundary), K, g)``
 
-    - "plain" is this equation, left to XLA to fuse.
+    - "plain" is this equation, left to XLA to fuse; it is also the native form, see :mod:`shuffle_jax.ops.form`.
     - "folded" is :func:`~shuffle_jax.ops.shifted_pointwise_folded.folded`, which moves products where they are fewer.
     - "kernel" is :func:`~shuffle_jax.ops.shifted_pointwise_kernel.shift_and_convolve`, one kernel for GPU.
     - "auto" is the fastest known on the platform: "folded". On GPU nothing has been measured, and the kernel has only
@@ -65,6 +66,6 @@ def shifted_pointwise(
         from shuffle_jax.ops.shifted_pointwise_kernel import shift_and_convolve  # imports Pallas
 
         return shift_and_convolve(x, kernel, groups, rotation, offsets, boundary)
-    if form == "plain":
+    if form == "plain" or is_native():
         return convolution.pointwise(address_shift(rotate(x, rotation), offsets, boundary), kernel, groups)
     return folded(x, kernel, groups, rotation, offsets, boundary)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -231,9 +233,117 @@ def test_mistakes_are_one_line_and_code_2(exported, pictures, tmp_path, mistake,
         (["{run}", "--checkpoint", "newest"], 'checkpoint must be "last", "best" or a step, got \'newest\''),
         (["{run}", "--platforms", "gpu"], "--platforms"),
         (["{run}", "{run}/config.json/x.jax"], "config.json"),
+        (["{run}", "--format", "tflite"], "--format"),
+        (["{run}", "net.bin", "--format", "onnx"], "known by its name: call it net.bin.onnx, and not net.bin"),
+        (
+            ["{run}", "--format", "onnx", "--platforms", "cpu"],
+            "--platforms is for --format jax: leave it out",
+        ),
+        (["{run}", "--weights", "float16"], "--weights is for --format onnx: leave it out with jax"),
+        (["{run}", "--format", "hub", "--no-fold"], "--no-fold is for --format jax and onnx: leave it out with hub"),
+        (["{run}", "--license", "mit"], "--license is for --format hub: leave it out with jax"),
+        (["{run}", "{run}", "--format", "hub"], "exists and is no folder that an earlier export wrote: name another"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line_and_code_2(run, mistake, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in mistake(export.run, [word.format(run=run) for word in arguments])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("onnx", "onnx"), ("hub", "safetensors")])
+def test_a_missing_package_is_named_before_anything_is_loaded(mistake, monkeypatch, format, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    said = mistake(export.run, ["no run at all", "--format", format])
+    assert f"{package} is not installed: pip install 'shuffle_jax[{format}]'" in said
+
+
+@pytest.mark.slow
+def test_an_onnx_file_predicts_what_the_run_predicts(run, pictures, tmp_path, capsys):
+    capsys.readouterr()
+    export.run([str(run), str(tmp_path / "net.onnx"), "--format", "onnx"])
+    said = capsys.readouterr().out
+    assert re.search(r"net.onnx \(\d\.\d MB, float32 weights, opset 17\): step 0 of", said)
+    assert re.search(
+        r"on 1, 3 and 64 random images ONNX Runtime differs from it by \d\.\de-0[678] of the largest", said
+    )
+    expected = logits_of(run, pictures / "val", tmp_path=tmp_path)
+    found = logits_of(tmp_path / "net.onnx", pictures / "val", tmp_path=tmp_path)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    export.run([str(run), str(tmp_path / "half.onnx"), "--format", "onnx", "--weights", "float16"])
+    assert (tmp_path / "half.onnx").stat().st_size < 0.65 * (tmp_path / "net.onnx").stat().st_size
+    found = logits_of(tmp_path / "half.onnx", pictures / "val", tmp_path=tmp_path)
+    np.testing.assert_allclose(found, expected, atol=0.06 * np.abs(expected).max())
+
+
+def finished(path, accuracy, seed=None):
+    """A run with results; of another seed a copy of it."""
+    config = json.loads((path / "config.json").read_text())
+    if seed is not None:
+        config["config"]["seed"] = seed
+        (path / "config.json").write_text(json.dumps(config))
+    records = [
+        {"kind": "result", "split": "test", "step": 0, "network": name, "loss": 1.0, "top1": top1, "top5": 1.0}
+        for name, top1 in (("relaxed", accuracy), ("hardened", accuracy - 0.01))
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="module")
+def hubbed(run, tmp_path_factory):
+    """A folder for the hub of a run that has two more of other seeds, and one of another network, beside it."""
+    root = tmp_path_factory.mktemp("several")
+    for name, accuracy, seed in (("first", 0.9, None), ("second", 0.92, 7), ("third", 0.97, 8), ("x_again", 0.1, 8)):
+        shutil.copytree(run, root / name)
+        finished(root / name, accuracy, seed)
+    shutil.copytree(run, root / "longer")
+    finished(root / "longer", 0.2, 9)
+    about = json.loads((root / "longer" / "config.json").read_text())
+    about["config"]["epochs"] += 1
+    (root / "longer" / "config.json").write_text(json.dumps(about))
+    (root / "first" / "figures").mkdir(exist_ok=True)
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(root / "first" / "figures" / "matrices.png")
+    export.run([str(root / "first"), str(root / "net"), "--format", "hub", "--license", "apache-2.0"])
+    return root / "net"
+
+
+@pytest.mark.slow
+def test_the_hub_reads_the_card_and_finds_the_accuracy_with_its_spread(hubbed):
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(hubbed / "README.md")
+    assert (card.data.library_name, card.data.license) == ("shuffle_jax", "apache-2.0")
+    assert card.data.pipeline_tag == "image-classification" and {"jax", "shufflenet_v2", "auto"} <= set(card.data.tags)
+    assert card.data.model_name == "net" and card.data.metrics == ["accuracy"]
+    relaxed, hardened = card.data.eval_results
+    assert (relaxed.task_type, relaxed.metric_type, relaxed.dataset_split) == (
+        "image-classification",
+        "accuracy",
+        "test",
+    )
+    assert relaxed.metric_value == pytest.approx(np.mean([0.9, 0.92, 0.97]), abs=1e-4)
+    assert hardened.metric_name == "Accuracy, hardened: 92.00 ± 3.61 (89.00 to 96.00) over 3 seeds in per cent"
+    assert "| hardened | 89.00 | 92.00 ± 3.61 (89.00 to 96.00) over 3 seeds |" in card.content
+    assert "python -m experiments.train folder --data.root PICTURES" in card.content
+    assert "![matrices](figures/matrices.png)" in card.content and (hubbed / "figures" / "matrices.png").exists()
+
+
+@pytest.mark.slow
+def test_the_folder_predicts_what_the_run_predicts_and_names_no_place_of_this_machine(run, hubbed, pictures, tmp_path):
+    found, expected = (logits_of(path, pictures / "val", tmp_path=tmp_path) for path in (hubbed, run))
+    np.testing.assert_array_equal(found, expected)
+    for path in (hubbed / "README.md", hubbed / "config.json"):
+        assert str(pictures.parent) not in path.read_text() and str(run.parent) not in path.read_text()
+    about = json.loads((hubbed / "config.json").read_text())
+    assert about["measured"]["hardened"] == {"top1": 0.89, "all": [0.89, 0.91, 0.96]}
+    assert about["training"]["data"]["root"] == "pictures"
+
+
+@pytest.mark.slow
+def test_the_command_on_a_card_gives_the_configuration():
+    from experiments.exporting.command import command
+
+    config = train.parse(["digits", "--epochs", "3", "--seed", "4"]).config
+    typed = command(config)
+    assert typed == "python -m experiments.train digits --epochs 3 --seed 4"
+    assert train.parse(shlex.split(typed)[3:]).config == config
