@@ -20,6 +20,7 @@ SAYS = {
         "kept: none",
         "for cpu, cuda, tpu",
     ],
+    "dynamic_convolution": ["with the 0's own kernel differ by", "DynamicConv, gates: change by", "DYConv: 9"],
     "shift_invariance": ["APS: 100.0% of the digits", "multiples of 8, got 12 x 8", "wrap {}"],
     "permutations": [
         "row-argmax is a permutation: False",
@@ -36,6 +37,7 @@ SAYS = {
 PICTURES = {
     "tour": 4,
     "own_network": 2,
+    "dynamic_convolution": 2,
     "shift_invariance": 3,
     "permutations": 6,
 }

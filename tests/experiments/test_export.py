@@ -309,7 +309,7 @@ def hubbed(run, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_hub_reads_the_card_and_finds_the_accuracy_with_its_spread(hubbed):
-    from huggingface_hub import ModelCard
+    ModelCard = pytest.importorskip("huggingface_hub").ModelCard  # the extra track has it
 
     card = ModelCard.load(hubbed / "README.md")
     assert (card.data.library_name, card.data.license) == ("shuffle_jax", "apache-2.0")

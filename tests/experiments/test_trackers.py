@@ -21,6 +21,9 @@ RECORDS = [
 ]
 
 
+needs = pytest.importorskip  # the extra track, which the development tools do without: it brings 60 packages
+
+
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     """Every tracker writes into a folder of its own, and none of them asks a server."""
@@ -52,8 +55,7 @@ def tracked(path, track, records=RECORDS, resumed_at=0):
 
 @pytest.mark.slow
 def test_mlflow_has_configuration_numbers_figures_and_permutations_and_goes_on(offline, tmp_path):
-    from mlflow import MlflowClient
-
+    MlflowClient = needs("mlflow").MlflowClient
     key = tracked(tmp_path / "run", "mlflow", RECORDS[:1])
     assert MlflowClient().get_run(key).info.status == "KILLED"
     assert tracked(tmp_path / "run", "mlflow", RECORDS[1:], resumed_at=4) == key
@@ -72,6 +74,7 @@ def test_mlflow_has_configuration_numbers_figures_and_permutations_and_goes_on(o
 
 @pytest.mark.slow
 def test_trackio_has_configuration_numbers_figures_and_permutations_and_goes_on(offline, tmp_path):
+    needs("trackio")
     key = tracked(tmp_path / "run", "trackio", RECORDS[:1])
     assert tracked(tmp_path / "run", "trackio", RECORDS[1:], resumed_at=4) == key
     with sqlite3.connect(offline["trackio"] / "shuffle_jax.db") as data:
@@ -88,6 +91,7 @@ def test_trackio_has_configuration_numbers_figures_and_permutations_and_goes_on(
 
 @pytest.mark.slow
 def test_wandb_keeps_a_run_offline_with_figures_and_permutations(offline, tmp_path):
+    needs("wandb")
     key = tracked(tmp_path / "run", "wandb")
     (folder,) = (offline["wandb"] / "wandb").glob(f"offline-run-*-{key}")
     assert (folder / f"run-{key}.wandb").stat().st_size > 0
@@ -98,6 +102,7 @@ def test_wandb_keeps_a_run_offline_with_figures_and_permutations(offline, tmp_pa
 
 @pytest.mark.slow
 def test_a_run_is_tracked_from_the_command_line(offline, tmp_path):
+    needs("trackio")
     small = "--network.family tests.experiments.outside:Mixed --network.width 1 --network.mixer shuffle"
     words = f"digits --epochs 1 --data.test-fraction 0.9 --batch-size 44 {small} --track trackio"
     train.run([*words.split(), "--run", str(tmp_path / "run")])
