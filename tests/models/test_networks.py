@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from flax.errors import InvalidRngError
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -43,7 +42,7 @@ from shuffle_jax.nn import (
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
-from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, PROGRESS, collections_of
+from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.nn.dense import Dense
 
 SHAPE = (17, 9, 3)
@@ -108,24 +107,6 @@ def test_every_mixer_fits_every_network_with_half_precision_inside_only(name, re
         assert {key: found[key] for key in found.keys() - {"params", "batch_stats"}} == wanted
         kinds = {leaf.dtype for leaf in jax.tree.leaves((logits, variables | {PERMUTATIONS: {}}))}
         assert kinds == {jnp.dtype(jnp.float32)}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_is_one_of_flax_nnx_by_its_bridge(name):
-    network = NETWORKS[name].clone(dropout=0.5)
-    network = network.clone(mixer=MIXERS["dynamic"](network.mixing_groups))
-    x = jnp.asarray(images(2))
-
-    def evaluated_and_trained():
-        model = nnx.bridge.ToNNX(network, rngs=nnx.Rngs(0, dropout=1)).lazy_init(x)
-        before = collections_of(model, "test")
-        return before, model(x), model(x, train=True, mutable=["batch_stats", PENALTIES])
-
-    before, logits, trained = jax.eval_shape(evaluated_and_trained)
-    assert before == jax.eval_shape(network.init, jax.random.key(0), x)
-    assert logits == trained == jax.eval_shape(network.apply, before, x)
 
 
 @pytest.mark.usefixtures("short")
