@@ -110,9 +110,7 @@ class Arguments:
     but for its index."""
 
     track: TrackerName | None = None
-    """The tracker that gets configuration, numbers, figures and hardened permutations as well; its own environment
-    variables, such as WANDB_MODE, MLFLOW_TRACKING_URI or TRACKIO_DIR, say where they go. Its library is installed
-    apart, and what it cannot do never ends the run."""
+    """The tracker that gets the numbers and figures as well; its own environment variables say where they go."""
 
     profile: tuple[int, int] | None = None
     """The first and the last step of which a trace is written, to the folder profile of the run."""

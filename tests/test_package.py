@@ -61,7 +61,7 @@ def test_constraints_pin_everything_and_name_no_index() -> None:
 def test_constraints_cover_every_declared_dependency() -> None:
     declared = [*PROJECT["dependencies"]]
     for extra, requirements in PROJECT["optional-dependencies"].items():
-        if extra not in ("bench", "prepare"):  # each for one command, and not pinned: see the Makefile
+        if extra not in ("bench", "prepare", "track"):  # each for one command or option, and not pinned
             declared += [r for r in requirements if not r.startswith("shuffle_jax[")]  # another extra
     names = {re.match(r"[\w-]+", requirement)[0].lower().replace("_", "-") for requirement in declared}
     pinned = {line.partition("==")[0] for line in CONSTRAINTS}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -114,7 +113,7 @@ class Engine:
             OutOfTime: it did not answer in time.
         """
         try:
-            self._connection.send_bytes(pickle.dumps((verb, arguments)))
+            self._connection.send((verb, arguments))
             left = self._effort.left()
             if not self._connection.poll(None if math.isinf(left) else left):
                 raise OutOfTime
@@ -214,14 +213,13 @@ def serve(descriptor: int, keep_freed: bool) -> None:
     with Connection(descriptor) as connection:
         while True:
             try:
-                question = connection.recv_bytes()
+                verb, arguments = connection.recv()
             except (EOFError, ConnectionError):
                 return
-            try:
-                verb, arguments = pickle.loads(question)
-                answer = True, getattr(server, verb)(*arguments)
-            except Exception as error:
+            except Exception as error:  # what it is asked with cannot be imported here
                 answer = False, told(error)
+            else:
+                answer = answered(server, verb, arguments)
             if not measuring.rest():
                 late = f"{measuring.PATIENCE:g} s after its work"
                 answer = False, f"its threads still run {late}, so nothing can be measured beside it"
@@ -229,6 +227,14 @@ def serve(descriptor: int, keep_freed: bool) -> None:
                 connection.send(answer)
             except ConnectionError:
                 return
+
+
+def answered(server: Server, verb: str, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    """Whether a method did what it was asked, and what it gave, or why not."""
+    try:
+        return True, getattr(server, verb)(*arguments)
+    except Exception as error:
+        return False, told(error)
 
 
 def told(error: Exception) -> str:

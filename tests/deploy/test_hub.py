@@ -49,6 +49,7 @@ def changed(folder, **values):
     return folder
 
 
+@pytest.mark.slow
 def test_a_network_loads_back_to_the_bit_and_predicts(made, tmp_path):
     network, variables, folder, size = made
     net = load_network(folder)
