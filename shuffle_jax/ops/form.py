@@ -11,7 +11,7 @@ from jax import lax
 
 from shuffle_jax.typing import Array
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _asked = jax.make_user_context(False)  # Part of the key of every cache of jax.jit: no other form comes out of one.
 
@@ -38,7 +38,7 @@ def is_native() -> bool:
     return bool(_asked.value)
 
 
-def by_platform(*operands: Array, cpu: Callable[..., T], default: Callable[..., T]) -> T:
+def by_platform(*operands: Array, cpu: Callable[..., _T], default: Callable[..., _T]) -> _T:
     """Computes a function in the form for CPU there, and in the native form elsewhere or under :func:`native`.
 
     >>> import jax.numpy as jnp
@@ -47,5 +47,5 @@ def by_platform(*operands: Array, cpu: Callable[..., T], default: Callable[..., 
     """
     if is_native():
         return default(*operands)
-    found: T = lax.platform_dependent(*operands, cpu=cpu, default=default)
+    found: _T = lax.platform_dependent(*operands, cpu=cpu, default=default)
     return found
