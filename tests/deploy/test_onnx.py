@@ -297,7 +297,7 @@ FAMILIES = {
     "shift_resnet": {"family": "shift_resnet", "depth": 8, "mixer": "identity"},
     "anchored": {"family": "anchored", "depth": 10, "width": 1 / 16, "anchored": {"kernels": "each_width"}},
     "condconv": {"family": "resnet", "depth": 10, "width": 1 / 8, "pointwise": "condconv", "mixer": "identity"},
-    "dcd": {"family": "resnet", "depth": 10, "width": 1 / 8, "pointwise": "dcd", "head": "dcd", "mixer": "identity"},
+    "dcd": {"width": 0.5, "mixer": "shuffle", "pointwise": "dcd", "head": "dcd"},
     "dynamic": {"width": 0.5, "mixer": "dynamic", "dynamic": {"evaluation": "soft"}},
     "dynamic_hard": {"width": 0.5, "mixer": "dynamic_hard"},
     "static_dynamic": {"width": 0.5, "mixer": "shuffle", "pointwise": "static_dynamic_hard"},
@@ -310,6 +310,8 @@ def test_every_family_is_the_same_in_onnx_runtime(name, few_units, draw, tmp_pat
     shape = (16, 16, 3)
     network = build(NetworkConfig(**FAMILIES[name]), 5)
     variables = harden(draw(network, shape)).variables
+    if name == "dcd":  # its residuals multiply: parameters as large as those overflow
+        variables |= {"params": jax.tree.map(lambda leaf: leaf / 4, variables["params"])}
     exported = route(network, fold(network, variables, shape).variables, shape)
     about = {"classes": tuple("abcde"), "preprocessing": PREPARED, "about": {}}
     said = write.export(exported.apply, exported.params, tmp_path / "net.onnx", image_shape=shape, **about)
