@@ -122,7 +122,10 @@ class _Walk:
         p, graph = equation.params, self.graph
         if p["length"] > LOOP:
             raise Refused(f"it loops {p['length']} times")
-        fixed, carried = p["num_consts"], p["num_carry"]
+        if "num_consts" in p:
+            fixed, carried = p["num_consts"], p["num_carry"]
+        else:  # JAX 0.12
+            fixed, carried = map(len, p["ft_in"].unpack()[:2])
         shapes = [sizes(var.aval.shape) for var in equation.invars]
         consts, carry, stacked = values[:fixed], values[fixed : fixed + carried], values[fixed + carried :]
         rounds: list[list[Value]] = []
