@@ -65,9 +65,9 @@ class Tracker:
         if name is None:
             return
         starts: dict[TrackerName, Callable[..., Backend]] = {"wandb": _Wandb, "mlflow": _MLflow, "trackio": _Trackio}
-        known = json.loads(run.tracking.read_text(encoding="utf-8")) if run.tracking.exists() else {}
 
         def start() -> None:
+            known = json.loads(run.tracking.read_text(encoding="utf-8")) if run.tracking.exists() else {}
             self._backend = starts[name](run.path.resolve().name, known.get(name), flat(config))
             replace_file(run.tracking, json.dumps(known | {name: self._backend.key}).encode() + b"\n")
 
@@ -79,13 +79,15 @@ class Tracker:
 
     def close(self) -> None:
         """Adds figures and permutations, if the run has come so far, and ends."""
-        permutations = self._run.permutations_file
-        done = permutations.exists() or self._run.recorded("result") > 0
-        if done:
-            files = [permutations] if permutations.exists() else []
-            self._do(lambda backend: backend.keep(sorted(self._run.figures.glob("*.png")), files))
-        self._do(lambda backend: backend.close(done))
+        self._do(self._end)
         self._backend = None
+
+    def _end(self, backend: Backend) -> None:
+        permutations, run = self._run.permutations_file, self._run
+        done = permutations.exists() or run.recorded("result") > 0
+        if done:
+            backend.keep(sorted(run.figures.glob("*.png")), [permutations] if permutations.exists() else [])
+        backend.close(done)
 
     def _do(self, what: Callable[[Backend], None]) -> None:
         if (backend := self._backend) is not None:

@@ -148,6 +148,14 @@ def test_what_a_tracker_cannot_do_is_one_line_and_ends_nothing(tmp_path, monkeyp
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_damaged_file_of_names_ends_nothing(tmp_path, capsys):
+    Run(tmp_path).tracking.write_text("{")
+    with MetricWriter(Run(tmp_path), 8, 4, track="wandb") as metrics:
+        metrics.write(RECORDS[0])
+    assert capsys.readouterr().err.startswith("warning: wandb: ")
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_tracker_that_is_not_installed_is_named_before_anything_is_read(tmp_path, mistake, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
