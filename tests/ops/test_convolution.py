@@ -218,8 +218,9 @@ def test_groups_of_one_channel_equal_the_equation_in_both_forms(inputs, outputs,
 @pytest.mark.parametrize("groups", [2, 3, 8])
 @pytest.mark.parametrize("rotation", [0, 4])
 def test_groups_of_few_channels_are_one_product_on_cpu_and_large_ones_a_product_each(groups, rotation):
-    for inputs, products in ((8, 1), (256, groups)):
-        x, kernel = np.zeros((1, 2, 2, groups * inputs), np.float32), np.zeros((1, 1, inputs, groups), np.float32)
+    for inputs, outputs, products in ((8, 8, 1), (64, 1, 1), (256, 256, groups)):
+        x = np.zeros((1, 2, 2, groups * inputs), np.float32)
+        kernel = np.zeros((1, 1, inputs, groups * outputs), np.float32)
         traced = jax.jit(partial(conv.pointwise, groups=groups, rotation=rotation)).trace(x, kernel)
         assert traced.lower(lowering_platforms=("cpu",)).as_text().count("stablehlo.dot_general") == products
         assert has_convolution(traced, "cuda")
