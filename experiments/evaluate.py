@@ -34,7 +34,7 @@ from shuffle_jax.console import Console
 from shuffle_jax.data import Measured
 from shuffle_jax.data.inventory import DataChanged
 from shuffle_jax.data.names import told_apart
-from shuffle_jax.deploy.harden import Hardened
+from shuffle_jax.deploy.hardening import Hardened
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import build
 from shuffle_jax.run import Run

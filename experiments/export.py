@@ -29,7 +29,7 @@ from experiments.cli import keep_programs, main, parse, quiet_libraries
 from shuffle_jax.typing import PyTree
 
 if TYPE_CHECKING:
-    from shuffle_jax.deploy.route import Routed
+    from shuffle_jax.deploy.routing import Routed
     from shuffle_jax.train.trained import Trained
 
 TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 0.2}
@@ -82,7 +82,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     keep_programs()
     check(options)
     from shuffle_jax.deploy.exported import platform_name
-    from shuffle_jax.deploy.route import Routed
+    from shuffle_jax.deploy.routing import Routed
     from shuffle_jax.train.advice import after
     from shuffle_jax.train.trained import load_trained
 
@@ -146,8 +146,8 @@ def in_float32(trained: Trained) -> Trained:
 
 def folded(options: Arguments, trained: Trained) -> Routed:
     """The network with what can be folded folded; says what cannot."""
-    from shuffle_jax.deploy.fold import fold
-    from shuffle_jax.deploy.route import route
+    from shuffle_jax.deploy.folding import fold
+    from shuffle_jax.deploy.routing import route
 
     shape = trained.preprocessing.shape
     found = fold(trained.network, trained.variables, shape, options.copies)
@@ -176,8 +176,8 @@ def described(options: Arguments, trained: Trained) -> dict[str, Any]:
 
 def write_jax(options: Arguments, trained: Trained, exported: Routed, out: Path) -> None:
     """Writes the file for JAX, and says where it is."""
-    from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import sidecar
+    from shuffle_jax.deploy.exporting import export
 
     about = export(exported.apply, exported.params, out, **described(options, trained), platforms=options.platforms)
     size, text = about["bytes"] / 1e6, ", ".join(about["platforms"])

@@ -103,7 +103,7 @@ def step(variables, state, k):
 # matrices, 0 a permutation.
 
 # %%
-from shuffle_jax.deploy.harden import diagnose_all
+from shuffle_jax.deploy import diagnose_all
 from shuffle_jax.nn.collections import relaxed_permutations
 
 variables = jax.jit(network.init)(jax.random.key(0), images[:1])
@@ -135,7 +135,7 @@ for ax, (k, matrix) in zip(matrices, seen.items(), strict=True):
 # puts that permutation, an index vector, in the place of the matrix: what was a product by 32 x 32 is a gather now.
 
 # %%
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy import harden
 
 evaluated = jax.jit(network.apply)
 
@@ -158,7 +158,7 @@ print(f"relaxed {accuracy(variables):.2%}, hardened {accuracy(hardened.variables
 # permutation for all images; what that costs is what the images' own permutations are worth here.
 
 # %%
-from shuffle_jax.deploy.freeze import freeze
+from shuffle_jax.deploy import freeze
 
 _, told = network.apply(hardened.variables, test_images, mutable=["diagnostics"])
 print({name: round(float(value), 3) for name, value in told["diagnostics"]["second"]["mixer"]["generator"].items()})
@@ -178,9 +178,8 @@ from pathlib import Path
 from PIL import Image
 
 from shuffle_jax.data import Preprocessing
-from shuffle_jax.deploy import exported
-from shuffle_jax.deploy.export import export
-from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy import export, fold
+from shuffle_jax.deploy import load as load_exported
 
 folder = Path(tempfile.mkdtemp())
 folded = fold(network, hardened.variables, (8, 8, 1))
@@ -200,7 +199,7 @@ shown = digits.test.images[:8]
 paths = [folder / f"{i}.png" for i in range(8)]
 for path, picture in zip(paths, shown, strict=True):
     Image.fromarray(np.asarray(picture)[..., 0]).save(path)
-reader = exported.load(folder / "reader.jax")
+reader = load_exported(folder / "reader.jax")
 figure, axes = plt.subplots(1, 8, figsize=(10, 1.8), layout="constrained")
 for ax, picture, ((name, share), *_) in zip(axes, shown, reader.predict(paths), strict=True):
     ax.imshow(picture[..., 0], cmap="Greys")

@@ -40,7 +40,7 @@ print("and back ", mixing.permute(mixing.permute(x, p), permutation.invert(p)))
 # %%
 from functools import partial
 
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy import harden
 from shuffle_jax.nn import (
     AutoShuffle,
     ChannelRotation,

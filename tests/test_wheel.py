@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax, jax.numpy as jnp
 import shuffle_jax
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.models import ShuffleNetV2
 from shuffle_jax.nn import AutoShuffle
 

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 from shuffle_jax.data import Batch
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
-from shuffle_jax.deploy.route import Routed, route
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
+from shuffle_jax.deploy.routing import Routed, route
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import MixerKind, PointwiseKind
 from shuffle_jax.ops import convolution, mixing, permutation, relaxation, rolling_pointwise
@@ -113,8 +113,8 @@ def inference(work: Workload) -> Cases:
 
 def through_a_file(folded: Routed, images: Images) -> Callable[[Images], Array]:
     """A network as it comes back from an exported file."""
-    from shuffle_jax.deploy.export import export
     from shuffle_jax.deploy.exported import load
+    from shuffle_jax.deploy.exporting import export
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.jax"

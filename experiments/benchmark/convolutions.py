@@ -15,7 +15,7 @@ import optax
 from experiments.benchmark.cases import CLASSES, Cases, Workload, advancing, normal, random_batch, train_step
 from experiments.benchmark.engine import Built
 from experiments.benchmark.given import drawn
-from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.folding import fold
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import HeadKind, PointwiseKind
 from shuffle_jax.models.decomposition import basic_sizes

@@ -37,8 +37,8 @@ LOSSES = "losses of two steps in float64"
 
 def inference(work: Workload, network: Network) -> Built:
     """Logits of a batch, by what a user runs: the network folded, exported and loaded again."""
-    from shuffle_jax.deploy.fold import fold
-    from shuffle_jax.deploy.route import route
+    from shuffle_jax.deploy.folding import fold
+    from shuffle_jax.deploy.routing import route
 
     variables, pixels, _ = given(work, network)
     model, images = build(network.config(work.dtype), CLASSES), jnp.asarray(pixels)

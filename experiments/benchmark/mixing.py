@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.benchmark.cases import Cases, Workload, normal, squared_gradient
 from shuffle_jax.analysis.count import count
-from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.folding import fold
 from shuffle_jax.nn import PointwiseConv, StaticDynamicShuffle
 from shuffle_jax.ops import kronecker, mixing
 from shuffle_jax.typing import Array, PyTree

@@ -41,7 +41,7 @@ class Rules(NamedTuple):
         shortcuts: False leaves out what goes past all weights of a unit: identities, pooled or shifted ones, and the
             half that a ShuffleNetV2 passes on.
         threshold: an entry of a relaxed permutation above it connects. With 0 all do that the layer computes with;
-            :func:`shuffle_jax.deploy.harden.harden` leaves one in each row.
+            :func:`shuffle_jax.deploy.hardening.harden` leaves one in each row.
         edges: False for what arrives in the middle of the image. True for what arrives anywhere: so the pointer of an
             address shift connects neighbouring channels, which it reads beyond the edge.
         size: height and width of what each unit sees, more than twice as far as it moves anything.

@@ -18,8 +18,8 @@ class AutoShuffle(nn.Module):
 
     The penalty :func:`shuffle_jax.ops.penalty.l1_minus_l2` of M is sown into "penalties"; the optimiser keeps M near
     the doubly stochastic matrices (:func:`shuffle_jax.constraint.keep_bistochastic`). Where the collection
-    "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.harden.harden`, there is no
-    matrix: the layer is one gather.
+    "permutations" holds an index vector for this module, as after :func:`shuffle_jax.deploy.hardening.harden`, there is
+    no matrix: the layer is one gather.
 
     Rows are scaled to Euclidean norm 1 for mixing alone (:func:`shuffle_jax.ops.mixing.unit_rows`): a row that averages
     its inputs takes their variance away, and batch norms would scale up what is left. Penalty, constraint, certificate

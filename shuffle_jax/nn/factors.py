@@ -38,7 +38,7 @@ class Factors(struct.PyTreeNode):
         inner: B, which mixes within the rows.
         outer_index: row-argmax of A.
         inner_index: row-argmax of B.
-        frozen: they are one pair of permutations for all images, as after :func:`shuffle_jax.deploy.freeze.freeze`.
+        frozen: they are one pair of permutations for all images, as after :func:`shuffle_jax.deploy.freezing.freeze`.
     """
 
     outer: Float[Array, "m k p p"]
@@ -82,7 +82,7 @@ class FactorGenerator(nn.Module):
         hidden: width of the hidden layer, at least 1; ``max(least_hidden, c / 16)`` by default (None).
         least_hidden: its least width by default. With 4 units a head tells few kinds of images apart.
         pooled_norm: batch norm of the mean over positions. Evaluation needs its running statistics;
-            :func:`shuffle_jax.deploy.fold.fold` absorbs it into W1 and b1.
+            :func:`shuffle_jax.deploy.folding.fold` absorbs it into W1 and b1.
         start: "identity": W2 is 0 and b2 is ``start_logit`` on the diagonals, so that every row-argmax is the identity
             whatever the image; "random": as dense layers start.
         start_logit: above 0; divided by T it is 1 by default, a softmax of 0.48 for p = 4, of 0.09 for p = 29.

@@ -25,8 +25,8 @@ class BatchNorm(nn.Module):
     ``jax.shard_map`` those of the device's own images. The running variance averages the biased variances of the
     batches.
 
-    Where there are neither statistics nor a scale, as after :func:`shuffle_jax.deploy.fold.fold`, evaluation adds the
-    bias; without a bias it returns the input.
+    Where there are neither statistics nor a scale, as after :func:`shuffle_jax.deploy.folding.fold`, evaluation adds
+    the bias; without a bias it returns the input.
 
     Attributes:
         dtype: type of the output; that of the input by default.
@@ -115,8 +115,8 @@ def scale_outputs(variables: dict[str, PyTree], scale: Float[np.ndarray, " o"]) 
     """The variables with which a linear layer gives ``scale`` times its outputs: kernels and biases scaled.
 
     A layer whose outputs a batch norm behind it may scale has a method of this name and kind, and
-    :func:`shuffle_jax.deploy.fold.fold` calls it. This one serves layers whose own parameters ``kernel``, ``kernels``,
-    ``bias`` and ``biases`` all have the output channels last.
+    :func:`shuffle_jax.deploy.folding.fold` calls it. This one serves layers whose own parameters ``kernel``,
+    ``kernels``, ``bias`` and ``biases`` all have the output channels last.
 
     Args:
         variables: the layer's own collections.

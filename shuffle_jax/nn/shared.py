@@ -20,8 +20,8 @@ class Use(nn.Module):
     """One use of a layer that a network calls in many places.
 
     It has no parameters: they are the layer's, once in the network, in its checkpoints and in its gradient. Where it
-    has parameters below :data:`OWN` all the same, as after :func:`shuffle_jax.deploy.fold.fold` with ``copies``, they
-    are those of a copy, which is called instead.
+    has parameters below :data:`OWN` all the same, as after :func:`shuffle_jax.deploy.folding.fold` with ``copies``,
+    they are those of a copy, which is called instead.
 
     Attributes:
         layer: what is shared: one module, made by whoever makes its uses, and called as ``layer(x, train=...)``.

@@ -2,8 +2,10 @@
 
 from shuffle_jax.ops import (
     bistochastic,
+    contextual,
     convolution,
     dynamic_conv,
+    form,
     frank_wolfe,
     invariants,
     kernel_attention,
@@ -11,6 +13,7 @@ from shuffle_jax.ops import (
     linear_assignment,
     local_search,
     mixing,
+    normalization,
     orthogonal,
     penalty,
     per_sample,
@@ -28,8 +31,10 @@ from shuffle_jax.ops import (
 
 __all__ = [
     "bistochastic",
+    "contextual",
     "convolution",
     "dynamic_conv",
+    "form",
     "frank_wolfe",
     "invariants",
     "kernel_attention",
@@ -37,6 +42,7 @@ __all__ = [
     "linear_assignment",
     "local_search",
     "mixing",
+    "normalization",
     "orthogonal",
     "penalty",
     "per_sample",

@@ -182,9 +182,9 @@ _PATCH_CHANNELS = 4
 _SUMMED_TAPS = 9
 
 
-# Against g products of slices, one with zeros takes 0.3 to 1.3 times as long up to here, with and without gradients, and
-# compiles in a third of the time (2 cores, JAX 0.10 and 0.12, 2 to 4 groups of 36 to 96 channels to half or twice as
-# many, and 16 and 32 groups of 128 to 32). Above, few rows lose.
+# Against g products of slices, one with zeros takes 0.3 to 1.3 times as long up to here, with and without gradients,
+# and compiles in a third of the time (2 cores, JAX 0.10 and 0.12, 2 to 4 groups of 36 to 96 channels to half or twice
+# as many, and 16 and 32 groups of 128 to 32). Above, few rows lose.
 _BLOCK_CHANNELS = 96
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from shuffle_jax.analysis.dynamic_use import DynamicUse, Results
 from shuffle_jax.analysis.shift_consistency import in_words
-from shuffle_jax.deploy.harden import Diagnosis
+from shuffle_jax.deploy.hardening import Diagnosis
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.models.options import options
 from shuffle_jax.models.parts import KINDS

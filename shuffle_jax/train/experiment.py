@@ -17,8 +17,8 @@ from shuffle_jax.analysis.probe import Probe
 from shuffle_jax.data import Batches, DataConfig, Dataset, Measured, Preprocessing, load, measured_on
 from shuffle_jax.data.inventory import Inventory, inventory
 from shuffle_jax.data.pipelines import InputConfig, make_batches
-from shuffle_jax.deploy.freeze import dynamic_layers
-from shuffle_jax.deploy.recalibrate import Recalibration
+from shuffle_jax.deploy.freezing import dynamic_layers
+from shuffle_jax.deploy.recalibration import Recalibration
 from shuffle_jax.distributed import same
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.run import Run

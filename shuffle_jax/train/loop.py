@@ -15,7 +15,7 @@ import optax
 from shuffle_jax.analysis.shift_consistency import shift_breakers
 from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.pipelines import InputConfig
-from shuffle_jax.deploy.harden import diagnose_all
+from shuffle_jax.deploy.hardening import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command

@@ -19,9 +19,9 @@ from shuffle_jax.analysis.run_figures import save_run_figures
 from shuffle_jax.console import duration
 from shuffle_jax.data import Preprocessing, load
 from shuffle_jax.data.inventory import inventory
-from shuffle_jax.deploy.freeze import dynamic_layers, freeze
-from shuffle_jax.deploy.harden import Diagnosis, Hardened, harden
-from shuffle_jax.deploy.recalibrate import recalibrate
+from shuffle_jax.deploy.freezing import dynamic_layers, freeze
+from shuffle_jax.deploy.hardening import Diagnosis, Hardened, harden
+from shuffle_jax.deploy.recalibration import recalibrate
 from shuffle_jax.distributed import is_lead
 from shuffle_jax.files import naming
 from shuffle_jax.models import build
@@ -54,7 +54,7 @@ class Trained:
         classes: the class names in the order of the logits.
         config: of the run.
         step: of the checkpoint.
-        diagnoses: of each learned permutation by layer, see :func:`shuffle_jax.deploy.harden.harden`.
+        diagnoses: of each learned permutation by layer, see :func:`shuffle_jax.deploy.hardening.harden`.
     """
 
     network: nn.Module

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import FORMAT, load, sidecar
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
-from shuffle_jax.deploy.route import route
+from shuffle_jax.deploy.exporting import export
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
+from shuffle_jax.deploy.routing import route
 from shuffle_jax.models import NetworkConfig, build
 
 CLASSES = ("cat", "dog", "vole")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from shuffle_jax.deploy.export import export
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.exporting import export
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.models import (
     AddressNet,
     CoResNet,

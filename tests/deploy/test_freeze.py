@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shuffle_jax.deploy.freeze import dynamic_layers, freeze
+from shuffle_jax.deploy.freezing import dynamic_layers, freeze
 from shuffle_jax.models import ResNet, ShuffleNetV2
 from shuffle_jax.nn import AutoShuffle, DynamicShuffle, FactorGenerator, StaticDynamicShuffle
 

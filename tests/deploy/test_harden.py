@@ -12,9 +12,9 @@ from flax.core import FrozenDict
 from flax.traverse_util import flatten_dict
 from scipy.optimize import linear_sum_assignment
 
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.freeze import dynamic_layers
-from shuffle_jax.deploy.harden import diagnose_all, harden
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.freezing import dynamic_layers
+from shuffle_jax.deploy.hardening import diagnose_all, harden
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.nn import AutoShuffle, PointwiseConv
 from shuffle_jax.nn.collections import RELAXED, relaxed_permutations

@@ -15,7 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.deploy.hub import CONFIG, WEIGHTS, is_folder, load_network, save_network
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.train.config import to_json

@@ -15,11 +15,11 @@ from jax import lax
 from PIL import Image
 
 from shuffle_jax.deploy.exported import load
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.deploy.onnx import write
 from shuffle_jax.deploy.onnx.primitives import RULES
-from shuffle_jax.deploy.route import route
+from shuffle_jax.deploy.routing import route
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.ops import (
     contextual,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax import nn
-from shuffle_jax.deploy.recalibrate import Recalibration, recalibrate
+from shuffle_jax.deploy.recalibration import Recalibration, recalibrate
 
 CHANNELS = 3
 BATCHES = [

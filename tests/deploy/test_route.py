@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
-from shuffle_jax.deploy.route import Block, _permutation, exchange, route, routes
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
+from shuffle_jax.deploy.routing import Block, _permutation, exchange, route, routes
 from shuffle_jax.models import ResNet, ShuffleNetV1, ShuffleNetV2
 from shuffle_jax.nn import (
     AutoShuffle,

@@ -17,9 +17,9 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax.analysis.count import count, count_layers
-from shuffle_jax.deploy.export import export
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.exporting import export
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.models import AnchoredNet, anchored
 from shuffle_jax.nn import AutoShuffle, BatchNorm, ChannelRotation, DynamicShuffle
 

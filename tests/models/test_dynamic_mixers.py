@@ -15,7 +15,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from shuffle_jax.analysis.count import count
-from shuffle_jax.deploy.freeze import freeze
+from shuffle_jax.deploy.freezing import freeze
 from shuffle_jax.models import ShuffleNetV2, shufflenet_v2
 from shuffle_jax.nn import ChannelShuffle, DynamicShuffle, FactorGenerator, FixedPermutation, StaticDynamicShuffle
 from shuffle_jax.nn.collections import DIAGNOSTICS, FACTORS, PENALTIES, PERMUTATIONS, PROGRESS

@@ -15,11 +15,11 @@ from flax.traverse_util import unflatten_dict
 from shuffle_jax.analysis.channel_reach import channel_reach
 from shuffle_jax.analysis.count import count
 from shuffle_jax.analysis.shift_consistency import circular, consistency, logits_at, moved, shift_breakers
-from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import load
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.harden import harden
-from shuffle_jax.deploy.route import route
+from shuffle_jax.deploy.exporting import export
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.hardening import harden
+from shuffle_jax.deploy.routing import route
 from shuffle_jax.models import (
     AddressNet,
     MobileNetV2,

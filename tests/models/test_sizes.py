@@ -12,7 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from shuffle_jax.analysis.count import count
-from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.folding import fold
 from shuffle_jax.models import MobileNetV2, NetworkConfig, ShuffleNetV2, build, mobilenet_v2
 from shuffle_jax.models.resnet import ResNet
 from shuffle_jax.nn import AutoShuffle, ChannelShift, ChannelShuffle, DynamicShuffle

@@ -13,9 +13,9 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from shuffle_jax.deploy.export import export
 from shuffle_jax.deploy.exported import load
-from shuffle_jax.deploy.harden import harden
+from shuffle_jax.deploy.exporting import export
+from shuffle_jax.deploy.hardening import harden
 from shuffle_jax.nn import AutoShuffle, Conv, Dense, DynamicConv, DynamicShuffle, FactorGenerator, FixedPermutation
 from shuffle_jax.nn.bridge import set_progress, set_variables
 from shuffle_jax.nn.collections import SOWN, collections_of, penalty_sum, relaxed_permutations, with_progress

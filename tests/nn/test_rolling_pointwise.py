@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shuffle_jax.analysis.count import count, count_layers
-from shuffle_jax.deploy.fold import fold
-from shuffle_jax.deploy.route import route
+from shuffle_jax.deploy.folding import fold
+from shuffle_jax.deploy.routing import route
 from shuffle_jax.models import NetworkConfig, ShuffleNetV1, build, shufflenet_v1
 from shuffle_jax.nn import RollingPointwise
 from shuffle_jax.ops.rolling_pointwise import rolling_pointwise

@@ -12,7 +12,7 @@ import pytest
 
 from shuffle_jax.analysis.channel_reach import channel_reach
 from shuffle_jax.analysis.count import count, count_layers
-from shuffle_jax.deploy.fold import fold
+from shuffle_jax.deploy.folding import fold
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DynamicShuffle, PointwiseConv, Use
 from shuffle_jax.nn.dense import Dense
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shuffle_jax.analysis.dynamic_use import DynamicUse
-from shuffle_jax.deploy.harden import diagnose
+from shuffle_jax.deploy.hardening import diagnose
 from shuffle_jax.models import NetworkConfig
 from shuffle_jax.train.advice import FEWEST, after, before, of_shifts
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig

@@ -12,9 +12,9 @@ import optax
 import pytest
 
 from shuffle_jax.data import AugmentConfig, Batch
-from shuffle_jax.deploy.freeze import dynamic_layers, freeze
-from shuffle_jax.deploy.harden import harden
-from shuffle_jax.deploy.recalibrate import recalibrate
+from shuffle_jax.deploy.freezing import dynamic_layers, freeze
+from shuffle_jax.deploy.hardening import harden
+from shuffle_jax.deploy.recalibration import recalibrate
 from shuffle_jax.models.classifier import classify
 from shuffle_jax.nn import (
     AutoShuffle,

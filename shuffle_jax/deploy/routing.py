@@ -59,7 +59,7 @@ def route(network: nn.Module, variables: dict[str, PyTree], image_shape: tuple[i
         network: a ShuffleNetV1 or ShuffleNetV2 that samples by strides is routed if its convolutions are plain and its
             mixers, of whatever class, apply one permutation each to all images, found by running them.
         variables: of the network; hardened or frozen if its permutations are learned, and folded
-            (:func:`shuffle_jax.deploy.fold.fold`) to be rid of the batch norms too.
+            (:func:`shuffle_jax.deploy.folding.fold`) to be rid of the batch norms too.
         image_shape: (h, w, c).
 
     Returns:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from shuffle_jax.constraint import RELAXED
-from shuffle_jax.deploy.recalibrate import recalibrate  # noqa: F401 (it was here)
+from shuffle_jax.deploy.recalibration import recalibrate  # noqa: F401 (it was here)
 from shuffle_jax.nn.collections import (
     PERMUTATIONS,
     collections_of,
