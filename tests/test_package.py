@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ import jax
 import pytest
 
 import shuffle_jax
+from shuffle_jax import deploy
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -100,6 +102,18 @@ def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, link
+
+
+def test_the_page_of_names_is_what_the_packages_export() -> None:
+    names = runpy.run_path(str(ROOT / "tools" / "write_names.py"))
+    assert names["PAGE"].read_text() == names["page"](), "run python tools/write_names.py"
+
+
+def test_deploy_gives_what_it_names_and_says_what_it_has_not() -> None:
+    assert {name for name in deploy.__all__ if getattr(deploy, name).__name__ != name} == set()
+    assert set(deploy.__all__) <= set(dir(deploy))
+    with pytest.raises(AttributeError, match=r"module 'shuffle_jax.deploy' has no attribute 'soften'"):
+        _ = deploy.soften
 
 
 def test_the_readme_is_a_page() -> None:
