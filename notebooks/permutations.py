@@ -1,9 +1,10 @@
 # %% [markdown]
 # # Permutations by gradient descent
 #
-# Sorting, matching two graphs, ordering the rows of a matrix: the unknown is a permutation, and there are n! of
-# them. Four steps make it a problem for gradient descent: **relax** the permutation to a matrix, **penalise** what
-# is no permutation, **certify** that the matrix has come near one, and **round** it. There is no network in this
+# What you will have learned: how a problem whose unknown is a permutation (sorting, matching two graphs, ordering the
+# rows of a matrix), one of n!, becomes one for gradient descent in four steps. **Relax** the permutation to a matrix,
+# **penalise** what is no permutation, **certify** that the matrix has come near one, and **round** it; what each step
+# guarantees, and what decides whether the descent matches two graphs. There is no network in this
 # notebook; each cell runs in seconds on a CPU.
 #
 # One convention holds everywhere: a permutation is an index vector `p` with `y[i] = x[p[i]]`. As a matrix `P[i,

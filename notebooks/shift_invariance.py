@@ -1,10 +1,12 @@
 # %% [markdown]
 # # Shift invariance in five minutes
 #
-# Move a picture by one pixel, and a convolutional network may see another class in it. The convolutions are not to
-# blame: they move with the picture. What does not move is a stride of 2, which keeps the even rows and columns,
-# whatever is on them. Adaptive polyphase sampling (APS) lets the picture say which rows and columns are kept. Then
-# the logits do not change at all, trained or not.
+# What you will have learned: why a convolutional network may see another class in a picture that moved by one pixel,
+# how adaptive polyphase sampling (APS) ends that, trained or not, and how to find what still breaks it in a network.
+#
+# The convolutions are not to blame: they move with the picture. What does not move is a stride of 2, which keeps the
+# even rows and columns, whatever is on them. APS lets the picture say which rows and columns are kept. Then the logits
+# do not change at all.
 
 # %%
 import jax
