@@ -20,6 +20,7 @@ SAYS = {
         "kept: none",
         "for cpu, cuda, tpu",
     ],
+    "own_pictures": ["16/16", "% of 200 test pictures", "for cpu, cuda, tpu", "dots    "],
     "dynamic_convolution": ["with the 0's own kernel differ by", "DynamicConv, gates: change by", "DYConv: 9"],
     "shift_invariance": ["APS: 100.0% of the digits", "multiples of 8, got 12 x 8", "wrap {}"],
     "permutations": [
@@ -37,6 +38,7 @@ SAYS = {
 PICTURES = {
     "tour": 4,
     "own_network": 2,
+    "own_pictures": 3,
     "dynamic_convolution": 2,
     "shift_invariance": 3,
     "permutations": 6,
