@@ -17,7 +17,7 @@ PYTHON ?= $(shell for python in python3.14 python3.13 python3.12 python3.11 pyth
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-slow test-all lint format bench gpu compare kill count notebook docs constraints licenses clean distclean same-python
+.PHONY: help install train test test-slow test-all test-lowest lint format bench gpu compare kill count notebook docs constraints licenses clean distclean same-python
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,6 +40,14 @@ test-slow: $(DEV) ## run the slow tests: real processes, kills, notebooks, whole
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PYTEST) -m slow $(ARGS)
 
 test-all: test test-slow ## run every test once
+
+# The other end of the ranges in pyproject.toml than constraints.txt.
+LOWEST := $(VENV)-lowest
+test-lowest: $(CREATED) ## run the fast tests with the lowest versions that pyproject.toml allows, in .venv-lowest
+	$(PIP) uv
+	test -e $(LOWEST)/bin/python || $(BIN)/uv venv -q $(LOWEST) --python $(BIN)/python
+	$(BIN)/uv pip install -q --resolution lowest-direct --python $(LOWEST)/bin/python -e '.[dev]'
+	$(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 lint: $(DEV) ## check style, formatting, types and import contracts
 	$(BIN)/ruff check .
@@ -91,7 +99,7 @@ clean: ## remove caches and build output; runs and .venv stay
 	find . -name '.venv*' -prune -o -name .git -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 distclean: clean ## remove .venv as well
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)
 
 # One chain, created -> runtime -> dev -> torch, so that `make -j` never starts pip twice in one environment.
 $(CREATED):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import runpy
 import signal
 import sys
 from collections import Counter
@@ -53,6 +54,9 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shuffle_jax")
 
 TESTS = Path(__file__).parent / "tests"
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":  # the slow tests run the library as users do
+    runpy.run_path(str(TESTS / "annotations.py"))["install"]()
+
 LONGEST_FIRST = ("train", "experiments", "deploy", "models", "data", "nn", "ops", "analysis", "problems")
 """Folders of tests/, whose files go to the processes in this order: a long file that begins last is waited for."""
 

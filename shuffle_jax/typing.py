@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Num, PRNGKeyArray, UInt8, UInt64
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Integer, Num, PRNGKeyArray, Shaped, UInt8, UInt64
 
 __all__ = [
     "Array",
@@ -17,11 +17,14 @@ __all__ = [
     "Float",
     "Images",
     "Int",
+    "Integer",
     "Key",
     "Matrix",
     "Num",
+    "Outputs",
     "Permutation",
     "PyTree",
+    "Shaped",
     "UInt8",
     "UInt64",
 ]
@@ -29,10 +32,13 @@ __all__ = [
 Images = Float[Array, "n h w c"]
 """A batch of feature maps or normalised images."""
 
+Outputs = Float[Array, "n oh ow o"]
+"""What a layer makes of images: perhaps other rows, columns and channels."""
+
 Matrix = Float[Array, "*batch c c"]
 """Square matrices over channels, such as relaxed permutations."""
 
-Permutation = Int[Array, "*batch c"]
+Permutation = Integer[Array, "*batch c"]
 """Index vectors ``p`` with ``y[..., i] = x[..., p[i]]``."""
 
 Key = PRNGKeyArray

@@ -29,8 +29,9 @@ class GroupsApart(nn.Module):
         phases: how far apart the pixels of a group are; 1 shows all of them to every group.
         mixer: factory of the mixers, called as ``mixer(name=...)`` between the 1x1 layers of each unit.
         pointwise: factory of the 1x1 layers.
-        features: channels of all units; a quarter of them between the 1x1 layers.
+        features: channels of all units.
         units: of each stage.
+        reduction: how many times fewer channels are between the 1x1 layers of a unit, where the mixer is.
     """
 
     classes: int
@@ -40,6 +41,7 @@ class GroupsApart(nn.Module):
     features: int = 64
     units: int = 2
     phases: int = 1
+    reduction: int = 4
 
     @property
     def mixing_groups(self) -> int:
@@ -53,7 +55,7 @@ class GroupsApart(nn.Module):
         Raises:
             ValueError: the phases do not divide the sides of the image, or squared the groups.
         """
-        unit = partial(Unit, self.features, self.groups, self.mixer, self.pointwise)
+        unit = partial(Unit, self.features, self.groups, self.mixer, self.pointwise, self.reduction)
         if self.phases == 1:
             x = Stem(self.features, "small", name="stem")(x, train)
         else:
@@ -92,6 +94,7 @@ class Unit(nn.Module):
         groups: of the 1x1 layers.
         mixer: factory of the mixer.
         pointwise: factory of the 1x1 layers.
+        reduction: how many times fewer channels are between them.
         halves: average 3 x 3 pixels with stride 2 first.
     """
 
@@ -99,10 +102,11 @@ class Unit(nn.Module):
     groups: int
     mixer: Callable[..., nn.Module]
     pointwise: Callable[..., nn.Module]
+    reduction: int
     halves: bool
 
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Images:
         """Maps ``(n, h, w, features)`` to the same, or to half of the height and width."""
-        unit = partial(shufflenet_v1.Unit, self.features, stride=1, groups=self.groups)
+        unit = partial(shufflenet_v1.Unit, self.features, stride=1, groups=self.groups, reduction=self.reduction)
         return unit(mixer=self.mixer, pointwise=self.pointwise, name="unit")(halve(x) if self.halves else x, train)

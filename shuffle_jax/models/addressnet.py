@@ -20,7 +20,7 @@ from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, shortcut_shift
 from shuffle_jax.ops.shifted_pointwise import Form
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 GROUPS = 4
 DEPTHS = (20, 32, 44)
@@ -174,7 +174,7 @@ class Unit(nn.Module):
     sampling: Sampling | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         channels = x.shape[-1]
         out = new_features(channels, self.features, self.stride, self.shortcut)

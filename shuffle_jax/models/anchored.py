@@ -20,7 +20,7 @@ from shuffle_jax.nn import BatchNorm, Conv, Identity, PointwiseConv, Use
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.pooling import largest_2x2
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 UNITS = {
     # depth of the form with shortcuts: units of stage 1, 2, 3, 4
@@ -129,7 +129,7 @@ class AnchoredNet(nn.Module):
         regulator = self.pointwise if self.regulator == "pointwise" else None
         return {"own": not self.shared, "regulator": regulator, "mixer": self.mixer, "dtype": self.dtype}
 
-    def _with_shortcuts(self, x: Images, train: bool) -> Images:
+    def _with_shortcuts(self, x: Images, train: bool) -> Outputs:
         """The form of ResNet: a stem, and four stages of units, with a pooling behind each."""
         channels, units = self._channels(), UNITS[self.depth]
         anchors = self._anchors(channels, use_bias=self.kernels == "each_width")
@@ -140,7 +140,7 @@ class AnchoredNet(nn.Module):
                 x = unit(features, anchor, pool=i == count - 1, name=f"stage{stage}_{i}")(x, train)
         return x
 
-    def _without_shortcuts(self, x: Images, train: bool) -> Images:
+    def _without_shortcuts(self, x: Images, train: bool) -> Outputs:
         """The form of VGG: layers one behind the other, five stages with a pooling behind each."""
         plain, channels = self.kernels == "one", self._channels()
         channels = [*channels, channels[-1]]
@@ -184,7 +184,7 @@ class Unit(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``, halved if it pools."""
         norm = partial(BatchNorm, self.dtype)
         grows = x.shape[-1] != self.features
@@ -235,7 +235,7 @@ class Layer(nn.Module):
     pool: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``, halved if it pools."""
         if self.anchor is None:
             x = conv(self.features, use_bias=True, dtype=self.dtype, name="conv")(x, train=train)
@@ -250,7 +250,7 @@ class Layer(nn.Module):
         return _pooled(nn.relu(x) if self.norm_first else x, self.pool)
 
 
-def _regulated(x: Images, regulator: Callable[..., nn.Module] | None, dtype: jnp.dtype | None, train: bool) -> Images:
+def _regulated(x: Images, regulator: Callable[..., nn.Module] | None, dtype: jnp.dtype | None, train: bool) -> Outputs:
     """The 1x1 convolution of a unit, if it has one, inside the calling module."""
     if regulator is None:
         return x
@@ -258,5 +258,5 @@ def _regulated(x: Images, regulator: Callable[..., nn.Module] | None, dtype: jnp
     return y
 
 
-def _pooled(x: Images, pool: bool) -> Images:
+def _pooled(x: Images, pool: bool) -> Outputs:
     return largest_2x2(x) if pool else x

@@ -18,7 +18,7 @@ from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ContextualDepthwise, DepthwiseConv, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0)
 TABLE = (
@@ -204,7 +204,7 @@ class InvertedResidual(nn.Module):
     depthwise: Callable[..., nn.Module] = field(default_factory=lambda: static_depthwise)
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         channels = x.shape[-1]
         pointwise = partial(self.pointwise, groups=self.groups, dtype=self.dtype)

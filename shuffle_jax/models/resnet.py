@@ -19,7 +19,7 @@ from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 UNITS = {
     # depth: units of stage 1, 2, 3, 4; bottlenecks from 50 on
@@ -190,7 +190,7 @@ class BasicUnit(nn.Module):
     sampling: Sampling | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         halving = Halving(self.stride, self.sampling)
         conv = partial(self.conv, kernel_size=3, groups=self.groups, dtype=self.dtype, **halving.around)
@@ -230,7 +230,7 @@ class Bottleneck(nn.Module):
     norm_sum: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), 4 features)``."""
         out = BOTTLENECK * self.features
         grouped: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
@@ -249,7 +249,7 @@ class Bottleneck(nn.Module):
         return nn.relu(last(x + y, train) if self.norm_sum else x + last(y, train))
 
 
-def _shortcut(x: Images, features: int, halving: Halving, dtype: jnp.dtype | None, train: bool) -> Images:
+def _shortcut(x: Images, features: int, halving: Halving, dtype: jnp.dtype | None, train: bool) -> Outputs:
     """The input where the unit keeps its shape, else a 1x1 convolution with the stride, inside the calling module."""
     if halving.step == 1 and x.shape[-1] == features:
         return x

@@ -14,7 +14,7 @@ from shuffle_jax.models.stem import Stem
 from shuffle_jax.nn import BatchNorm, GridShift, Identity, PointwiseConv
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.nn.limits import check_positive
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 DEPTHS = (20, 56, 110)
 STAGES = (16, 32, 64)
@@ -122,7 +122,7 @@ class Unit(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         pointwise = partial(self.pointwise, groups=self.groups, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)

@@ -17,7 +17,7 @@ from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseCo
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 """Channels of stage 2 at width 1.0 by number of groups; each later stage has twice as many."""
@@ -104,7 +104,7 @@ class ShuffleNetV1(nn.Module):
 
 
 class Unit(nn.Module):
-    """One residual unit: grouped 1x1 to a quarter of the channels, mixer, depthwise 3x3, grouped 1x1.
+    """One residual unit: grouped 1x1 to fewer channels, mixer, depthwise 3x3, grouped 1x1.
 
     With stride 1 the result is added to the input; with stride 2 it is concatenated to the average-pooled input.
 
@@ -118,6 +118,7 @@ class Unit(nn.Module):
         dtype: type of the computation.
         sampling: factory of what samples in place of the stride, if anything does.
         depthwise: factory of the depthwise convolution.
+        reduction: how many times fewer channels are between the 1x1 convolutions than come out.
     """
 
     features: int
@@ -129,12 +130,13 @@ class Unit(nn.Module):
     dtype: jnp.dtype | None = None
     sampling: Sampling | None = None
     depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
+    reduction: int = 4
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         residual = self.stride == 1
-        middle, out = self.features // 4, self.features - (0 if residual else x.shape[-1])
+        middle, out = self.features // self.reduction, self.features - (0 if residual else x.shape[-1])
         pointwise = partial(self.pointwise, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
         halving = Halving(self.stride, self.sampling)

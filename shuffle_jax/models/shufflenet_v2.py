@@ -17,7 +17,7 @@ from shuffle_jax.models.sizes import Node, Side, multiple_of, sizes_of
 from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseConv
 from shuffle_jax.nn.dense import Dense
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 WIDTHS = {
     # width: channels of stage 2, 3, 4 and of the last 1x1 convolution
@@ -157,7 +157,7 @@ class Unit(nn.Module):
     depthwise: Callable[..., nn.Module] = field(default_factory=lambda: DepthwiseConv)
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         to = partial(self.pointwise, groups=1, dtype=self.dtype)
         half = self.features // 2

@@ -13,7 +13,7 @@ from shuffle_jax.nn import BatchNorm, Conv
 from shuffle_jax.nn.convolution import kernel_init
 from shuffle_jax.ops.polyphase import largest_ahead
 from shuffle_jax.ops.pooling import largest
-from shuffle_jax.typing import Images
+from shuffle_jax.typing import Images, Outputs
 
 StemKind = Literal["imagenet", "small"]
 
@@ -42,7 +42,7 @@ class Stem(nn.Module):
     sampling: Sampling | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h / s, w / s, features)``, s = 4, 2 or 1 by kind and pooling."""
         small = self.kind == "small"
         halving = Halving(1 if small else 2, self.sampling)

@@ -100,7 +100,7 @@ def relaxed_permutations(params: PyTree) -> dict[str, Float[Array, "c c"]]:
     return one_by_one(relaxed_leaves(params), 2)
 
 
-def relaxed_leaves(params: PyTree) -> dict[tuple[str, ...], Float[Array, "... c c"]]:
+def relaxed_leaves(params: PyTree) -> dict[tuple[str, ...], Array]:
     """What :func:`relaxed_permutations` gives, stacked layers together and by path."""
     if isinstance(params, Mapping) and "params" in params:
         params = params["params"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from shuffle_jax.nn.convolution import Conv, DepthwiseConv, add_bias, cast, in_float32, square
 from shuffle_jax.ops.contextual import contextual, contextual_depthwise, level_outputs
 from shuffle_jax.ops.permutation import check_groups
-from shuffle_jax.typing import Array, Images, Key
+from shuffle_jax.typing import Array, Images, Key, Outputs
 
 
 class ContextualConv(Conv):
@@ -36,7 +36,7 @@ class ContextualConv(Conv):
     dilations: tuple[int, ...] | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``.
 
         Raises:
@@ -66,7 +66,7 @@ class ContextualDepthwise(DepthwiseConv):
     levels: int = 4
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), c)``.
 
         Raises:

@@ -19,7 +19,7 @@ from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops import convolution as ops
 from shuffle_jax.ops.convolution import Padding
 from shuffle_jax.ops.permutation import check_groups
-from shuffle_jax.typing import Array, Float, Images, Key, PyTree
+from shuffle_jax.typing import Array, Float, Images, Key, Outputs, PyTree
 
 
 def variance_scaling(
@@ -75,7 +75,7 @@ class Conv(nn.Module):
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (*square(self.kernel_size), x.shape[-1] // self.groups, self.features)
@@ -112,7 +112,7 @@ class DepthwiseConv(nn.Module):
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, c)``."""
         shape = (*square(self.kernel_size), 1, x.shape[-1])
         x, kernel = cast(x, self.param("kernel", in_float32(self.kernel_init), shape), self.dtype)
@@ -150,7 +150,7 @@ class PointwiseConv(nn.Module):
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         check_groups(x.shape[-1], self.groups)
         shape = (1, 1, x.shape[-1] // self.groups, self.features)

@@ -133,7 +133,7 @@ class DynamicConv(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Float[Array, "n *space c"], train: bool = False) -> Float[Array, "n *out o"]:
         """Maps ``(n, h, w, c)`` to ``(n, oh, ow, features)``, or ``(n, l, c)`` to ``(n, ol, features)``.
 
         Raises:

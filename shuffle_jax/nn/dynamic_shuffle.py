@@ -22,7 +22,7 @@ from shuffle_jax.nn.factors import FactorGenerator, Factors, HardFactorGenerator
 from shuffle_jax.nn.limits import check_fraction
 from shuffle_jax.ops import kronecker, rounding
 from shuffle_jax.ops.permutation import to_matrix
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Evaluation = Literal["hard", "soft", "repaired"]
 """Factors in evaluation: the one-hot row-argmax, as they are, or the nearest permutations by assignment."""
@@ -70,7 +70,7 @@ class DynamicShuffle(nn.Module):
     evaluation: Evaluation = "hard"
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Float[Array, "n *space c"], train: bool = False) -> Float[Array, "n *space c"]:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, c)``.
 
         Raises:
@@ -152,7 +152,7 @@ class StaticDynamicShuffle(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``.
 
         Raises:

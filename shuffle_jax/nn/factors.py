@@ -27,7 +27,7 @@ from shuffle_jax.ops.permutation import count_distinct, is_permutation, to_matri
 from shuffle_jax.ops.relaxation import sinkhorn, softmax_rows
 from shuffle_jax.ops.rounding import argmax
 from shuffle_jax.ops.shape import check_batch
-from shuffle_jax.typing import Array, Float, Images, Int, Key, PyTree
+from shuffle_jax.typing import Array, Float, Int, Key, PyTree
 
 
 class Factors(struct.PyTreeNode):
@@ -120,7 +120,7 @@ class FactorGenerator(nn.Module):
     kept_until: float = 0.8
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Factors:
+    def __call__(self, x: Float[Array, "n *space c"], train: bool = False) -> Factors:
         """Maps ``(n, ..., c)`` to factors for n images, or for all of them if the generator is static.
 
         Raises:

@@ -31,7 +31,7 @@ class ChannelShuffle(nn.Module):
     """The fixed shuffle of ShuffleNet, :func:`shuffle_jax.ops.mixing.shuffle`.
 
     Attributes:
-        groups: a divisor of the channels.
+        groups: a divisor of the channels; as many as these, like 1, move nothing.
     """
 
     groups: int = 2

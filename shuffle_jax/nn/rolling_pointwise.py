@@ -12,7 +12,7 @@ from shuffle_jax.nn.convolution import in_float32, kernel_init
 from shuffle_jax.nn.limits import check_positive
 from shuffle_jax.nn.normalization import scale_outputs
 from shuffle_jax.ops.rolling_pointwise import rolling_pointwise, window_starts
-from shuffle_jax.typing import Float, Images, PyTree
+from shuffle_jax.typing import Float, Images, Outputs, PyTree
 
 
 class RollingPointwise(nn.Module):
@@ -44,7 +44,7 @@ class RollingPointwise(nn.Module):
     kernel_init: nn.initializers.Initializer = kernel_init
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``.
 
         Raises:

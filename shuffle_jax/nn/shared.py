@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from shuffle_jax.typing import Images
+from shuffle_jax.typing import Images, Outputs
 
 Path = tuple[str, ...]
 
@@ -32,7 +32,7 @@ class Use(nn.Module):
     own: bool = False
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """What the layer makes of x."""
         own = self.own or self.has_variable("params", OWN)
         layer = self.layer.clone(parent=self, name=OWN) if own else self.layer

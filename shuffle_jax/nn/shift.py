@@ -16,7 +16,7 @@ from shuffle_jax.ops import shift
 from shuffle_jax.ops.permutation import check_groups, half_group
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets
 from shuffle_jax.ops.shifted_pointwise import Form, shifted_pointwise
-from shuffle_jax.typing import Images
+from shuffle_jax.typing import Images, Outputs
 
 
 class ChannelShift(nn.Module):
@@ -68,7 +68,7 @@ class AddressShift(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), c)``."""
         return shift.address_shift(x, self.offsets, self.boundary)[:, :: self.stride, :: self.stride]
 
@@ -120,7 +120,7 @@ class ShiftedPointwise(nn.Module):
     dtype: jnp.dtype | None = None
 
     @nn.compact
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, h, w, features)``."""
         mixer = (self.mixer or partial(ChannelShift, self.groups))(name="mixer")
         layer = self.pointwise(features=self.features, groups=self.groups, dtype=self.dtype, name="pointwise")

@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 import jax.numpy as jnp
 
 from shuffle_jax.ops.convolution import Padding, convolution, depthwise
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 FRACTIONS = {1: (1,), 2: (2, 2), 3: (2, 4, 4), 4: (4, 4, 4, 4), 5: (4, 4, 4, 8, 8)}
 """By the number of levels, what of all outputs each level has: one part of so many."""
@@ -128,14 +128,14 @@ def contextual_depthwise(
 
 
 def _side_by_side(
-    level: Callable[[Images, int, int, int, int], Images],
+    level: Callable[[Images, int, int, int, int], Outputs],
     x: Images,
     kernel: Float[Array, "kh kw i o"],
     outputs: tuple[int, ...],
     dilations: tuple[int, ...] | None,
     stride: int,
     padding: Padding,
-) -> Images:
+) -> Outputs:
     """The levels' outputs, each of those from ``lo`` to ``hi``, one after the other."""
     dilations = tuple(range(1, len(outputs) + 1)) if dilations is None else dilations
     _check(kernel, outputs, dilations)

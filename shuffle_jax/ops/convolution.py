@@ -22,7 +22,7 @@ from shuffle_jax.ops.form import by_platform, is_native
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from, rotate
 from shuffle_jax.ops.wrap import wrap
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Padding = Literal["zeros", "wrap"]
 """What the ``k // 2`` values beyond each side of an image are: zeros, or those of the opposite side."""
@@ -195,7 +195,7 @@ def dilated(window: tuple[int, ...], dilation: int) -> tuple[int, int]:
     return dilation * (window[0] - 1) + 1, dilation * (window[1] - 1) + 1
 
 
-def around(x: Images, window: tuple[int, ...], padding: Pads | Padding | None) -> tuple[Images, Pads]:
+def around(x: Images, window: tuple[int, ...], padding: Pads | Padding | None) -> tuple[Outputs, Pads]:
     """An image with what its padding takes from itself, and the zeros that are still to be put around it.
 
     >>> x, pads = around(jnp.arange(1.0, 4.0).reshape(1, 1, 3, 1), (1, 3), "wrap")
@@ -225,7 +225,7 @@ def resolve_padding(size: tuple[int, ...], window: tuple[int, ...], padding: Pad
 
 def _native(
     stride: int, pads: Pads, groups: int, x: Images, kernel: Float[Array, "kh kw i o"], dilation: int = 1
-) -> Images:
+) -> Outputs:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -237,12 +237,12 @@ def _native(
     )
 
 
-def _dot(x: Images, matrix: Float[Array, "i o"]) -> Images:
+def _dot(x: Images, matrix: Float[Array, "i o"]) -> Outputs:
     # Two-dimensional on purpose: the kernel gradient is then one plain product.
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
-def _pointwise_blocks(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
+def _pointwise_blocks(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Outputs:
     """One product with g blocks and zeros: g times the work, at many times the speed."""
     inputs, features = kernel.shape[2:]
     weights = kernel.reshape(inputs, groups, 1, features // groups).swapaxes(0, 1)
@@ -250,7 +250,7 @@ def _pointwise_blocks(groups: int, rotation: int, x: Images, kernel: Float[Array
     return _dot(x, jnp.roll(matrix, rotation, axis=0))
 
 
-def _pointwise_slices(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Images:
+def _pointwise_slices(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Outputs:
     # Slices are taken of the image as it is: of one that was put together, XLA reads the parts instead.
     inputs = kernel.shape[2]
     if rotation % inputs == 0:
@@ -270,14 +270,14 @@ def patches(
     return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
 
 
-def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"], dilation: int = 1) -> Images:
+def _patches_dot(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw i o"], dilation: int = 1) -> Outputs:
     kh, kw, channels, features = kernel.shape
     taps = shifted(padded(x, pads), kh, kw, stride, dilation)
     seen = _side_by_side(taps) if 1 < len(taps) <= _SUMMED_TAPS else patches(x, (kh, kw), stride, pads, dilation)
     return _dot(seen, kernel.reshape(kh * kw * channels, features))
 
 
-def _side_by_side(parts: list[Images]) -> Images:
+def _side_by_side(parts: list[Images]) -> Outputs:
     """Their channels one after the other, as a sum of each between zeros.
 
     XLA fuses that, and uses all cores for it; a concatenation of a few channels it copies value by value on one.
@@ -291,7 +291,7 @@ def _side_by_side(parts: list[Images]) -> Images:
 
 def _slices(
     stride: int, pads: Pads, groups: int, dilation: int, x: Images, kernel: Float[Array, "kh kw i o"]
-) -> Images:
+) -> Outputs:
     parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
     form = _patches_dot if kernel.shape[:2] == (1, 1) else partial(_native, groups=1)
     convolve = partial(form, stride, pads, dilation=dilation)

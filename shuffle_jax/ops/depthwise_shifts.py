@@ -13,13 +13,13 @@ from jax import lax
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import sums
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 """Zeros before and after the rows, and before and after the columns."""
 
 
-def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"], dilation: int = 1) -> Images:
+def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"], dilation: int = 1) -> Outputs:
     """A depthwise convolution, see :func:`shuffle_jax.ops.convolution.depthwise`.
 
     The kernel's gradient is one variadic reduction for all taps, the image's a sum of shifted copies as well. Both can
@@ -39,19 +39,19 @@ def sum_of_shifts(stride: int, pads: Pads, x: Images, kernel: Float[Array, "kh k
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum_of_shifts(stride: int, dilation: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Images:
+def _sum_of_shifts(stride: int, dilation: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]) -> Outputs:
     kh, kw, _, _ = kernel.shape
     return _sum_of_taps(shifted(padded(x, pads), kh, kw, stride, dilation), kernel)
 
 
 def _forward(
     stride: int, dilation: int, pads: Pads, x: Images, kernel: Float[Array, "kh kw 1 c"]
-) -> tuple[Images, tuple[Images, Float[Array, "kh kw 1 c"]]]:
+) -> tuple[Outputs, tuple[Images, Float[Array, "kh kw 1 c"]]]:
     return _sum_of_shifts(stride, dilation, pads, x, kernel), (x, kernel)
 
 
 def _backward(
-    stride: int, dilation: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Images
+    stride: int, dilation: int, pads: Pads, saved: tuple[Images, Float[Array, "kh kw 1 c"]], gradient: Outputs
 ) -> tuple[Images, Float[Array, "kh kw 1 c"]]:
     x, kernel = saved
     kh, kw, _, channels = kernel.shape
@@ -71,7 +71,7 @@ def _image_gradient(
     stride: int,
     pads: Pads,
     size: tuple[int, int],
-    gradient: Images,
+    gradient: Outputs,
     kernel: Float[Array, "kh kw 1 c"],
     dilation: int = 1,
 ) -> Images:
@@ -104,7 +104,7 @@ def _spread_gradient(
     stride: int,
     pads: Pads,
     size: tuple[int, int],
-    gradient: Images,
+    gradient: Outputs,
     kernel: Float[Array, "kh kw 1 c"],
     dilation: int = 1,
 ) -> Images:
@@ -150,7 +150,7 @@ class _Readers(NamedTuple):
         return cls(pad, length, [[(a, start + low) for a, start in taps] for taps in reads])
 
 
-def interleave(parts: Sequence[Sequence[Images]], size: tuple[int, int]) -> Images:
+def interleave(parts: Sequence[Sequence[Images]], size: tuple[int, int]) -> Outputs:
     """An image from its values in every s-th row and column, cut to a size.
 
     Args:
@@ -167,12 +167,12 @@ def interleave(parts: Sequence[Sequence[Images]], size: tuple[int, int]) -> Imag
     return whole[:, : size[0], : size[1]]
 
 
-def padded(x: Images, pads: Pads) -> Images:
+def padded(x: Images, pads: Pads) -> Outputs:
     """Zeros around rows and columns."""
     return jnp.pad(x, ((0, 0), *pads, (0, 0)))
 
 
-def shifted(x: Images, kh: int, kw: int, stride: int, dilation: int = 1) -> list[Images]:
+def shifted(x: Images, kh: int, kw: int, stride: int, dilation: int = 1) -> list[Outputs]:
     """The shifted, strided views of a padded image, one for each position of the kernel, in row-major order."""
     down, across = range(0, kh * dilation, dilation), range(0, kw * dilation, dilation)
     rows = (x.shape[1] - down[-1] - 1) // stride * stride + 1
@@ -180,7 +180,7 @@ def shifted(x: Images, kh: int, kw: int, stride: int, dilation: int = 1) -> list
     return [x[:, a : a + rows : stride, b : b + columns : stride] for a in down for b in across]
 
 
-def _sum_of_taps(taps: list[Images], kernel: Float[Array, "kh kw 1 c"]) -> Images:
+def _sum_of_taps(taps: list[Images], kernel: Float[Array, "*taps 1 c"]) -> Images:
     channels = kernel.shape[-1]
     weights = kernel.reshape(-1, 1, 1, 1, channels)
     products = [at_least_float32(tap) * at_least_float32(w) for tap, w in zip(taps, weights, strict=True)]

@@ -24,7 +24,7 @@ from jax import lax
 from shuffle_jax.ops import convolution
 from shuffle_jax.ops.convolution import Padding, Pads
 from shuffle_jax.ops.normalization import Affine
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Phi = Float[Array, "n e b l l"]
 """Coefficients of each image: ``phi[n, e, b, i, j]`` carries latent channel j of copy e to i, within block b."""
@@ -93,7 +93,7 @@ def fuse(q: Float[Array, "n *s f"], phi: Phi) -> Float[Array, "n *s m"]:
 
 def latents(
     x: Images,
-    q: Float[Array, "1 1 i m"],
+    q: Float[Array, "*ones i m"],
     window: tuple[int, int],
     stride: int,
     padding: Pads | Padding,
@@ -123,7 +123,7 @@ def latents(
     )
 
 
-def _at_center(x: Images, window: tuple[int, int], stride: int, padding: Pads | Padding) -> Images:
+def _at_center(x: Images, window: tuple[int, int], stride: int, padding: Pads | Padding) -> Outputs:
     x, padding = convolution.around(x, window, padding)
     edges = [(before - k // 2, after - (k - 1 - k // 2), 0) for k, (before, after) in zip(window, padding, strict=True)]
     if any(edge != (0, 0, 0) for edge in edges):
@@ -135,7 +135,7 @@ def synthesise(
     kernel: Float[Array, "kh kw i o"],
     gate: Float[Array, "n o"],
     phi: Phi,
-    q: Float[Array, "1 1 i m"],
+    q: Float[Array, "*ones i m"],
     p: Float[Array, "1 1 l o"],
     first: Affine,
     second: Affine,

@@ -88,7 +88,7 @@ def index(outer: Int[Array, "*batch p"], inner: Int[Array, "*batch q"], groups: 
 
 
 def permute(
-    x: Num[Array, "n *space c"], outer: Int[Array, "*lead p"], inner: Int[Array, "*lead q"], groups: int = 1
+    x: Num[Array, "n *space c"], outer: Int[Array, "*outer p"], inner: Int[Array, "*inner q"], groups: int = 1
 ) -> Num[Array, "n *space c"]:
     """Permutes channels by hard factors: one gather, with index :func:`index` for each image.
 
@@ -119,8 +119,8 @@ def permute(
 
 def mix(
     x: Float[Array, "n *space c"],
-    outer: Float[Array, "*lead p_out p_in"],
-    inner: Float[Array, "*lead q_out q_in"],
+    outer: Float[Array, "*outer p_out p_in"],
+    inner: Float[Array, "*inner q_out q_in"],
     groups: int = 1,
 ) -> Float[Array, "n *space d"]:
     """Mixes channels by soft factors, ``y = S_G (I_G kron A kron B) x`` at every position.
@@ -155,8 +155,8 @@ def mix(
 
 def straight_through(
     x: Float[Array, "n *space c"],
-    outer: Float[Array, "*lead p p"],
-    inner: Float[Array, "*lead q q"],
+    outer: Float[Array, "*outer p p"],
+    inner: Float[Array, "*inner q q"],
     groups: int = 1,
 ) -> Float[Array, "n *space c"]:
     """Hard in the forward pass, with the gradient of :func:`mix` at the hard factors.

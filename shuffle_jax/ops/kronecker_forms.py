@@ -26,7 +26,7 @@ from shuffle_jax.typing import Array, Bool, Float, Int, Num
 Tables = Float[Array, "n s g p q"]
 
 
-def index(outer: Int[Array, "*b k p"], inner: Int[Array, "*b k q"], groups: int) -> Int[Array, "*b c"]:
+def index(outer: Int[Array, "*#b #k p"], inner: Int[Array, "*#b #k q"], groups: int) -> Int[Array, "*lead c"]:
     """``r[(i q + j) G + k] = k p q + outer[k, i] q + inner[k, j]``."""
     within = kron(outer, inner)
     size = within.shape[-1]
@@ -35,7 +35,7 @@ def index(outer: Int[Array, "*b k p"], inner: Int[Array, "*b k q"], groups: int)
     return jnp.swapaxes(table, -1, -2).reshape(*table.shape[:-2], groups * size)
 
 
-def _inverse_index(outer: Int[Array, "n k p"], inner: Int[Array, "n k q"], groups: int) -> Int[Array, "n c"]:
+def _inverse_index(outer: Int[Array, "#n #k p"], inner: Int[Array, "#n #k q"], groups: int) -> Int[Array, "n c"]:
     """The inverse of :func:`index`: ``x[k p q + a q + b] = y[(i q + j) G + k]`` with i, j where a and b went."""
     within = kron(invert(outer), invert(inner)) * groups
     table = within + identity(groups).reshape(1, groups, 1)
@@ -50,7 +50,7 @@ def _gather(x: Num[Array, "n s c"], index: Int[Array, "m c"]) -> Num[Array, "n s
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def permute(
-    groups: int, transposed: bool, x: Num[Array, "n s c"], outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]
+    groups: int, transposed: bool, x: Num[Array, "n s c"], outer: Int[Array, "#m #k p"], inner: Int[Array, "#m #k q"]
 ) -> Num[Array, "n s c"]:
     """The gather ``y[i] = x[r[i]]``, or its transpose ``y[r[i]] += x[i]``, by products if r has no inverse."""
     if not transposed:
@@ -76,18 +76,18 @@ def _permute_backward(groups: int, transposed: bool, indices: tuple[Array, ...],
 permute.defvjp(_permute_forward, _permute_backward)
 
 
-def _valid(outer: Int[Array, "m k p"], inner: Int[Array, "m k q"]) -> Bool[Array, ""]:
+def _valid(outer: Int[Array, "#m #k p"], inner: Int[Array, "#m #k q"]) -> Bool[Array, ""]:
     return jnp.all(is_permutation(outer)) & jnp.all(is_permutation(inner))
 
 
 @jax.custom_vjp
-def mix(x: Tables, outer: Float[Array, "m k i a"], inner: Float[Array, "m k j b"]) -> Float[Array, "n s i j g"]:
+def mix(x: Tables, outer: Float[Array, "#m #k i a"], inner: Float[Array, "#m #k j b"]) -> Float[Array, "n s i j g"]:
     """Both contractions; the array between them is kept for the gradient."""
     return _mix_outer(_mix_inner(x, inner), outer)
 
 
 def _mix_forward(
-    x: Tables, outer: Float[Array, "m k i a"], inner: Float[Array, "m k j b"]
+    x: Tables, outer: Float[Array, "#m #k i a"], inner: Float[Array, "#m #k j b"]
 ) -> tuple[Float[Array, "n s i j g"], tuple[Array, ...]]:
     half = _mix_inner(x, inner)
     return _mix_outer(half, outer), (x, half, outer, inner)
@@ -113,7 +113,7 @@ def _squeezed(factor: Float[Array, "m k i a"]) -> Array:
     return factor.reshape(*(size for size in factor.shape[:2] if size != 1), *factor.shape[2:])
 
 
-def _mix_inner(x: Tables, inner: Float[Array, "m k j b"]) -> Float[Array, "n s g p j"]:
+def _mix_inner(x: Tables, inner: Float[Array, "#m #k j b"]) -> Float[Array, "n s g p j"]:
     if inner.shape[1] != 1:
         return jnp.einsum(f"nsgab,{_axes(inner)}jb->nsgaj", x, _squeezed(inner))
     y = jnp.einsum("nrb,njb->nrj", _rows(x, inner), inner[:, 0])
@@ -122,7 +122,7 @@ def _mix_inner(x: Tables, inner: Float[Array, "m k j b"]) -> Float[Array, "n s g
     return y.reshape(*x.shape[:-1], inner.shape[2])
 
 
-def _rows(x: Tables, factor: Float[Array, "m k j b"]) -> Float[Array, "m r b"]:
+def _rows(x: Tables, factor: Float[Array, "m k j b"]) -> Float[Array, "m r _"]:
     """All that one factor applies to, as rows."""
     images = factor.shape[0]
     rows = math.prod(x.shape[1:-1])
@@ -138,7 +138,7 @@ _UNROLLED = 256
 """An outer factor with more entries is applied by a product on CPU as well: unrolled it would take long to compile."""
 
 
-def _mix_outer(half: Float[Array, "n s g a j"], outer: Float[Array, "m k i a"]) -> Float[Array, "n s i j g"]:
+def _mix_outer(half: Float[Array, "n s g a j"], outer: Float[Array, "#m #k i a"]) -> Float[Array, "n s i j g"]:
     """``y[i, j, g] = sum_a A[i, a] half[g, a, j]``, the cross-group shuffle with it."""
 
     def product(half: Array, outer: Array) -> Array:
@@ -152,7 +152,7 @@ def _mix_outer(half: Float[Array, "n s g a j"], outer: Float[Array, "m k i a"]) 
     return _on_cpu(unrolled, product, outer, half, outer, most=_UNROLLED)
 
 
-def _unmix_outer(gradient: Float[Array, "n s i j g"], outer: Float[Array, "m k i a"]) -> Float[Array, "n s g a j"]:
+def _unmix_outer(gradient: Float[Array, "n s i j g"], outer: Float[Array, "#m #k i a"]) -> Float[Array, "n s g a j"]:
     """The transpose of :func:`_mix_outer`: ``half[g, a, j] = sum_i A[i, a] y[i, j, g]``."""
 
     def product(gradient: Array, outer: Array) -> Array:
@@ -184,7 +184,7 @@ def _column_correlation(
 
 
 def _outer_gradient(
-    gradient: Float[Array, "n s i j g"], half: Float[Array, "n s g a j"], outer: Float[Array, "m k i a"]
+    gradient: Float[Array, "n s i j g"], half: Float[Array, "n s g a j"], outer: Float[Array, "#m #k i a"]
 ) -> Float[Array, "m k i a"]:
     """``dA[i, a] = sum y[i, j, g] half[g, a, j]`` over positions, j, and the groups and images that share A."""
 
@@ -238,14 +238,14 @@ def _on_cpu(
 
 
 @jax.custom_vjp
-def straight_through(x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]) -> Array:
+def straight_through(x: Tables, outer: Float[Array, "#m #k p p"], inner: Float[Array, "#m #k q q"]) -> Array:
     """The gather, with the gradient of :func:`mix` at the hard factors."""
     rows = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
     return _gather(rows, index(rounding.argmax(outer), rounding.argmax(inner), x.shape[2]))
 
 
 def _straight_forward(
-    x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]
+    x: Tables, outer: Float[Array, "#m #k p p"], inner: Float[Array, "#m #k q q"]
 ) -> tuple[Array, tuple[Array, ...]]:
     # By the function itself: a second derivative takes what this returns for what it is, and a gather has none here.
     return straight_through(x, outer, inner), (x, rounding.argmax(outer), rounding.argmax(inner), outer, inner)
@@ -268,8 +268,8 @@ straight_through.defvjp(_straight_forward, _straight_backward)
 def _straight_gradients(
     gradient: Float[Array, "n s c"],
     x: Tables,
-    outer: Float[Array, "m k p p"],
-    inner: Float[Array, "m k q q"],
+    outer: Float[Array, "#m #k p p"],
+    inner: Float[Array, "#m #k q q"],
     outer_index: Int[Array, "m k p"],
     inner_index: Int[Array, "m k q"],
 ) -> tuple[Array, Array, Array]:
@@ -284,7 +284,7 @@ def _straight_gradients(
 
 
 def _by_products(
-    gradient: Float[Array, "n s c"], x: Tables, outer: Float[Array, "m k p p"], inner: Float[Array, "m k q q"]
+    gradient: Float[Array, "n s c"], x: Tables, outer: Float[Array, "#m #k p p"], inner: Float[Array, "#m #k q q"]
 ) -> tuple[Array, Array, Array]:
     n, s, g, p, q = x.shape
     return _mix_backward((x, _mix_inner(x, inner), outer, inner), gradient.reshape(n, s, p, q, g))

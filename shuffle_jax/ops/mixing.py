@@ -9,10 +9,10 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.permutation import check_groups, invert
-from shuffle_jax.typing import Array, Float, Int, Num
+from shuffle_jax.typing import Array, Float, Int, Shaped
 
 
-def permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
+def permute(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shaped[Array, "*batch c"]:
     """Permutes the last axis: ``y[..., i] = x[..., p[i]]``.
 
     A gather forward and a gather by the inverse permutation backward; autodiff of a gather would scatter-add, which is
@@ -34,41 +34,41 @@ def permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Arr
 
 
 @jax.custom_vjp
-def _permute(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
+def _permute(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shaped[Array, "*batch c"]:
     return _gather_channels(x, permutation)
 
 
-def _gather_channels(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
+def _gather_channels(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shaped[Array, "*batch c"]:
     return by_platform(x, permutation, cpu=_gather_in_rows, default=_gather)
 
 
-def _gather(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
+def _gather(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shaped[Array, "*batch c"]:
     # Indices declared in bounds and unique: on CPU this runs at the speed of a plain copy, jnp.take does not.
     return jnp.asarray(x).at[..., permutation].get(mode="promise_in_bounds", unique_indices=True)
 
 
-def _gather_in_rows(x: Num[Array, "*batch c"], permutation: Int[Array, " c"]) -> Num[Array, "*batch c"]:
+def _gather_in_rows(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shaped[Array, "*batch c"]:
     # Inside a network XLA would write the gather with the channels outermost and transpose it back: three to five times
     # the work. Alone it does not, so that a measurement of the operation alone does not show it.
     return with_layout_constraint(_gather(x, permutation), Layout(tuple(range(x.ndim))))
 
 
 def _permute_forward(
-    x: Num[Array, "*batch c"], permutation: Int[Array, " c"]
-) -> tuple[Num[Array, "*batch c"], Int[Array, " c"]]:
+    x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]
+) -> tuple[Shaped[Array, "*batch c"], Int[Array, " c"]]:
     return _permute(x, permutation), permutation
 
 
 def _permute_backward(
-    permutation: Int[Array, " c"], gradient: Num[Array, "*batch c"]
-) -> tuple[Num[Array, "*batch c"], None]:
+    permutation: Int[Array, " c"], gradient: Shaped[Array, "*batch c"]
+) -> tuple[Shaped[Array, "*batch c"], None]:
     return _permute(gradient, invert(permutation)), None
 
 
 _permute.defvjp(_permute_forward, _permute_backward)
 
 
-def shuffle(x: Num[Array, "*batch c"], groups: int) -> Num[Array, "*batch c"]:
+def shuffle(x: Shaped[Array, "*batch c"], groups: int) -> Shaped[Array, "*batch c"]:
     """The fixed channel shuffle of ShuffleNet, as a reshape and a transpose.
 
     ``y[..., j g + k] = x[..., k (c / g) + j]``; the same map as :func:`permute` by

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from shuffle_jax.ops.mesh import varying_alike, whole
-from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
+from shuffle_jax.typing import Array, Bool, Float, Int, Integer, Key, Permutation
 
 
 def identity(channels: int) -> Int[Array, " c"]:
@@ -124,7 +124,7 @@ def compose(first: Permutation, second: Permutation) -> Permutation:
     return jnp.take_along_axis(first, second, axis=-1).astype(jnp.int32)
 
 
-def kron(outer: Permutation, inner: Permutation) -> Permutation:
+def kron(outer: Integer[Array, "*#batch p"], inner: Integer[Array, "*#batch q"]) -> Int[Array, "*lead r"]:
     """The Kronecker product of two permutations: ``r[i q + j] = outer[i] q + inner[j]``, ``q = len(inner)``.
 
     ``to_matrix(kron(a, b))`` equals ``jnp.kron(to_matrix(a), to_matrix(b))``.

@@ -12,7 +12,7 @@ from jax import lax
 from shuffle_jax.ops.depthwise_shifts import interleave
 from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.precision import at_least_float32
-from shuffle_jax.typing import Array, Float, Images, Int
+from shuffle_jax.typing import Array, Float, Images, Int, Outputs
 
 SIZE, STRIDE, PADS = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
 """Of the windows: 3 x 3 values around every second one."""
@@ -86,7 +86,7 @@ def largest_2x2(x: Images) -> Float[Array, "n oh ow c"]:
     return _larger_of_pairs(_larger_of_pairs(x, 2), 1)
 
 
-def _larger_of_pairs(x: Images, axis: int) -> Images:
+def _larger_of_pairs(x: Images, axis: int) -> Outputs:
     """The larger of each two values along an axis; a split has a concatenation as its gradient."""
     length = x.shape[axis]
     size = min(2, length)
@@ -95,22 +95,22 @@ def _larger_of_pairs(x: Images, axis: int) -> Images:
     return reduce(lambda first, second: jnp.where(second > first, second, first), pairs).squeeze(axis + 1)
 
 
-def _largest_native(x: Images) -> Images:
+def _largest_native(x: Images) -> Outputs:
     return lax.reduce_window(x, np.array(-np.inf, x.dtype), lax.max, SIZE, STRIDE, PADS)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _largest_noted(size: tuple[int, int], x: Images) -> Images:
+def _largest_noted(size: tuple[int, int], x: Images) -> Outputs:
     return _largest_and_place(size, x)[0]
 
 
-def _largest_forward(size: tuple[int, int], x: Images) -> tuple[Images, Int[Array, "n oh ow c"]]:
+def _largest_forward(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n oh ow c"], Int[Array, "n oh ow c"]]:
     # By the function itself, for a second derivative: that of a maximum of equal numbers is half of each. What is
     # computed twice here XLA computes once.
     return _largest_noted(size, x), _largest_and_place(size, x)[1]
 
 
-def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Images, Int[Array, "n oh ow c"]]:
+def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n oh ow c"], Int[Array, "n oh ow c"]]:
     """The largest value of each window, and which of the nine it is."""
     padded = jnp.pad(x, PADS, constant_values=-jnp.inf)
     taps = [padded[:, a : a + size[0] : 2, b : b + size[1] : 2] for a in range(3) for b in range(3)]
@@ -121,7 +121,9 @@ def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Images, Int[Ar
     return best, which
 
 
-def _largest_backward(size: tuple[int, int], which: Int[Array, "n oh ow c"], gradient: Images) -> tuple[Images]:
+def _largest_backward(
+    size: tuple[int, int], which: Int[Array, "n oh ow c"], gradient: Float[Array, "n oh ow c"]
+) -> tuple[Images]:
     wide = at_least_float32(gradient)
     zero = jnp.zeros((), wide.dtype)
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.typing import Array, Bool, Float, Matrix, Permutation
 
-Pair = tuple[Matrix, Matrix]
+Pair = tuple[Float[Array, "*pair c c"], Float[Array, "*pair c c"]]
 """The matrices A and B of a problem, of one shape."""
 
 
@@ -191,7 +191,7 @@ def _outer(diagonal: Float[Array, "*batch c"]) -> tuple[Matrix, Matrix]:
     return jnp.broadcast_to(diagonal[..., :, None], shape), jnp.broadcast_to(diagonal[..., None, :], shape)
 
 
-def _inner(a: Matrix, c: Matrix) -> Float[Array, "*batch"]:
+def _inner(a: Float[Array, "*pair c c"], c: Matrix) -> Float[Array, "*batch"]:
     return (jnp.broadcast_to(a, c.shape) * c).sum((-2, -1))
 
 

@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 
-def softmax_rows(logits: Matrix, temperature: float | Float[Array, ""] = 1.0) -> Matrix:
+def softmax_rows(
+    logits: Float[Array, "*batch d c"], temperature: float | Float[Array, ""] = 1.0
+) -> Float[Array, "*batch d c"]:
     """Row-stochastic matrices by a softmax of every row: ``M_ij = exp(L_ij / T) / sum_k exp(L_ik / T)``.
 
     The columns are free: nothing keeps two rows from choosing the same column. As ``T -> 0`` the rows tend to the

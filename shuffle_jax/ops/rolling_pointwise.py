@@ -18,14 +18,14 @@ from shuffle_jax.ops.convolution import pointwise
 from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.permutation import check_groups
 from shuffle_jax.ops.shift import channels_from
-from shuffle_jax.typing import Array, Float, Images, Int
+from shuffle_jax.typing import Array, Float, Images, Int, Outputs
 
 ROUNDING = 1e-6
 """What a product of an overlap and a width may lack to a whole number: 0.29 x 100 is 28.999999999999996."""
 
 
 def rolling_pointwise(
-    x: Images, kernel: Float[Array, "1 1 w o"], groups: int, overlap: float = 0.5
+    x: Images, kernel: Float[Array, "1 1 j o"], groups: int, overlap: float = 0.5
 ) -> Float[Array, "n h w o"]:
     """A 1x1 convolution of windows of channels that overlap.
 
@@ -120,7 +120,7 @@ def _apart(channels: int, features: int, groups: int) -> Int[np.ndarray, " o"]:
 _OUTPUTS = 20
 
 
-def _product(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1 w o"]) -> Images:
+def _product(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1 j o"]) -> Outputs:
     """One product with all channels, where the kernel of each output stands between zeros."""
     channels, width = x.shape[-1], kernel.shape[2]
     columns = jnp.pad(kernel[0, 0].T, ((0, 0), (0, channels - width)))
@@ -129,7 +129,7 @@ def _product(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1
     return pointwise(x, take(columns, jnp.asarray(channels - starts, jnp.int32)).T[None, None])
 
 
-def _slices(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1 w o"]) -> Images:
+def _slices(starts: Int[np.ndarray, " o"], x: Images, kernel: Float[Array, "1 1 j o"]) -> Outputs:
     """One product for each run of outputs with the same window."""
     cuts = np.flatnonzero(np.diff(starts)) + 1
     parts = zip(jnp.split(kernel[0, 0], cuts, axis=-1), starts[[0, *cuts]], strict=True)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from shuffle_jax.ops.permutation import half_group
-from shuffle_jax.typing import Array, Float, Images, Num
+from shuffle_jax.typing import Array, Num
 
 Boundary = Literal["pointer", "zero", "wrap"]
 """What is read beyond the edge of the image: the neighbour in memory, zero, or the opposite edge."""
@@ -70,8 +70,8 @@ def rotate(x: Num[Array, "*batch c"], by: int) -> Num[Array, "*batch c"]:
 
 
 def address_shift(
-    x: Images, offsets: Offsets = LEFT_UP_RIGHT_DOWN, boundary: Boundary = "pointer"
-) -> Float[Array, "n h w c"]:
+    x: Num[Array, "n h w c"], offsets: Offsets = LEFT_UP_RIGHT_DOWN, boundary: Boundary = "pointer"
+) -> Num[Array, "n h w c"]:
     """Moves each of d groups of channels over the image: ``y[n, h, w, i] = x[n, h + dh, w + dw, i]``.
 
     Channel i is in group ``k = floor(i d / c)`` and moves by ``(dh, dw) = offsets[k]``. Beyond the edge it reads
@@ -112,7 +112,7 @@ def address_shift(
     return jnp.concatenate([move(part, *offset) for part, offset in zip(parts, offsets, strict=True)], axis=-1)
 
 
-def grid_shift(x: Images) -> Float[Array, "n h w c"]:
+def grid_shift(x: Num[Array, "n h w c"]) -> Num[Array, "n h w c"]:
     """The shift of ShiftNet: channels take turns in moving by the nine offsets of :data:`GRID`, zeros follow.
 
     ``y[n, h, w, i] = x[n, h + dh, w + dw, i]`` with ``dh = floor(i / 3) mod 3 - 1`` and ``dw = i mod 3 - 1`` for
@@ -188,12 +188,12 @@ def check_shift(shape: tuple[int, ...], offsets: Offsets, boundary: Boundary) ->
             )
 
 
-def _fill_zeros(part: Images, dh: int, dw: int) -> Images:
+def _fill_zeros(part: Num[Array, "n h w c"], dh: int, dw: int) -> Num[Array, "n h w c"]:
     # Negative padding cuts off: one operation, whose gradient is one as well.
     return lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), (-dh, dh, 0), (-dw, dw, 0), (0, 0, 0)))
 
 
-def _wrap(part: Images, dh: int, dw: int) -> Images:
+def _wrap(part: Num[Array, "n h w c"], dh: int, dw: int) -> Num[Array, "n h w c"]:
     for axis, offset in ((1, dh), (2, dw)):
         by = offset % part.shape[axis]
         if by:
@@ -202,7 +202,7 @@ def _wrap(part: Images, dh: int, dw: int) -> Images:
     return part
 
 
-def _by_pointer(x: Images, offsets: Offsets) -> Images:
+def _by_pointer(x: Num[Array, "n h w c"], offsets: Offsets) -> Num[Array, "n h w c"]:
     n, h, w, c = x.shape
     rows = x.reshape(n, h * w, c)
     parts = jnp.split(rows, len(offsets), axis=-1)

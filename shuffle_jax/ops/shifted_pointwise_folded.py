@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.ops import convolution
 from shuffle_jax.ops.shift import Boundary, Offsets, address_shift, channels_from, pointer_reads, rotate
-from shuffle_jax.typing import Array, Float, Images
+from shuffle_jax.typing import Array, Float, Images, Outputs
 
 
 def folded(
@@ -72,19 +72,19 @@ def _split_groups(kernel: Float[Array, "1 1 i o"], groups: int, by: int) -> Floa
     return table.transpose(1, 2, 0, 3).reshape(1, 1, inputs // by, by * outputs)
 
 
-def _add_neighbours(x: Images, groups: int, by: int) -> Images:
+def _add_neighbours(x: Images, groups: int, by: int) -> Outputs:
     parts = jnp.split(x, groups * by, axis=-1)
     return jnp.concatenate([sum(parts[k * by + 1 : (k + 1) * by], parts[k * by]) for k in range(groups)], axis=-1)
 
 
 def _products_by_pointer(
     x: Images,
-    products: Images,
+    products: Float[Array, "n h w o"],
     kernel: Float[Array, "1 1 i o"],
     groups: int,
     rotation: int,
     offsets: Offsets,
-) -> Images:
+) -> Float[Array, "n h w o"]:
     """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
     n, h, w, c = x.shape
     rows, products = (image.reshape(n, h * w, image.shape[-1])[:, None] for image in (x, products))

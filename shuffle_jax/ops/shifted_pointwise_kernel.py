@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton
 from shuffle_jax.ops import convolution, shift
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, check_shift
 from shuffle_jax.ops.shifted_pointwise_folded import folded
-from shuffle_jax.typing import Array, Float, Images, Int, Num
+from shuffle_jax.typing import Array, Bool, Float, Images, Int
 
 
 def shift_and_convolve(
@@ -200,7 +200,7 @@ def _read(
     pixel: Int[Array, "p 1"],
     position: Int[Array, "1 i"],
     first: Int[Array, ""],
-) -> tuple[Int[Array, "p i"], Num[Array, "p i"] | bool]:
+) -> tuple[Int[Array, "p i"], Bool[Array, "p _"] | bool]:
     """Addresses of the channels at ``position``, as they are rotated, and whether the image has them.
 
     Only where channels of a group move apart does each have its own direction; else that of the first is a scalar, and
@@ -211,7 +211,7 @@ def _read(
     direction = _divide((first if step.as_one else position) * directions, c)
     offsets = step.offsets or ((0, 0),)
     image, place = _divmod(pixel, h * w)
-    seen: Num[Array, "p i"] | bool = True
+    seen: Bool[Array, "p _"] | bool = True
     if step.boundary == "pointer":
         # The ring of c h w numbers: how many channels further on, and how many pixels.
         further, start = zip(*(divmod(dh * w + dw, h * w) for dh, dw in offsets), strict=True)

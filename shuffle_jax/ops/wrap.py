@@ -10,10 +10,10 @@ import numpy as np
 
 from shuffle_jax.ops.depthwise_shifts import Pads
 from shuffle_jax.ops.mesh import each_device
-from shuffle_jax.typing import Images
+from shuffle_jax.typing import Images, Outputs
 
 
-def wrap(x: Images, pads: Pads) -> Images:
+def wrap(x: Images, pads: Pads) -> Outputs:
     """Pads an image with itself: ``y[n, i, j] = x[n, (i - top) mod h, (j - left) mod w]``.
 
     Rows and columns are gathered, and so they are for the gradient, in which every value adds up its copies: XLA on CPU
@@ -34,18 +34,18 @@ def wrap(x: Images, pads: Pads) -> Images:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _wrap(size: tuple[int, int], pads: Pads, x: Images) -> Images:
+def _wrap(size: tuple[int, int], pads: Pads, x: Images) -> Outputs:
     for axis, (length, (before, after)) in enumerate(zip(size, pads, strict=True), start=1):
         if before or after:
             x = jnp.take(x, np.arange(-before, length + after) % length, axis=axis, mode="clip")
     return x
 
 
-def _forward(size: tuple[int, int], pads: Pads, x: Images) -> tuple[Images, None]:
+def _forward(size: tuple[int, int], pads: Pads, x: Images) -> tuple[Outputs, None]:
     return _wrap(size, pads, x), None
 
 
-def _backward(size: tuple[int, int], pads: Pads, _: None, gradient: Images) -> tuple[Images]:
+def _backward(size: tuple[int, int], pads: Pads, _: None, gradient: Outputs) -> tuple[Images]:
     for axis, (length, (before, after)) in enumerate(zip(size, pads, strict=True), start=1):
         if before or after:
             copies = range(0, before + length + after, length)
@@ -54,7 +54,7 @@ def _backward(size: tuple[int, int], pads: Pads, _: None, gradient: Images) -> t
     return (gradient,)
 
 
-def _taken(x: Images, places: np.ndarray, axis: int) -> Images:
+def _taken(x: Images, places: np.ndarray, axis: int) -> Outputs:
     """The values at these places of an axis; 0 where a place is beyond its end."""
     within = places < x.shape[axis]
     values = jnp.take(x, places, axis=axis, mode="clip")
