@@ -210,18 +210,31 @@ def _refuse_derivatives(primals: Any, tangents: Any) -> Any:
 def _about(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"there is no {path}: an exported network is two files, keep them together")
+    expected = ("bytes", "sha256", "input", "output", "classes", "preprocessing", "platforms", "versions")
+    return described(path, FORMAT, expected)
+
+
+def described(path: Path, newest: int, expected: Sequence[str]) -> dict[str, Any]:
+    """What a JSON file says of the network beside it.
+
+    Args:
+        path: of the file.
+        newest: the newest format that can be read.
+        expected: keys that must be there.
+
+    Raises:
+        ValueError: the file is damaged, of a newer format, or lacks a key.
+    """
     try:
-        about = json.loads(path.read_text())
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         version = int(about["format"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it again, or export again") from error
-    if version > FORMAT:
+        raise ValueError(f"{path} is damaged ({error!r}): copy it again, or export again") from error
+    if version > newest:
         raise ValueError(
-            f"{path} has format {version}, this version reads up to {FORMAT}: update shuffle_jax, or export again"
+            f"{path} has format {version}, this version reads up to {newest}: update shuffle_jax, or export again"
         )
-    expected = ("bytes", "sha256", "input", "output", "classes", "preprocessing", "platforms", "versions")
-    missing = [name for name in expected if name not in about]
-    if missing:
+    if missing := [name for name in expected if name not in about]:
         raise ValueError(f"{path} is damaged (it lacks {', '.join(missing)}): copy it again, or export again")
     return about
 

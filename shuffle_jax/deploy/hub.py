@@ -29,7 +29,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from shuffle_jax import __version__
-from shuffle_jax.deploy.exported import Exported
+from shuffle_jax.deploy.exported import Exported, described
 from shuffle_jax.files import replace_file
 from shuffle_jax.models import NetworkConfig, build
 from shuffle_jax.models.config import upgraded
@@ -165,19 +165,7 @@ def _about(folder: Path) -> dict[str, Any]:
     for name in (WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise ValueError(f"there is no {folder / name}: make the folder with experiments.export --format hub")
-    try:
-        about: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        version = int(about["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG} is damaged ({error!r}): copy it again") from error
-    if version > FORMAT:
-        raise ValueError(
-            f"{folder / CONFIG} has format {version}, this version reads up to {FORMAT}: update shuffle_jax"
-        )
-    expected = ("sha256", "input", "output", "network", "classes", "preprocessing")
-    if missing := [name for name in expected if name not in about]:
-        raise ValueError(f"{folder / CONFIG} is damaged (it lacks {', '.join(missing)}): copy it again")
-    return about
+    return described(folder / CONFIG, FORMAT, ("sha256", "input", "output", "network", "classes", "preprocessing"))
 
 
 def _config(folder: Path, value: Mapping[str, Any], modules: Sequence[str]) -> NetworkConfig:
