@@ -72,10 +72,13 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def install() -> None:
-    """From here on modules of :data:`PACKAGES` are checked as they are imported; NumPy arrays stand for JAX's."""
+    """From here on modules of :data:`PACKAGES` are checked as they are imported.
+
+    NumPy's arrays stand for JAX's, and so do the shapes of arrays that are not made.
+    """
     import jax
     import jaxtyping
     import numpy as np
 
-    jaxtyping.Array = jax.Array | np.ndarray | np.generic
+    jaxtyping.Array = jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct
     sys.meta_path.insert(0, _Finder())
