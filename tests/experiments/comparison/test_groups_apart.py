@@ -42,6 +42,17 @@ def test_groups_that_would_see_two_phases_are_refused():
         count(build(NetworkConfig(PHASES, groups=2, mixer="identity"), 10), (16, 16, 3))
 
 
+@pytest.mark.parametrize(("reduction", "between"), [(1, 32), (2, 16), (4, 8)])
+def test_a_unit_has_so_many_times_fewer_channels_between_its_1x1_layers(reduction, between):
+    family = FAMILY.replace(")", f", reduction={reduction})")
+    network = build(NetworkConfig(family, groups=4, mixer="identity"), 10)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    for unit in (shapes[f"stage{stage}_0"]["unit"] for stage in (1, 2, 3)):
+        assert unit["pointwise1"]["kernel"].shape == (1, 1, 8, between)
+        assert unit["depthwise"]["kernel"].shape == (3, 3, 1, between)
+        assert unit["pointwise2"]["kernel"].shape == (1, 1, between // 4, 32)
+
+
 @pytest.mark.slow
 def test_without_a_mixer_a_group_sees_one_phase_and_with_it_more():
     seen = {}
