@@ -245,7 +245,7 @@ def _dot(x: Images, matrix: Float[Array, "i o"]) -> Outputs:
 def _pointwise_blocks(groups: int, rotation: int, x: Images, kernel: Float[Array, "1 1 i o"]) -> Outputs:
     """One product with g blocks and zeros: g times the work, at many times the speed."""
     inputs, features = kernel.shape[2:]
-    weights = kernel.reshape(inputs, groups, 1, features // groups).swapaxes(0, 1)
+    weights = kernel.reshape(inputs, groups, features // groups)
     matrix = jnp.where(jnp.eye(groups, dtype=bool)[:, None, :, None], weights, 0).reshape(groups * inputs, features)
     return _dot(x, jnp.roll(matrix, rotation, axis=0))
 

@@ -93,7 +93,7 @@ def fuse(q: Float[Array, "n *s f"], phi: Phi) -> Float[Array, "n *s m"]:
 
 def latents(
     x: Images,
-    q: Float[Array, "*ones i m"],
+    q: Float[Array, "*ones row m"],
     window: tuple[int, int],
     stride: int,
     padding: Pads | Padding,
@@ -135,7 +135,7 @@ def synthesise(
     kernel: Float[Array, "kh kw i o"],
     gate: Float[Array, "n o"],
     phi: Phi,
-    q: Float[Array, "*ones i m"],
+    q: Float[Array, "*ones row m"],
     p: Float[Array, "1 1 l o"],
     first: Affine,
     second: Affine,

@@ -21,7 +21,7 @@ from shuffle_jax.ops.convolution import depthwise
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.wrap import wrap
-from shuffle_jax.typing import Array, Bool, Float, Images, Int
+from shuffle_jax.typing import Array, Bool, Float, Images, Int, Outputs
 
 Criterion = Literal["l2", "l1", "largest", "largest_signed", "smallest_l2", "smallest_l1"]
 """By what a component is chosen: the largest l2 or l1 norm, the largest absolute or signed value, the smallest norm."""
@@ -195,7 +195,7 @@ def _smoothed(x: Images, row: Float[np.ndarray, " k"]) -> Images:
     return y.astype(x.dtype)
 
 
-def _even(x: Images) -> Images:
+def _even(x: Images) -> Outputs:
     """An image of even sizes: its first row below and its first column at the right, where they are odd."""
     _, height, width, _ = x.shape
     x = jnp.concatenate([x, x[:, :1]], axis=1) if height % 2 else x
