@@ -62,7 +62,7 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
 
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures as a reader gets them
     notebook = read(path)
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     text = "".join(output.get("text", "") for output in outputs(notebook))
     assert [words for words in SAYS[path.stem] if words not in text] == []
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == PICTURES[path.stem]
