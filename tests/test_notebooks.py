@@ -20,7 +20,7 @@ SAYS = {
         "kept: none",
         "for cpu, cuda, tpu",
     ],
-    "own_pictures": ["16/16", "% of 200 test pictures", "for cpu, cuda, tpu", "dots    "],
+    "own_pictures": ["16/16", "% of 200 test pictures", "for cpu, cuda, tpu", "pictures/val/rings/000.png"],
     "dynamic_convolution": ["with the 0's own kernel differ by", "DynamicConv, gates: change by", "DYConv: 9"],
     "shift_invariance": ["APS: 100.0% of the digits", "multiples of 8, got 12 x 8", "wrap {}"],
     "permutations": [
