@@ -35,10 +35,10 @@ PATTERNS = {
 def draw(name, side=64):
     """One picture of a pattern in two colours, with noise."""
     light, dark = rng.integers(130, 256, 3), rng.integers(0, 126, 3)
-    period, turn, middle = rng.uniform(7, 16), rng.normal(0, 0.15), rng.uniform(0, side, 2)
+    period, turn, middle = rng.uniform(4, 24), rng.normal(0, 0.35), rng.uniform(0, side, 2)
     y, x = (np.indices((side, side)) - middle[:, None, None]) * 2 * np.pi / period
     inside = PATTERNS[name](x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn))
-    pixels = np.where(inside[..., None], dark, light) + rng.normal(0, 10, (side, side, 3))
+    pixels = np.where(inside[..., None], dark, light) + rng.normal(0, 25, (side, side, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -60,8 +60,8 @@ for ax, i in zip(axes, range(10), strict=True):
 # ## Train
 #
 # The layout is one folder a class, `pictures/train/CLASS/*.png`, and `pictures/val` in the same way; without `val` a
-# part of each class is held out. The preset `folder` is a ShuffleNetV2 with learned shuffles. In a terminal the
-# commands are those that are printed.
+# part of each class is held out. The preset `folder` is a ShuffleNetV2 with learned shuffles; a small
+# ResNet in four groups does here, with the same mixers. In a terminal the commands are those that are printed.
 
 
 # %%
@@ -73,8 +73,8 @@ def command(line):
 
 
 command(
-    "train folder --data.root pictures --data.image-size 32 --network.stem small --network.width 0.5 "
-    "--augment.crop-padding 2 --epochs 15 --evaluate-every 5 --run run"
+    "train folder --data.root pictures --data.image-size 32 --network.family resnet --network.depth 10 "
+    "--network.width 0.25 --network.groups 4 --network.stem small --augment.crop-padding 2 --epochs 6 --run run"
 )
 
 # %% [markdown]

@@ -20,7 +20,7 @@ SAYS = {
         "kept: none",
         "for cpu, cuda, tpu",
     ],
-    "own_pictures": ["16/16", "% of 200 test pictures", "for cpu, cuda, tpu", "pictures/val/rings/000.png"],
+    "own_pictures": ["4/4", "% of 200 test pictures", "for cpu, cuda, tpu", "pictures/val/rings/000.png"],
     "dynamic_convolution": ["with the 0's own kernel differ by", "DynamicConv, gates: change by", "DYConv: 9"],
     "shift_invariance": ["APS: 100.0% of the digits", "multiples of 8, got 12 x 8", "wrap {}"],
     "permutations": [
@@ -62,7 +62,7 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
 
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # figures as a reader gets them
     notebook = read(path)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     text = "".join(output.get("text", "") for output in outputs(notebook))
     assert [words for words in SAYS[path.stem] if words not in text] == []
     assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) == PICTURES[path.stem]

@@ -49,7 +49,7 @@ def rows() -> Iterator[str]:
         yield f"## {package}\n\n{line(module)}\n\nUse: {how}.\n"
         for name, member in exported:
             if isinstance(member, ModuleType):
-                yield f"### ops.{name}\n\n{line(member)}\n\n| | |\n|---|---|"
+                yield f"### {package}.{name}\n\n{line(member)}\n\n| | |\n|---|---|"
                 yield from (f"| `{name}.{inner}` | {line(what)} |" for inner, what in members(member))
                 yield ""
         plain = [(name, member) for name, member in exported if not isinstance(member, ModuleType)]

@@ -84,8 +84,8 @@ def pointwise(
     :func:`~shuffle_jax.ops.shift.rotate`, which on CPU costs nothing here.
 
     One group is a matrix product on every platform, and a convolution in the native form that is asked for. Several
-    are on CPU g products of slices, or, if they are of few channels, one product with a matrix of blocks and zeros, in
-    which an infinity reaches all groups; elsewhere the native grouped convolution.
+    are on CPU g products of slices, or, if the kernel is small, one product with a matrix of blocks and zeros, in which
+    an infinity reaches all groups; elsewhere the native grouped convolution.
 
     Args:
         x: ``(n, h, w, c)``.
