@@ -20,6 +20,7 @@ from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
 from shuffle_jax.run import Run
 from shuffle_jax.runs import next_free
 from shuffle_jax.train.content import STATE, Content, arrays, inspect, look, top1_of
+from shuffle_jax.train.early import hardened
 from shuffle_jax.train.state import TrainState
 
 ATTEMPTS = 5
@@ -104,6 +105,8 @@ class Checkpoints:
             content = self._whole.get(chosen) or inspect(folder)
             if not any(name.startswith("average_stats.") for name in content.shapes):  # an earlier version wrote it
                 like = like.replace(average_stats=None)
+            if like.settling is not None and not any(name.startswith("settling.") for name in content.shapes):
+                like = hardened(like)
             self._check_network(like, chosen, content)
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _saved(like))
             try:
@@ -237,6 +240,7 @@ def _saved(state: TrainState) -> dict[str, Any]:
     kept = dict(state.collections)
     ours = {theirs: kept.pop(name, {}) for name, theirs in COLLECTIONS.items()}
     later = {"progress": ours.pop("progress"), "average_stats": state.average_stats, "collections": kept}
+    later["settling"] = state.settling
     later = {name: tree for name, tree in later.items() if tree}
     fields = {name: getattr(state, name) for name in ("step", "params", "opt_state", "average", "key")}
     return {**fields, **ours, **later}

@@ -116,11 +116,16 @@ class PenaltyConfig:
     end: float = 0.5
     """Where it reaches the top; the rest of the training fits the other parameters to settled permutations."""
 
+    settle: int = 0
+    """Epochs for which all learned permutations must be certified and the same to be hardened while the training goes
+    on, which is faster from then on; 0 for at the end alone."""
+
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
             raise ValueError(f"start must be at least 0 and below end, got start {self.start} and end {self.end}")
-        if self.for_steps < 0:
-            raise ValueError(f"for_steps must be at least 0, got {self.for_steps}")
+        for name in ("for_steps", "settle"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from shuffle_jax.run import Run
 from shuffle_jax.sharding import data_mesh, first_devices, replicate, replicated
 from shuffle_jax.train.checkpoint import Checkpoints, check_name
 from shuffle_jax.train.config import TrainConfig, data_seed, read_config, with_network
+from shuffle_jax.train.early import unsettled
 from shuffle_jax.train.frozen import with_frozen_norms
 from shuffle_jax.train.images import statistics_batches, training_images
 from shuffle_jax.train.optimizer import make_optimizer
@@ -89,7 +90,8 @@ class Experiment:
         variables = self.taken(self.start, jax.device_get({"params": drawn.params, **drawn.collections})).variables
 
         def state(variables: dict[str, PyTree]) -> TrainState:
-            return first_state(drawn.key, variables, _optimizer(self.config), self.config.average_decay > 0)
+            found = first_state(drawn.key, variables, _optimizer(self.config), self.config.average_decay > 0)
+            return found.replace(settling=drawn.settling)
 
         return jax.jit(state, out_shardings=replicated(self.mesh))(replicate(variables, self.mesh))
 
@@ -292,7 +294,8 @@ def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int
 
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape), jnp.float32)
-    return init_state(key, network, images, _optimizer(config), config.average_decay > 0, config.separate_streams)
+    state = init_state(key, network, images, _optimizer(config), config.average_decay > 0, config.separate_streams)
+    return unsettled(state) if config.penalty.settle else state
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:

@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import numpy as np
 import optax
 
 from shuffle_jax.analysis.shift_consistency import shift_breakers
 from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.pipelines import InputConfig
-from shuffle_jax.deploy.hardening import diagnose_all
 from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
 from shuffle_jax.nn.collections import relaxed_permutations
 from shuffle_jax.run import Run, resume_command
 from shuffle_jax.signals import Interruption
 from shuffle_jax.trackers import TrackerName
+from shuffle_jax.train import early, permutations
 from shuffle_jax.train.adas import adapted
 from shuffle_jax.train.advice import before, of_shifts
 from shuffle_jax.train.begin import again, check_config, chosen_input, new, settle
@@ -34,9 +33,6 @@ from shuffle_jax.train.state import TrainState
 from shuffle_jax.train.step import TrainStep, evaluate
 from shuffle_jax.train.trained import Outcome, finish
 from shuffle_jax.typing import PyTree
-
-DIAGNOSED = ("penalty", "residual", "max_row_slack", "certified")
-"""What is recorded of each relaxed matrix."""
 
 COMPILING = "compiling; stopping after the first step, which is saved"
 TRAINING = "stopping after this step, which is saved"
@@ -185,7 +181,7 @@ class _Loop:
         middle = round((ramp if experiment.probe is None else 0.5) * steps)
         if first == 0:
             self._snapshot(state, 0)
-            self._diagnose(state, 0)
+            self._record(state, 0)
 
         for step, batch in zip(range(first + 1, steps + 1), experiment.batches.train(first), strict=False):
             with self.trace.step(step):
@@ -198,14 +194,14 @@ class _Loop:
             if wait:
                 jax.block_until_ready(state)
             if step % per_epoch == 0:
-                state = self._adapted(meter, state, step)
+                state = self._hardened(meter, self._adapted(meter, state, step))
             evaluating = step % (per_epoch * config.evaluate_every) == 0 or step == steps
             if evaluating or step == middle:
                 state = experiment.settled(state)
             if step % config.log_every == 0 or evaluating:
                 self._checked(meter)
                 if evaluating:
-                    self._diagnose(state, step)
+                    self._record(state, step)
                 self._log(meter, step)
             if step in (middle, steps):
                 self._snapshot(state, step)
@@ -242,6 +238,19 @@ class _Loop:
         meter.restart()
         return state.replace(opt_state=opt_state)
 
+    def _hardened(self, meter: Meter, state: TrainState) -> TrainState:
+        """The state of the next epoch, without matrices once they have settled."""
+        if state.settling is None:
+            return state
+        self._checked(meter)
+        state, epochs = early.looked_at(state, self.experiment.mesh)
+        if epochs < self.experiment.config.penalty.settle:
+            return state
+        count, same = len(relaxed_permutations(state.params)), "1 epoch" if epochs == 1 else f"{epochs} epochs"
+        self.metrics.console.message(f"all {count} permutations were certified and the same for {same}: hardened")
+        meter.restart()
+        return early.hardened(state)
+
     def _checked(self, meter: Meter, step: int | None = None, values: PyTree = None) -> None:
         """Adds the values of a step to the meter, which looks at those of the step before; None: at the last ones."""
         try:
@@ -271,28 +280,10 @@ class _Loop:
         rates = {"learning_rate": rate, "penalty_weight": float(penalty_weight(config.penalty, steps)(step - 1))}
         self.metrics.write({"kind": "train", "step": step, "epoch": step / per_epoch, **meter.take(), **rates})
 
-    def _diagnose(self, state: TrainState, step: int) -> None:
-        """Writes how near each relaxed matrix is to a permutation, and what dynamic layers do."""
-        if not is_lead():
-            return
-        variables = jax.device_get(state.variables())  # on this process alone: the others go on meanwhile
-        params = variables["params"]
-        matrices = relaxed_permutations(params)
-        for layer, found in jax.device_get(diagnose_all(params)).items():
-            record = {"kind": "permutation", "step": step, "layer": layer, "size": len(matrices[layer])}
-            self.metrics.write(record | {name: getattr(found, name) for name in DIAGNOSED})
-        if self.experiment.probe is not None:
-            at = {"step": step, "epoch": step / self.experiment.batches.steps_per_epoch}
-            for layer, numbers in self.experiment.probe.numbers(variables).items():
-                self.metrics.write({"kind": "dynamic", **at, "layer": layer, **numbers})
+    def _record(self, state: TrainState, step: int) -> None:
+        if is_lead():
+            permutations.record(self.experiment, state, step, self.metrics)
 
     def _snapshot(self, state: TrainState, step: int) -> None:
-        if not is_lead():
-            return
-        variables = jax.device_get(state.variables())
-        matrices = {layer: np.asarray(matrix) for layer, matrix in relaxed_permutations(variables["params"]).items()}
-        if matrices:
-            self.run.save_snapshot(step, matrices)
-            self.metrics.matrices(step, matrices)
-        if self.experiment.probe is not None:
-            self.run.save_dynamic(step, self.experiment.probe.permutations(variables))
+        if is_lead():
+            permutations.snapshot(self.experiment, state, step, self.run, self.metrics)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from shuffle_jax.constraint import RELAXED
 from shuffle_jax.data import Preprocessing
 from shuffle_jax.naming import some
-from shuffle_jax.nn.collections import PROGRESS
+from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
+from shuffle_jax.ops.permutation import to_matrix
 from shuffle_jax.run import Run
 from shuffle_jax.train.checkpoint import Checkpoints
 from shuffle_jax.train.frozen import HEAD
@@ -79,6 +82,9 @@ def take(start: Start, fresh: dict[str, PyTree], classes: int) -> Taken:
     wanted = {(name, *path): leaf for name, tree in fresh.items() for path, leaf in flatten_dict(tree).items()}
     wanted = {path: leaf for path, leaf in wanted.items() if path[0] != PROGRESS}
     found = {(name, *path): leaf for name, leaves in start.variables.items() for path, leaf in leaves.items()}
+    for path in set(wanted) - set(found):
+        if path[-1] == RELAXED and (index := found.pop((PERMUTATIONS, *path[1:-1], "index"), None)) is not None:
+            found[path] = np.asarray(to_matrix(jnp.asarray(index)))  # hardened while that run went on
     fits = {path for path, leaf in wanted.items() if path in found and found[path].shape == leaf.shape}
 
     def counts_classes(path: Names) -> bool:

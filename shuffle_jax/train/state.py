@@ -29,6 +29,8 @@ class TrainState(struct.PyTreeNode):
         key: the random key of the run, from which each purpose has its own, see :mod:`shuffle_jax.streams`.
         average_stats: the batch statistics of the average, re-estimated whenever it is looked at; None without an
             average or batch norms, and in a state of an earlier version, which had none.
+        settling: index vectors of the relaxed matrices after the last epoch, and for how many epochs they have been the
+            same, see :mod:`shuffle_jax.train.early`; None where matrices are hardened at the end alone, or are already.
     """
 
     step: Int[Array, ""]
@@ -38,6 +40,7 @@ class TrainState(struct.PyTreeNode):
     average: PyTree | None
     key: Key
     average_stats: PyTree | None = None
+    settling: dict[str, PyTree] | None = None
 
     def variables(self) -> dict[str, PyTree]:
         """The network's variables for evaluation: of the moving average where there is one."""

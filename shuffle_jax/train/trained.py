@@ -32,6 +32,7 @@ from shuffle_jax.sharding import data_mesh
 from shuffle_jax.train.advice import after
 from shuffle_jax.train.checkpoint import check_name
 from shuffle_jax.train.config import TrainConfig, read_config
+from shuffle_jax.train.early import with_matrices
 from shuffle_jax.train.experiment import Experiment, build_network, read_state, state_shapes
 from shuffle_jax.train.frozen import with_frozen_norms
 from shuffle_jax.train.images import statistics_batches, training_images
@@ -138,6 +139,10 @@ def hardened(
         image_shape: (h, w, c).
         images: gives the first batches of normalised training images, as many as it is asked for.
     """
+    if config.penalty.settle:  # what was hardened before the end is told of like the rest
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        shapes = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), image)
+        variables = with_matrices(variables, shapes["params"])
     hard = harden(variables)
     params = flatten_dict(hard.variables.get("params", {}))
     static = one_by_one({path[: path.index(STATIC) - 1]: leaf for path, leaf in params.items() if STATIC in path}, 1)
