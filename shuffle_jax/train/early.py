@@ -7,7 +7,7 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import jax
@@ -20,6 +20,7 @@ from shuffle_jax.nn.collections import PERMUTATIONS, relaxed_leaves
 from shuffle_jax.ops.permutation import to_matrix
 from shuffle_jax.ops.rounding import argmax, certificate
 from shuffle_jax.sharding import replicated
+from shuffle_jax.train.frozen import frozen
 from shuffle_jax.train.state import TrainState
 from shuffle_jax.typing import Array, Int, PyTree
 
@@ -27,12 +28,28 @@ NONE = -1
 """In place of the indices of a matrix that is not certified."""
 
 
-def unsettled(state: TrainState) -> TrainState:
-    """The state before the first step that counts the epochs; as it is without relaxed permutations."""
+def unsettled(state: TrainState, freeze: Sequence[str] = ()) -> TrainState:
+    """The state before the first step, to count epochs from; as it is without relaxed permutations.
+
+    Args:
+        state: before the first step.
+        freeze: patterns of what does not train.
+
+    Raises:
+        ValueError: a pattern matches relaxed permutations alone, and nothing once they are hardened.
+    """
     index = {path: jnp.full(leaf.shape[:-1], NONE, jnp.int32) for path, leaf in relaxed_leaves(state.params).items()}
-    return state.replace(
-        settling={"epochs": jnp.zeros((), jnp.int32), "index": unflatten_dict(index)} if index else None
-    )
+    if not index:
+        return state
+    for pattern in freeze:
+        try:
+            frozen(_without_matrices(state.params), [pattern])
+        except ValueError:
+            raise ValueError(
+                f"penalty.settle must be 0 where optimizer.freeze keeps permutations alone, got {pattern!r}: they are "
+                "hardened at the end"
+            ) from None
+    return state.replace(settling={"epochs": jnp.zeros((), jnp.int32), "index": unflatten_dict(index)})
 
 
 def looked_at(state: TrainState, mesh: Mesh) -> tuple[TrainState, int]:

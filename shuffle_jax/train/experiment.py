@@ -287,15 +287,14 @@ def build_network(config: NetworkConfig, image_shape: tuple[int, int, int], clas
 
 def state_shapes(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int], mesh: Mesh) -> TrainState:
     """Types, shapes and shardings of the state of a run, from its configuration alone."""
-    shapes = jax.eval_shape(lambda: _init(config, network, image_shape))
-    everywhere = replicated(mesh)
+    shapes, everywhere = jax.eval_shape(lambda: _init(config, network, image_shape)), replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), shapes)
 
 
 def _init(config: TrainConfig, network: nn.Module, image_shape: tuple[int, int, int]) -> TrainState:
     key, images = jax.random.key(config.seed), jnp.zeros((1, *image_shape), jnp.float32)
     state = init_state(key, network, images, _optimizer(config), config.average_decay > 0, config.separate_streams)
-    return unsettled(state) if config.penalty.settle else state
+    return unsettled(state, config.optimizer.freeze) if config.penalty.settle else state
 
 
 def _optimizer(config: TrainConfig) -> optax.GradientTransformation:

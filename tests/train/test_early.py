@@ -23,7 +23,7 @@ from shuffle_jax.train import early
 from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig, with_network
 from shuffle_jax.train.experiment import prepare, read_state, restore
 from shuffle_jax.train.loop import Stopped, train
-from shuffle_jax.train.optimizer import make_optimizer
+from shuffle_jax.train.optimizer import learning_rate, make_optimizer
 from shuffle_jax.train.start import read_start
 from shuffle_jax.train.state import first_state
 from shuffle_jax.train.trained import load_trained
@@ -160,6 +160,33 @@ def test_an_epoch_counts_where_all_are_certified_and_none_has_changed(stack):
     assert set(flatten_dict(again["params"])) == set(flatten_dict(other))
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimizerConfig(clip_norm=1.0, weight_decay=1e-3),
+        OptimizerConfig(kind="adamw", body_rate=0.1),
+        OptimizerConfig(kind="adas"),
+        OptimizerConfig(freeze=("stem",), momentum=0.0),
+        OptimizerConfig(freeze=("stage2",)),
+    ],
+    ids=["sgd", "adamw", "adas", "frozen", "frozen_mixer"],
+)
+def test_the_optimiser_is_left_as_that_of_the_network_without_matrices(config):
+    matrix = {RELAXED: jnp.eye(4)}
+    params = {"stem": {"kernel": jnp.ones((3, 3, 1, 4))}, "stage2": {"mixer": matrix, "bias": jnp.zeros(4)}}
+    params["head"] = {"bias": jnp.zeros(2)}
+    optimizer = make_optimizer(config, learning_rate(config, 40, 4))
+    state, _ = early.looked_at(
+        early.unsettled(first_state(jax.random.key(0), {"params": params}, optimizer)), data_mesh(jax.devices()[:1])
+    )
+    hard = early.hardened(state)
+    assert set(hard.params["stage2"]) == {"bias"}
+    assert jax.tree.structure(hard.opt_state) == jax.tree.structure(optimizer.init(hard.params))
+    with jax.numpy_dtype_promotion("standard"):  # optax's AdamW
+        updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, hard.params), hard.opt_state, hard.params)
+    assert jax.tree.structure(updates) == jax.tree.structure(hard.params)
+
+
 def test_a_network_without_matrices_and_a_run_that_does_not_ask_have_nothing_to_settle():
     plain = first_state(jax.random.key(0), {"params": {"kernel": jnp.zeros(3)}}, optax.sgd(0.1))
     assert early.unsettled(plain).settling is None
@@ -167,3 +194,6 @@ def test_a_network_without_matrices_and_a_run_that_does_not_ask_have_nothing_to_
     assert prepare(unasked).state_shapes().settling is None
     with pytest.raises(ValueError, match="settle must be at least 0, got -1"):
         PenaltyConfig(settle=-1)
+    frozen = dataclasses.replace(CONFIG, optimizer=OptimizerConfig(freeze=("stage._mixer",)))
+    with pytest.raises(ValueError, match="settle must be 0 where optimizer"):
+        prepare(frozen).state_shapes()
