@@ -20,6 +20,7 @@ from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, shortcut_shift
 from shuffle_jax.ops.shifted_pointwise import Form
+from shuffle_jax.ops.slicing import thinned
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 GROUPS = 4
@@ -182,7 +183,7 @@ class Unit(nn.Module):
 
         y = x
         if self.stride > 1 and self.sampling is None:
-            y, x = x[:, ::2, ::2], halve(x)
+            y, x = thinned(x, 2), halve(x)
         elif self.stride > 1:
             y, x = Halving(self.stride, self.sampling)(x, mean_around(x))
         pointwise = self.pointwise(

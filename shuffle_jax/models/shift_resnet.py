@@ -14,6 +14,7 @@ from shuffle_jax.models.stem import Stem
 from shuffle_jax.nn import BatchNorm, GridShift, Identity, PointwiseConv
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.nn.limits import check_positive
+from shuffle_jax.ops.slicing import thinned
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 DEPTHS = (20, 56, 110)
@@ -126,14 +127,13 @@ class Unit(nn.Module):
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), features)``."""
         pointwise = partial(self.pointwise, groups=self.groups, dtype=self.dtype)
         norm = partial(BatchNorm, dtype=self.dtype)
-        every = (slice(None), slice(None, None, self.stride), slice(None, None, self.stride))
 
         y = pointwise(features=self.expansion * self.features, name="pointwise1")(x, train=train)
         y = nn.relu(norm(name="norm1")(y, train))
         y = self.mixer(name="mixer")(y, train=train)
-        y = self.shift(name="shift")(y, train=train)[every]
+        y = thinned(self.shift(name="shift")(y, train=train), self.stride)
         y = nn.relu(norm(name="norm2")(pointwise(features=self.features, name="pointwise2")(y, train=train), train))
         if self.stride > 1 or x.shape[-1] != self.features:
-            x = PointwiseConv(self.features, dtype=self.dtype, name="downsample")(x[every])
+            x = PointwiseConv(self.features, dtype=self.dtype, name="downsample")(thinned(x, self.stride))
             x = norm(name="downsample_norm")(x, train)
         return x + y

@@ -6,7 +6,7 @@ import flax.linen as nn
 
 from shuffle_jax.ops import polyphase
 from shuffle_jax.ops.polyphase import BlurSize, Criterion, Select
-from shuffle_jax.typing import Array, Images, Int
+from shuffle_jax.typing import Array, Images, Int, Outputs
 
 
 class PolyphaseSampling(nn.Module):
@@ -27,7 +27,7 @@ class PolyphaseSampling(nn.Module):
     select: Select = "blurred"
 
     @nn.compact
-    def __call__(self, x: Images, choice: Int[Array, " n"] | None = None) -> tuple[Images, Int[Array, " n"]]:
+    def __call__(self, x: Images, choice: Int[Array, " n"] | None = None) -> tuple[Outputs, Int[Array, " n"]]:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / 2), ceil(w / 2), c)``, and says which of the four each sample kept.
 
         Args:

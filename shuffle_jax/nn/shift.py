@@ -16,6 +16,7 @@ from shuffle_jax.ops import shift
 from shuffle_jax.ops.permutation import check_groups, half_group
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets
 from shuffle_jax.ops.shifted_pointwise import Form, shifted_pointwise
+from shuffle_jax.ops.slicing import thinned
 from shuffle_jax.typing import Images, Outputs
 
 
@@ -70,7 +71,7 @@ class AddressShift(nn.Module):
     @nn.compact
     def __call__(self, x: Images, train: bool = False) -> Outputs:
         """Maps ``(n, h, w, c)`` to ``(n, ceil(h / stride), ceil(w / stride), c)``."""
-        return shift.address_shift(x, self.offsets, self.boundary)[:, :: self.stride, :: self.stride]
+        return thinned(shift.address_shift(x, self.offsets, self.boundary), self.stride)
 
     def breaks_shifts(self, x: Images) -> str:
         """See :func:`shuffle_jax.nn.convolution.breaks_shifts`."""

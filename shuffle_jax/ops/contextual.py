@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 import jax.numpy as jnp
 
 from shuffle_jax.ops.convolution import Padding, convolution, depthwise
+from shuffle_jax.ops.slicing import thinned
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 FRACTIONS = {1: (1,), 2: (2, 2), 3: (2, 4, 4), 4: (4, 4, 4, 4), 5: (4, 4, 4, 8, 8)}
@@ -141,11 +142,11 @@ def _side_by_side(
     _check(kernel, outputs, dilations)
     # Where every tap of a level is in one of the s-th rows and columns, they are taken first: its gradient by the image
     # is then an undilated one of a part of it, in 0.7 of the time (two cores, JAX 0.10).
-    thinned = x[:, ::stride, ::stride] if stride > 1 and padding == "zeros" else None
+    every = thinned(x, stride) if stride > 1 and padding == "zeros" else None
     found = []
     for (lo, hi), dilation in zip(pairwise(accumulate((0, *outputs))), dilations, strict=True):
-        if thinned is not None and dilation % stride == 0:
-            found.append(level(thinned, lo, hi, 1, dilation // stride))
+        if every is not None and dilation % stride == 0:
+            found.append(level(every, lo, hi, 1, dilation // stride))
         else:
             found.append(level(x, lo, hi, stride, dilation))
     return found[0] if len(found) == 1 else jnp.concatenate(found, axis=-1)

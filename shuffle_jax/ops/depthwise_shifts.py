@@ -13,6 +13,7 @@ from jax import lax
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.reduction import sums
+from shuffle_jax.ops.slicing import strided
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
@@ -177,7 +178,8 @@ def shifted(x: Images, kh: int, kw: int, stride: int, dilation: int = 1) -> list
     down, across = range(0, kh * dilation, dilation), range(0, kw * dilation, dilation)
     rows = (x.shape[1] - down[-1] - 1) // stride * stride + 1
     columns = (x.shape[2] - across[-1] - 1) // stride * stride + 1
-    return [x[:, a : a + rows : stride, b : b + columns : stride] for a in down for b in across]
+    starts = [(a, b) for a in down for b in across]
+    return [strided(x, range(a, a + rows, stride), range(b, b + columns, stride)) for a, b in starts]
 
 
 def _sum_of_taps(taps: list[Images], kernel: Float[Array, "*taps 1 c"]) -> Images:

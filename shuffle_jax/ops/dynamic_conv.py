@@ -24,6 +24,7 @@ from jax import lax
 from shuffle_jax.ops import convolution
 from shuffle_jax.ops.convolution import Padding, Pads
 from shuffle_jax.ops.normalization import Affine
+from shuffle_jax.ops.slicing import thinned
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Phi = Float[Array, "n e b l l"]
@@ -128,7 +129,7 @@ def _at_center(x: Images, window: tuple[int, int], stride: int, padding: Pads | 
     edges = [(before - k // 2, after - (k - 1 - k // 2), 0) for k, (before, after) in zip(window, padding, strict=True)]
     if any(edge != (0, 0, 0) for edge in edges):
         x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    return x[:, ::stride, ::stride]
+    return thinned(x, stride)
 
 
 def synthesise(

@@ -20,6 +20,7 @@ from jax import lax
 from shuffle_jax.ops.convolution import depthwise
 from shuffle_jax.ops.mesh import varying_alike
 from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.ops.slicing import strided
 from shuffle_jax.ops.wrap import wrap
 from shuffle_jax.typing import Array, Bool, Float, Images, Int, Outputs
 
@@ -234,13 +235,15 @@ def _is(choice: Int[Array, " n"], row: int, column: int) -> Bool[Array, "n 1 1 1
 
 
 @jax.custom_vjp
-def _component(x: Images, choice: Int[Array, " n"]) -> Images:
+def _component(x: Images, choice: Int[Array, " n"]) -> Outputs:
     row, column = (choice % 2 == 1).reshape(-1, 1, 1, 1), (choice // 2 == 1).reshape(-1, 1, 1, 1)
-    rows = jnp.where(row, x[:, 1::2], x[:, ::2])
-    return jnp.where(column, rows[:, :, 1::2], rows[:, :, ::2])
+    (even_rows, odd_rows), width = (range(first, x.shape[1], 2) for first in (0, 1)), range(x.shape[2])
+    rows = jnp.where(row, strided(x, odd_rows, width), strided(x, even_rows, width))
+    (even_columns, odd_columns), height = (range(first, x.shape[2], 2) for first in (0, 1)), range(rows.shape[1])
+    return jnp.where(column, strided(rows, height, odd_columns), strided(rows, height, even_columns))
 
 
-def _forward(x: Images, choice: Int[Array, " n"]) -> tuple[Images, Int[Array, " n"]]:
+def _forward(x: Images, choice: Int[Array, " n"]) -> tuple[Outputs, Int[Array, " n"]]:
     return _component(x, choice), choice
 
 

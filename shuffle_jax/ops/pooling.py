@@ -12,6 +12,7 @@ from jax import lax
 from shuffle_jax.ops.depthwise_shifts import interleave
 from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.precision import at_least_float32
+from shuffle_jax.ops.slicing import strided
 from shuffle_jax.typing import Array, Float, Images, Int, Outputs
 
 SIZE, STRIDE, PADS = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -113,7 +114,8 @@ def _largest_forward(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n 
 def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n oh ow c"], Int[Array, "n oh ow c"]]:
     """The largest value of each window, and which of the nine it is."""
     padded = jnp.pad(x, PADS, constant_values=-jnp.inf)
-    taps = [padded[:, a : a + size[0] : 2, b : b + size[1] : 2] for a in range(3) for b in range(3)]
+    rows, columns = ([range(a, a + length, 2) for a in range(3)] for length in size)
+    taps = [strided(padded, down, across) for down in rows for across in columns]
     best, which = taps[0], jnp.zeros(taps[0].shape, jnp.int8)
     for k, tap in enumerate(taps[1:], start=1):
         which = jnp.where(tap > best, jnp.int8(k), which)
