@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,8 @@ def figure(results: Results) -> Figure:
             _draw_spread(axes, y + below, row.hardened, ORANGE, "hardened")
     stretched = _stretch(axes, drawn)
     kind = results.get("measured", "test")
-    dress(axes, results["title"], f"{kind} accuracy (%{', stretched towards 100' if stretched else ''})", "")
+    drawing.suptitle(textwrap.fill(results["title"], 90), x=0.01, horizontalalignment="left", fontsize=11)
+    dress(axes, "", f"{kind} accuracy (%{', stretched towards 100' if stretched else ''})", "")
     axes.grid(visible=False, axis="y")
     axes.set(ylim=(len(found) - 0.5, -0.5))
     axes.set_yticks(range(len(found)), labels=[row.label for row in found])
