@@ -104,6 +104,10 @@ class Experiment:
 
     def state_shapes(self) -> TrainState:
         """Types, shapes and shardings of the state, without computing one."""
+        return self._shapes
+
+    @cached_property
+    def _shapes(self) -> TrainState:
         return state_shapes(self.config, self.network, self.dataset.image_shape, self.mesh)
 
     def _init(self) -> TrainState:
