@@ -11,8 +11,16 @@ def strided(x: Images, rows: range, columns: range) -> Outputs:
     """The rows and columns of two ranges, ``x[:, rows][:, :, columns]``.
 
     Indexing says the same, but while the number of images is open, as in an export, JAX makes a gather of it, with an
-    index for each pixel: ShuffleNetV2 and MobileNetV2 of 224 pixels take 1.07 to 1.12 of the time for one image (two
+    index for each pixel: ShuffleNetV2 and MobileNetV2 of 224 pixels take 1.07 to 1.16 of the time for one image (two
     cores, JAX 0.10).
+
+    Args:
+        x: ``(n, h, w, c)``.
+        rows: within ``[0, h]``, ascending.
+        columns: within ``[0, w]``, ascending.
+
+    Returns:
+        ``(n, len(rows), len(columns), c)``.
 
     >>> import jax.numpy as jnp
     >>> strided(jnp.arange(16.0).reshape(1, 4, 4, 1), range(1, 4, 2), range(0, 4, 3)).ravel().tolist()
@@ -23,7 +31,7 @@ def strided(x: Images, rows: range, columns: range) -> Outputs:
 
 
 def thinned(x: Images, stride: int) -> Outputs:
-    """Every ``stride``-th row and column, from the first on.
+    """Every ``stride``-th row and column of ``(n, h, w, c)``, from the first on: ``ceil(h / s)`` and ``ceil(w / s)``.
 
     >>> import jax.numpy as jnp
     >>> thinned(jnp.arange(9.0).reshape(1, 3, 3, 1), 2).ravel().tolist()
