@@ -49,10 +49,16 @@ def engines(kind: Kind, work: Workload, network: Network, compile_torch: bool = 
 
 
 def keeping(work: Workload, network: Network) -> list[Recipe]:
-    """Torch and ours for a table of memory, each with the memory that it frees given back, and kept."""
+    """Torch, ours, ours with remat for a table of memory, each with the memory that it frees given back, and kept."""
     torch, *_, ours = engines("training", work, network)
-    given_back = [one._replace(keep_freed=False) for one in (torch, ours)]
-    return [*given_back, *(one._replace(name=f"{one.name}, freed memory kept") for one in (torch, ours))]
+    all_three = torch, ours, remat(work, network)
+    given_back = [one._replace(keep_freed=False) for one in all_three]
+    return [*given_back, *(one._replace(name=f"{one.name}, freed memory kept") for one in all_three)]
+
+
+def remat(work: Workload, network: Network) -> Recipe:
+    """Ours, of which the gradient keeps the inputs of units alone."""
+    return Recipe("shuffle_jax, remat", f"{MODULE}jax_engine:remat", (work, network))
 
 
 def layers(work: Workload, shape: str) -> list[Recipe]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -18,10 +19,11 @@ from experiments.benchmark.engine import Built, Outputs
 from experiments.benchmark.given import Network, given
 from shuffle_jax.analysis.count import count
 from shuffle_jax.models import build
+from shuffle_jax.nn.remat import rematerialized
 from shuffle_jax.train.optimizer import OptimizerConfig, make_optimizer
 from shuffle_jax.typing import Array, PyTree
 
-OURS, EXPORTED = "shuffle_jax", "shuffle_jax, folded and exported"
+OURS, REMAT, EXPORTED = "shuffle_jax", "shuffle_jax, remat", "shuffle_jax, folded and exported"
 
 OPTIMIZER = OptimizerConfig(learning_rate=0.001)
 """In every engine: SGD with Nesterov momentum 0.9, kernels decay by 1e-4."""
@@ -65,7 +67,15 @@ def training(work: Workload, network: Network) -> Built:
     return Built(cases, partial(losses, work, network), device_peak())
 
 
-def losses(work: Workload, network: Network) -> Outputs:
+def remat(work: Workload, network: Network) -> Built:
+    """The same training step, of which the gradient keeps the inputs of units alone."""
+    variables, images, labels = given(work, network)
+    step, state = train_step(build(network.config(work.dtype), CLASSES), jax.tree.map(jnp.asarray, variables), True)
+    case = advancing(step, state, jnp.asarray(images), jnp.asarray(labels, jnp.int32))
+    return Built({REMAT: case}, partial(losses, work, network, True), device_peak())
+
+
+def losses(work: Workload, network: Network, again: bool = False) -> Outputs:
     """The losses of two training steps: the first checks the network, the second the gradients and the optimiser.
 
     In float64: in float32 a step of MobileNetV2 moves the loss by as much as 1e-3 of what it moves it by, and
@@ -75,18 +85,19 @@ def losses(work: Workload, network: Network) -> Outputs:
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # the classifier takes means in float32
         variables, images = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (drawn, pixels))
         model = build(network.config(), CLASSES).clone(dtype=None)  # computes in the type of the images, then
-        step, state = train_step(model, variables)
+        step, state = train_step(model, variables, again)
         case = advancing(step, state, images, jnp.asarray(labels, jnp.int32))
         return {LOSSES: np.asarray([case(), case()])}
 
 
-def train_step(network: nn.Module, variables: PyTree) -> tuple[Callable, PyTree]:
+def train_step(network: nn.Module, variables: PyTree, again: bool = False) -> tuple[Callable, PyTree]:
     """A training step ``(state, images, labels) -> (state, loss)``, which takes its state over, and a first state."""
     optimizer = make_optimizer(OPTIMIZER, optax.constant_schedule(OPTIMIZER.learning_rate))
 
     def loss_function(params: PyTree, statistics: PyTree, images: Array, labels: Array) -> tuple[Array, PyTree]:
         variables = {"params": params, "batch_stats": statistics}
-        logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
+        with rematerialized() if again else nullcontext():
+            logits, updated = network.apply(variables, images, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated["batch_stats"]
 
     @partial(jax.jit, donate_argnums=0)

@@ -200,6 +200,10 @@ def torch_tables(work: Workload, compile_torch: bool) -> dict[str, Table]:
                 title = f"{network}, {size}x{size}, {own.dtype}, memory of training steps, batch {images}"
                 measured = partial(beside.measure_peaks, beside.keeping(own, network))
                 found[f"torch-memory-{name}"] = Table(title, measured, show=peaks)
+                title = f"{network}, {size}x{size}, {own.dtype}, training step with and without remat, batch {images}"
+                both = [beside.engines("training", own, network)[-1], beside.remat(own, network)]
+                measured = partial(beside.measure_beside, both, beside.tolerance_of("training", own))
+                found[f"remat-{name}"] = Table(title, measured, images)
     return found
 
 

@@ -26,7 +26,7 @@ from shuffle_jax.models.config import GROUPS
 from shuffle_jax.models.options import chosen_options
 from shuffle_jax.train.config import TrainConfig, to_json
 
-LATER: dict[str, Any] = {"validation": 0.0, "settle": 0}
+LATER: dict[str, Any] = {"validation": 0.0, "settle": 0, "remat": False}
 """Fields that configurations did not have when digests began, each with the value of the runs before it: with that
 value a digest leaves them out, so that it stays what it was."""
 

@@ -2,6 +2,7 @@
 
 from shuffle_jax.constraint import is_relaxed, keep_bistochastic
 from shuffle_jax.nn.collections import penalty_sum, with_progress
+from shuffle_jax.nn.remat import rematerialized
 from shuffle_jax.train.optimizer import decays, permuting
 from shuffle_jax.train.own import Recipe, recipe
 
@@ -13,5 +14,6 @@ __all__ = [
     "penalty_sum",
     "permuting",
     "recipe",
+    "rematerialized",
     "with_progress",
 ]

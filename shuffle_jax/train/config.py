@@ -160,6 +160,10 @@ class TrainConfig:
     accumulate: int = 1
     """Parts a batch is computed in, to save memory; batch norms see one part at a time."""
 
+    remat: bool = False
+    """Whether the gradient keeps the inputs of the network's units alone and computes the rest again: the same result
+    with a third to a fourth of the memory, in more time."""
+
     label_smoothing: float = 0.0
     """Fraction of each target that is spread over all classes."""
 

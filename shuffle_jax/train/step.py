@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from shuffle_jax.data import AugmentConfig, Batch, augment, normalize
 from shuffle_jax.nn.collections import PENALTIES, penalty_sum, with_progress
+from shuffle_jax.nn.remat import rematerialized
 from shuffle_jax.sharding import batch_sharding, replicated
 from shuffle_jax.streams import AUGMENTATION, DROPOUT
 from shuffle_jax.train.config import TrainConfig
@@ -46,8 +48,8 @@ def make_train_step(
 
     Args:
         network: called as ``network(images, train)``; sows penalties.
-        config: of the run: optimiser, weight of the penalties, label smoothing, parts of a batch, moving average, what
-            is frozen.
+        config: of the run: optimiser, weight of the penalties, label smoothing, parts of a batch, rematerialisation,
+            moving average, what is frozen.
         mesh: the devices.
         steps_per_epoch: turns steps into epochs.
         classes: number of logits.
@@ -76,13 +78,14 @@ def make_train_step(
         images: Images,
         targets: Array,
     ) -> tuple[Float[Array, ""], tuple[dict[str, PyTree], Values]]:
-        logits, updated = trained.apply(
-            {"params": stopped(params, config.optimizer.freeze), **collections},
-            images,
-            train=True,
-            mutable=[*collections, PENALTIES],
-            rngs={"dropout": key},
-        )
+        with rematerialized() if config.remat else nullcontext():
+            logits, updated = trained.apply(
+                {"params": stopped(params, config.optimizer.freeze), **collections},
+                images,
+                train=True,
+                mutable=[*collections, PENALTIES],
+                rngs={"dropout": key},
+            )
         penalty = weight * penalty_sum({"params": params, **updated})
         smooth = optax.smooth_labels(targets, config.label_smoothing)
         loss = optax.softmax_cross_entropy(logits, smooth).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
 import flax.linen as nn
@@ -42,8 +43,9 @@ from shuffle_jax.nn import (
     SqueezeExcitation,
     StaticDynamicShuffle,
 )
-from shuffle_jax.nn.collections import PERMUTATIONS, PROGRESS
+from shuffle_jax.nn.collections import PENALTIES, PERMUTATIONS, PROGRESS, penalty_sum
 from shuffle_jax.nn.dense import Dense
+from shuffle_jax.nn.remat import rematerialized
 
 SHAPE = (17, 9, 3)
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # Half the compilation.
@@ -122,6 +124,37 @@ def test_every_1x1_layer_and_head_fits_every_network(name):
         units = {path[0].key for path in exchanged} - {"head"}
         if (name, make) != ("resnet, basic", StaticDynamicShuffle):
             assert len(units) >= PLACES[name]
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.fast_cases(1)
+def test_what_is_computed_again_of_every_network_changes_nothing_and_is_not_kept(name):
+    network = NETWORKS[name].clone(mixer=AutoShuffle, dropout=0.2)
+    x, streams = images(4), {"dropout": jax.random.key(1)}
+    start = compiled(network.init)(jax.random.key(0), x)
+    params, rest = start["params"], {key: tree for key, tree in start.items() if key != "params"}
+
+    def loss(context, params):
+        with context():
+            told = [*rest, PENALTIES]
+            logits, updated = network.apply({"params": params, **rest}, x, train=True, mutable=told, rngs=streams)
+        return jnp.square(logits).mean() + penalty_sum({"params": params, **updated}), updated
+
+    plain, again = (
+        compiled(jax.value_and_grad(partial(loss, context), has_aux=True))(params)
+        for context in (nullcontext, rematerialized)
+    )
+    size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[1]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * size), plain, again)
+    kept = [
+        sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.eval_shape(lambda p, c=c: jax.vjp(partial(loss, c), p)[1], params))
+        )
+        for c in (nullcontext, rematerialized)
+    ]
+    assert kept[1] < kept[0] / 2
 
 
 def marked(base, told):

@@ -172,6 +172,16 @@ def test_accumulation_averages_the_gradients_of_the_parts(one_device, network, p
     assert int(after_parts.step) == 1
 
 
+def test_what_is_computed_again_changes_nothing(one_device, network, plain):
+    batch = make_batch(one_device)
+    after, metrics = plain[0](copied(plain[1]), batch)
+    again, state = make(one_device, network, label_smoothing=SMOOTHING, remat=True)
+    after_again, metrics_again = again(state, batch)
+    for name in metrics:
+        np.testing.assert_allclose(metrics_again[name], metrics[name], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-6), after.params, after_again.params)
+
+
 def test_parts_are_interleaved_so_that_each_lies_on_all_devices():
     np.testing.assert_array_equal(split_batch(jnp.arange(6), 2), [[0, 2, 4], [1, 3, 5]])
 
