@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.ops import quadratic_assignment as qap
+from shuffle_jax.ops.local_search import inner
 from shuffle_jax.ops.permutation import to_matrix
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.rounding import assignment
-from shuffle_jax.typing import Matrix
+from shuffle_jax.typing import Array, Int, Matrix
 
 
-def frank_wolfe(matrix: Matrix, pair: qap.Pair, iterations: int = 30) -> Matrix:
+def frank_wolfe(
+    matrix: Matrix, pair: qap.Pair, iterations: int = 30, size: int | Int[Array, ""] | None = None
+) -> Matrix:
     """Descends on the quadratic assignment objective ``f(M) = <A, M B M^T>`` by exact steps towards vertices.
 
     ``Q = argmin_P <f'(M), P>`` over permutations, a linear assignment with ``f'(M) = A M B^T + A^T M B``; then
@@ -27,6 +30,8 @@ def frank_wolfe(matrix: Matrix, pair: qap.Pair, iterations: int = 30) -> Matrix:
         pair: A and B, ``(c, c)`` finite numbers in float32 at least, such as from
             :func:`~shuffle_jax.ops.quadratic_assignment.as_pair`.
         iterations: 0 or more; most descents stand still before 30.
+        size: of the problem, a number that may be traced, where A and B are filled up with zeros and M with the
+            identity, which then stays. c by default.
 
     Returns:
         ``(..., c, c)`` doubly stochastic matrices, in float32 at least.
@@ -47,7 +52,7 @@ def frank_wolfe(matrix: Matrix, pair: qap.Pair, iterations: int = 30) -> Matrix:
 
     def step(matrix: Matrix, _: None) -> tuple[Matrix, None]:
         gradient = qap.assignment_slope(matrix, (a, b))
-        direction = to_matrix(assignment(-gradient), matrix.dtype) - matrix
+        direction = to_matrix(assignment(-_apart(gradient, size)), matrix.dtype) - matrix
         slope = (gradient * direction).sum((-2, -1))
         curvature = qap.assignment_objective(direction, (a, b))
         convex = curvature > 0
@@ -56,3 +61,16 @@ def frank_wolfe(matrix: Matrix, pair: qap.Pair, iterations: int = 30) -> Matrix:
         return matrix + length[..., None, None] * direction, None
 
     return jax.lax.scan(step, at_least_float32(matrix), length=iterations)[0]
+
+
+def _apart(cost: Matrix, size: int | Int[Array, ""] | None) -> Matrix:
+    """Costs by which what fills up is cheapest in its own place.
+
+    A row of the problem in a column of the filling leaves a column of the problem to a row of the filling. Each costs
+    the largest cost of all, so that the same row in that column costs less, and the filling in its place nothing.
+    """
+    if size is None:
+        return cost
+    largest = jnp.abs(cost).max((-2, -1), keepdims=True)
+    outside = jnp.where(jnp.eye(cost.shape[-1], dtype=bool), 0, jnp.where(largest > 0, largest, 1))
+    return jnp.where(inner(cost.shape[-1], size), cost, outside)

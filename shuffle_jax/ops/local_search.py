@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.ops.mesh import each_device
-from shuffle_jax.ops.permutation import identity, invert, random
+from shuffle_jax.ops.permutation import identity, invert
 from shuffle_jax.ops.quadratic_assignment import checked
 from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
 
@@ -58,7 +58,9 @@ class Tabu(NamedTuple):
     best_value: Float[Array, "*batch"]
 
 
-def two_exchange(permutation: Permutation, pair: qap.Pair, max_steps: int = 10_000) -> Permutation:
+def two_exchange(
+    permutation: Permutation, pair: qap.Pair, max_steps: int = 10_000, size: int | Int[Array, ""] | None = None
+) -> Permutation:
     """Descends by the best exchange of two entries until none helps: a local optimum of quadratic assignment.
 
     ``p <- p with p[u] and p[v] exchanged, (u, v) = argmin_rs value(p_rs) - value(p)``, while that is negative beyond
@@ -69,6 +71,7 @@ def two_exchange(permutation: Permutation, pair: qap.Pair, max_steps: int = 10_0
         pair: A and B, ``(c, c)`` finite numbers in float32 at least, such as from
             :func:`~shuffle_jax.ops.quadratic_assignment.as_pair`.
         max_steps: where to stop in any case.
+        size: how many of the first entries may be exchanged, a number that may be traced; all by default.
 
     Returns:
         ``(..., c)`` int32 permutations, none of a larger value.
@@ -87,14 +90,17 @@ def two_exchange(permutation: Permutation, pair: qap.Pair, max_steps: int = 10_0
         # An exchange that gains less than rounding may hide would be undone and done again.
         least = 8 * jnp.finfo(pair[0].dtype).eps * jnp.abs(pair[0]).max() * jnp.abs(pair[1]).max() * len(permutation)
 
+        def costs(table: Table) -> Float[Array, "c c"]:
+            return jnp.where(inner(len(permutation), size), table.deltas, jnp.inf)
+
         def gains(carry: tuple[Table, Int[Array, ""]]) -> Bool[Array, ""]:
             table, step = carry
-            return (table.deltas.min() < -least) & (step < max_steps)
+            return (costs(table).min() < -least) & (step < max_steps)
 
         def step(carry: tuple[Table, Int[Array, ""]]) -> tuple[Table, Int[Array, ""]]:
             table, step = carry
-            u = jnp.argmin(table.deltas.min(1))
-            v = jnp.argmin(table.deltas[u])
+            u = jnp.argmin(costs(table).min(1))
+            v = jnp.argmin(costs(table)[u])
             return exchange(table, u.astype(jnp.int32), v.astype(jnp.int32), pair), step + 1
 
         start = tabulate(permutation, pair), jnp.zeros((), jnp.int32)
@@ -198,31 +204,42 @@ def tabu_start(permutation: Permutation, pair: qap.Pair) -> Tabu:
     return Tabu(table, jnp.zeros_like(table.deltas), jnp.zeros_like(table.value), table.permutation, table.value)
 
 
-def tabu_steps(state: Tabu, key: Key, pair: qap.Pair, steps: int, tenure: tuple[float, float] = (0.9, 1.1)) -> Tabu:
+def tabu_steps(
+    state: Tabu,
+    key: Key,
+    pair: qap.Pair,
+    steps: int,
+    tenure: tuple[float, float] = (0.9, 1.1),
+    size: int | Int[Array, ""] | None = None,
+) -> Tabu:
     """The state of :func:`tabu_search` some steps later; every search of a batch draws its own tenures.
+
+    With a ``size``, which may be traced, only so many of the first entries are exchanged, as if there were no others:
+    problems of several sizes, filled up to one with zeros, then share a program.
 
     The table is carried on by differences. In floating point it drifts unless all its entries are integers below 2^24:
     make a fresh one by :func:`tabulate` every few hundred steps.
     """
-    size, axes = state.best.shape[-1], state.best.ndim - 1
-    if size < 2:
+    channels, axes = state.best.shape[-1], state.best.ndim - 1
+    if channels < 2:
         return state._replace(step=state.step + steps)
     shape = (*state.step.shape, steps, 2)
-    draws = size * jax.random.uniform(key, shape, state.step.dtype, *tenure)
+    scale = channels if size is None else jnp.asarray(size, state.step.dtype)
+    draws = scale * jax.random.uniform(key, shape, state.step.dtype, *tenure)
+    outer = ~inner(channels, size)
 
-    def one(state: Tabu, draws: Float[Array, "steps 2"], pair: qap.Pair) -> Tabu:
-        return jax.lax.scan(lambda state, draw: (_tabu_step(state, draw, pair), None), state, draws)[0]
+    def one(state: Tabu, draws: Float[Array, "steps 2"], shared: tuple[qap.Pair, Bool[Array, "c c"]]) -> Tabu:
+        return jax.lax.scan(lambda state, draw: (_tabu_step(state, draw, *shared), None), state, draws)[0]
 
-    return _over_leading_axes(one, axes, 2)(state, draws, checked(pair, size))
+    return _over_leading_axes(one, axes, 2)(state, draws, (checked(pair, channels), outer))
 
 
-def _tabu_step(state: Tabu, tenure: Float[Array, " 2"], pair: qap.Pair) -> Tabu:
+def _tabu_step(state: Tabu, tenure: Float[Array, " 2"], pair: qap.Pair, outer: Bool[Array, "c c"]) -> Tabu:
     table, barred = state.table, state.barred_until
-    size = len(state.best)
-    index = jnp.arange(size, dtype=state.best.dtype)
+    index = jnp.arange(len(state.best), dtype=state.best.dtype)
     forbidden = jnp.minimum(barred, barred.T) > state.step
     better = table.value + table.deltas < state.best_value
-    cost = jnp.where((forbidden & ~better) | (index[:, None] >= index[None, :]), jnp.inf, table.deltas)
+    cost = jnp.where((forbidden & ~better) | (index[:, None] >= index[None, :]) | outer, jnp.inf, table.deltas)
     u = jnp.argmin(cost.min(1)).astype(index.dtype)
     v = jnp.argmin(cost[u]).astype(index.dtype)
     moved = exchange(table, u, v, pair)
@@ -236,18 +253,43 @@ def _tabu_step(state: Tabu, tenure: Float[Array, " 2"], pair: qap.Pair) -> Tabu:
     return Tabu(moved, barred, state.step + 1, best, jnp.where(improved, moved.value, state.best_value))
 
 
-def kick(key: Key, index: Int[Array, " c"]) -> Int[Array, " c"]:
+def inner(channels: int, size: int | Int[Array, ""] | None = None) -> Bool[Array, "c c"]:
+    """Which entries of a ``(c, c)`` matrix are in its first ``size`` rows and columns; all of them without a size.
+
+    >>> inner(3, 2).tolist()
+    [[True, True, False], [True, True, False], [False, False, False]]
+    """
+    index = identity(channels)
+    within = index < (channels if size is None else size)
+    return within[:, None] & within[None, :]
+
+
+def shuffled(key: Key, channels: int, size: int | Int[Array, ""] | None = None) -> Int[Array, " c"]:
+    """A random permutation of which only the first ``size`` entries, a number that may be traced, are not in place.
+
+    >>> p = shuffled(jax.random.key(0), 5, 3).tolist()
+    >>> sorted(p[:3]), p[3:]
+    ([0, 1, 2], [3, 4])
+    """
+    within = identity(channels) < (channels if size is None else size)
+    return jnp.argsort(jnp.where(within, jax.random.uniform(key, (channels,)), 2)).astype(jnp.int32)
+
+
+def kick(key: Key, index: Int[Array, " c"], size: int | Int[Array, ""] | None = None) -> Int[Array, " c"]:
     """Moves some entries of a permutation, between 3 and half of them, around a random cycle.
+
+    With a ``size``, which may be traced, some of the first so many.
 
     >>> kicked = kick(jax.random.key(0), jnp.arange(8))
     >>> sorted(kicked.tolist()), bool((kicked != jnp.arange(8)).sum() >= 3)
     ([0, 1, 2, 3, 4, 5, 6, 7], True)
     """
-    size = len(index)
+    channels = len(index)
+    free = jnp.int32(channels if size is None else size)
     order_key, length_key = jax.random.split(key)
-    order = random(order_key, size)
-    length = jnp.minimum(jax.random.randint(length_key, (), 3, max(4, size // 2 + 1)), size)
-    at = identity(size)
+    order = shuffled(order_key, channels, size)
+    length = jnp.minimum(jax.random.randint(length_key, (), 3, jnp.maximum(4, free // 2 + 1)), free)
+    at = identity(channels)
     following = jnp.where(at < length - 1, at + 1, jnp.where(at == length - 1, 0, at))
     return index.at[order].set(index[order[following]])
 

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.ops import local_search, permutation, relaxation
+from shuffle_jax.ops import local_search
 from shuffle_jax.ops import quadratic_assignment as qap
+from shuffle_jax.ops.bistochastic import clamp_normalize
 from shuffle_jax.ops.frank_wolfe import frank_wolfe
 from shuffle_jax.ops.local_search import Tabu
 from shuffle_jax.ops.rounding import assignment
@@ -70,6 +71,18 @@ class SolverConfig:
             raise ValueError(f"forgive is {self.forgive}: give a share from 0 to 1")
 
 
+class Problem(NamedTuple):
+    """A quadratic assignment, perhaps filled up, so that several sizes share their programs.
+
+    Attributes:
+        pair: A and B, with zeros from ``size`` on.
+        size: n; permutations leave what follows in its place.
+    """
+
+    pair: qap.Pair
+    size: Int[Array, ""]
+
+
 class Place(NamedTuple):
     """Permutations and their values, as the search computes them."""
 
@@ -100,53 +113,63 @@ GOING_ON = 2**32 - 1
 """Folded into the key of a search it gives the stream of all that follows its starts, whose numbers stay below."""
 
 
-def starts(key: Key, pair: qap.Pair, config: SolverConfig) -> Permutation:
-    """Permutations to begin with, ``(searches, c)``; see :attr:`SolverConfig.start`."""
-    size = len(pair[0])
+def starts(key: Key, problem: Problem, config: SolverConfig) -> Permutation:
+    """Permutations to begin with, ``(searches, c)``; see :attr:`SolverConfig.start`.
+
+    The start "penalty" knows of no filling.
+    """
+    pair, size = problem
+    channels = len(pair[0])
     keys = jax.random.split(key, config.searches)
     match config.start:
         case "random":
-            return jax.vmap(lambda k: permutation.random(k, size))(keys)
+            return jax.vmap(lambda k: local_search.shuffled(k, channels, size))(keys)
         case "frank_wolfe":
-            drawn = jax.vmap(lambda k: relaxation.random_bistochastic(k, size))(keys)
-            return assignment(frank_wolfe((drawn + 1 / size) / 2, pair, config.iterations))
-    ends = descend(qap.assignment_objective, pair, size, key, config.searches, config.descent, curvature(pair))
+            within = local_search.inner(channels, size)
+            entries = jax.random.uniform(key, (config.searches, channels, channels), jnp.float32)
+            drawn = clamp_normalize(jnp.where(within, entries, jnp.eye(channels, dtype=jnp.float32)), passes=20)
+            begun = jnp.where(within, (drawn + 1 / jnp.asarray(size, jnp.float32)) / 2, drawn)
+            return assignment(frank_wolfe(begun, pair, config.iterations, size))
+    ends = descend(qap.assignment_objective, pair, channels, key, config.searches, config.descent, curvature(pair))
     return assignment(ends.matrix)
 
 
 @partial(jax.jit, static_argnames="config")
-def begin(key: Key, pair: qap.Pair, config: SolverConfig, initial: Permutation | None = None) -> Search:
+def begin(key: Key, problem: Problem, config: SolverConfig, initial: Permutation | None = None) -> Search:
     """New starts, or a given one and kicks of it; if exchanges alone follow, with their local optima for the best."""
     if initial is None:
-        begun = starts(key, pair, config)
+        begun = starts(key, problem, config)
     else:
-        kicked = jax.vmap(local_search.kick, (0, None))(jax.random.split(key, config.searches), initial)
+        keys = jax.random.split(key, config.searches)
+        kicked = jax.vmap(local_search.kick, (0, None, None))(keys, initial, problem.size)
         begun = kicked.at[0].set(initial)
     if config.search == "exchange":
-        begun = local_search.two_exchange(begun, pair)
-    tabu = local_search.tabu_start(begun, pair)
+        begun = local_search.two_exchange(begun, problem.pair, size=problem.size)
+    tabu = local_search.tabu_start(begun, problem.pair)
     return Search(tabu, Place(tabu.best, tabu.best_value), Place(tabu.best, tabu.best_value))
 
 
 @partial(jax.jit, static_argnames="config")
 def advance(
-    search: Search, key: Key, number: Int[Array, ""], blocks: Int[Array, ""], pair: qap.Pair, config: SolverConfig
+    search: Search, key: Key, number: Int[Array, ""], blocks: Int[Array, ""], problem: Problem, config: SolverConfig
 ) -> Search:
     """So many blocks more, from that number on: c steps of tabu search each, or one set of new starts in all."""
     key = jax.random.fold_in(jax.random.fold_in(key, GOING_ON), number)
     if config.search != "tabu":
-        new = begin(key, pair, config).best
+        new = begin(key, problem, config).best
         return search._replace(best=_better(new, search.best))
+    pair, size = problem
     patience = jnp.resize(jnp.asarray(config.patience, jnp.int32), (config.searches,))
 
     def block(i: Int[Array, ""], search: Search) -> Search:
         steps_key, kick_key, chance_key = jax.random.split(jax.random.fold_in(key, i), 3)
-        tabu = local_search.tabu_steps(search.tabu, steps_key, pair, len(pair[0]))
+        tabu = local_search.tabu_steps(search.tabu, steps_key, pair, len(pair[0]), size=size)
         reached = Place(tabu.best, tabu.best_value)
         due = (number + i + 1) % patience == 0
         stays = (reached.value > search.home.value) & (jax.random.uniform(chance_key, due.shape) >= config.forgive)
         home = _where(due & ~stays, reached, search.home)
-        kicked = jax.vmap(local_search.kick)(jax.random.split(kick_key, config.searches), home.permutation)
+        keys = jax.random.split(kick_key, config.searches)
+        kicked = jax.vmap(local_search.kick, (0, 0, None))(keys, home.permutation, size)
         # A fresh table for all: what was carried on by differences has drifted.
         fresh = local_search.tabu_start(jnp.where(due[:, None], kicked, tabu.table.permutation), pair)
         going = tabu._replace(table=fresh.table)

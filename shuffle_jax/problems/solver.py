@@ -16,7 +16,7 @@ import numpy as np
 
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.problems.instance import Instance
-from shuffle_jax.problems.search import Place, Search, SolverConfig, advance, begin
+from shuffle_jax.problems.search import Place, Problem, Search, SolverConfig, advance, begin
 from shuffle_jax.sharding import cores
 from shuffle_jax.typing import Array, Int, Key
 
@@ -101,61 +101,76 @@ def solve(
     if initial is not None:
         instance.value(initial)  # checks it
         first = jnp.asarray(initial, jnp.int32)
-    pair = scaled_pair(instance)
+    problem = filled_up(instance, config)
+    if first is not None:
+        first = jnp.concatenate([first, jnp.arange(instance.size, len(problem.pair[0]), dtype=jnp.int32)])
     threads = config.threads or (cores() if jax.default_backend() == "cpu" else 1)
     keys = [jax.random.fold_in(jax.random.key(seed), thread) for thread in range(threads)]
     if rounds is None and first is None:
-        config = _affordable(pair, config, seconds)
-    blocks = _blocks_a_round(pair, config, first)
+        config = _affordable(problem, config, seconds)
+    blocks = _blocks_a_round(problem, config, first)
 
     start = time.perf_counter()
     found = _Found(instance, start)
     done, longest = 0, 0.0
     with ThreadPoolExecutor(threads) as pool:
-        searches = list(pool.map(lambda key: jax.block_until_ready(begin(key, pair, config, first)), keys))
+        searches = list(pool.map(lambda key: jax.block_until_ready(begin(key, problem, config, first)), keys))
         found.look_at(searches)
         while done < (rounds or math.inf) and not (enough is not None and found.value <= enough):
             now = time.perf_counter()
             if rounds is None and now - start + longest > seconds:
                 break
-            searches = list(pool.map(partial(_go_on, (pair, config), done * blocks, blocks), searches, keys))
+            searches = list(pool.map(partial(_go_on, (problem, config), done * blocks, blocks), searches, keys))
             found.look_at(searches)
             done, longest = done + 1, max(longest, time.perf_counter() - now)
-    steps = threads * config.searches * done * (blocks * instance.size if config.search == "tabu" else 1)
+    steps = threads * config.searches * done * (blocks * len(problem.pair[0]) if config.search == "tabu" else 1)
     return found.solution(time.perf_counter() - start, start - before, done, steps)
 
 
-def scaled_pair(instance: Instance) -> qap.Pair:
+def scaled_pair(instance: Instance, more: int = 0) -> qap.Pair:
     """The matrices of an instance as a quadratic assignment in float32, divided by powers of two, which rounds nothing.
 
-    Their largest entries are then from 1/2 to 1, or 0; a matching has -A for A.
+    Their largest entries are then from 1/2 to 1, or 0; a matching has -A for A. Some rows and columns of zeros follow.
     """
     a, b = (np.ldexp(m, -math.frexp(np.abs(m).max())[1]) for m in (instance.a, instance.b))
-    return qap.as_pair(_float32(-a if instance.goal == "matching" else a), _float32(b))
+    a, b = (np.pad(m, (0, more)) for m in (-a if instance.goal == "matching" else a, b))
+    return qap.as_pair(_float32(a), _float32(b))
 
 
-def _affordable(pair: qap.Pair, config: SolverConfig, seconds: float) -> SolverConfig:
+def filled_up(instance: Instance, config: SolverConfig = DEFAULT) -> Problem:
+    """The matrices of an instance with zeros up to the next size that programs are compiled for.
+
+    These are the multiples of 4 up to 16, of 8 up to 64, of 16 up to 128, and so on: 7 for all sizes from 12 to 56. The
+    start "penalty" takes each size as it is.
+    """
+    size = instance.size
+    step = 4 if size <= 16 else max(8, 2 ** (math.ceil(math.log2(size)) - 3))
+    more = 0 if config.start == "penalty" else -size % step
+    return Problem(scaled_pair(instance, more), jnp.int32(size))
+
+
+def _affordable(problem: Problem, config: SolverConfig, seconds: float) -> SolverConfig:
     """The configuration, with random starts if its own take too long: from about 150 points on, with 3 seconds."""
     if config.search != "tabu" or config.start == "random":
         return config
     key = jax.random.key(0)
-    jax.block_until_ready(begin(key, pair, config))
+    jax.block_until_ready(begin(key, problem, config, None))
     now = time.perf_counter()
-    jax.block_until_ready(begin(key, pair, config))
+    jax.block_until_ready(begin(key, problem, config, None))
     affordable = time.perf_counter() - now <= START_SHARE * seconds
     return config if affordable else replace(config, start="random")
 
 
-def _blocks_a_round(pair: qap.Pair, config: SolverConfig, first: Array | None) -> int:
+def _blocks_a_round(problem: Problem, config: SolverConfig, first: Array | None) -> int:
     """How many blocks take :data:`ROUND_SECONDS`; compiles everything on the way."""
     key = jax.random.key(0)
-    search = begin(key, pair, config, first)
+    search = begin(key, problem, config, first)
     for _ in range(2):  # What it returns may differ in weak types from what it was first given.
-        search = _go_on((pair, config), 0, 1, search, key)
+        search = _go_on((problem, config), 0, 1, search, key)
     if config.search != "tabu":
         return 1
     now = time.perf_counter()
-    _go_on((pair, config), 1, 4, search, key)
+    _go_on((problem, config), 1, 4, search, key)
     return max(1, round(4 * ROUND_SECONDS / (time.perf_counter() - now)))
 
 
@@ -177,7 +192,8 @@ class _Found:
         places: list[Place] = jax.device_get([search.best for search in searches])
         least = min(place.value.min() for place in places)
         close = [p for place in places for p in place.permutation[place.value <= least + 1e-6 * abs(least)]]
-        for candidate in np.unique(np.stack(close), axis=0)[:MOST_JUDGED]:
+        size = self.instance.size
+        for candidate in np.unique(np.stack(close)[:, :size], axis=0)[:MOST_JUDGED]:
             value = self.instance.value(candidate)
             if value < self.value:
                 self.permutation, self.value = candidate, value
@@ -188,7 +204,6 @@ class _Found:
         return Solution(self.permutation, self.value, tuple(self.history), seconds, compile_seconds, rounds, steps)
 
 
-def _go_on(problem: tuple[qap.Pair, SolverConfig], number: int, blocks: int, search: Search, key: Key) -> Search:
+def _go_on(given: tuple[Problem, SolverConfig], number: int, blocks: int, search: Search, key: Key) -> Search:
     """In the one form of call that is compiled, awaited."""
-    pair, config = problem
-    return jax.block_until_ready(advance(search, key, jnp.int32(number), jnp.int32(blocks), pair, config))
+    return jax.block_until_ready(advance(search, key, jnp.int32(number), jnp.int32(blocks), *given))

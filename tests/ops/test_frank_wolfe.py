@@ -76,6 +76,17 @@ def test_matching_is_assignment_with_the_sign_turned():
     np.testing.assert_array_equal(assign(descend(centre, (-a, b), 30)), [p] * 8)
 
 
+def test_a_problem_filled_up_is_the_same_problem():
+    pair, starts = problem(6, 5, 3)
+    larger = tuple(np.pad(matrix, (0, 3)) for matrix in pair)
+    for sign in (1, -1):  # costs above and below those of what fills up
+        signed, filled = (sign * pair[0], pair[1]), (sign * larger[0], larger[1])
+        more = np.stack([np.block([[start, np.zeros((5, 3))], [np.zeros((3, 5)), np.eye(3)]]) for start in starts])
+        found = descend(more.astype(np.float32), filled, 8, jnp.int32(5))
+        np.testing.assert_array_equal(found[:, 5:, 5:], np.broadcast_to(np.eye(3), (3, 3, 3)))
+        np.testing.assert_allclose(found[:, :5, :5], descend(starts, signed, 8), atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_the_smallest_problems_and_nothing_to_gain(size):
     pair, starts = problem(4, size, 3)

@@ -166,6 +166,44 @@ def test_kicks_move_a_part_along_one_cycle():
         assert sorted(kick(jax.random.key(0), np.arange(size)).tolist()) == list(range(size))
 
 
+def filled(matrix, size):
+    return np.pad(matrix, (0, size - len(matrix)))
+
+
+def test_a_problem_filled_up_is_searched_as_by_itself_and_the_rest_stays():
+    pair, starts = pair_of(10, 7), drawn(10, 7, 4)
+    larger = tuple(filled(matrix, 12) for matrix in pair)
+    rest = np.broadcast_to(np.arange(7, 12), (4, 5))
+    more = np.concatenate([starts, rest], 1)
+    for size in (7, jnp.int32(7)):
+        ends = descend(more, larger, size=size)
+        np.testing.assert_array_equal(ends, np.concatenate([descend(starts, pair), rest], 1))
+    go_on = jax.jit(partial(local_search.tabu_steps, steps=100))
+    alone = go_on(tabu_start(starts, pair), jax.random.key(0), pair)
+    found = go_on(tabu_start(more, larger), jax.random.key(0), larger, size=jnp.int32(7))
+    np.testing.assert_array_equal(found.best, np.concatenate([alone.best, rest], 1))
+    np.testing.assert_array_equal(found.best_value, alone.best_value)
+    np.testing.assert_array_equal(found.table.permutation[:, :7], alone.table.permutation)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_kicks_and_draws_leave_what_fills_up(size):
+    moved = set()
+    for seed in range(20):
+        kicked = np.asarray(kick(jax.random.key(seed), np.arange(12), jnp.int32(size)))
+        assert sorted(kicked[:size]) == list(range(size)) and kicked[size:].tolist() == list(range(size, 12))
+        moved.add(int((kicked != np.arange(12)).sum()))
+        drawn_one = np.asarray(local_search.shuffled(jax.random.key(seed), 12, size))
+        assert sorted(drawn_one[:size]) == list(range(size)) and drawn_one[size:].tolist() == list(range(size, 12))
+    assert moved == {1: {0}, 2: {2}, 3: {3}, 8: {3, 4}}[size]
+
+
+def test_all_orders_are_drawn():
+    orders = jax.vmap(lambda key: local_search.shuffled(key, 3))(jax.random.split(jax.random.key(0), 600))
+    counts = np.unique(orders, axis=0, return_counts=True)[1]
+    assert len(counts) == 6 and counts.min() > 60  # 100 each, give or take 9
+
+
 def test_steps_cannot_be_negative():
     with pytest.raises(ValueError, match="steps is -1: give 0 or more"):
         local_search.tabu_search(jnp.arange(3), pair_of(9, 3), jax.random.key(0), steps=-1)

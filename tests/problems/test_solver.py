@@ -13,7 +13,7 @@ import pytest
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.problems.generators import moebius_ladder, relabelled
 from shuffle_jax.problems.instance import Instance
-from shuffle_jax.problems.solver import SolverConfig, scaled_pair, solve
+from shuffle_jax.problems.solver import SolverConfig, filled_up, scaled_pair, solve
 
 FAST = {"searches": 4, "threads": 1}
 CONFIGS = {
@@ -59,7 +59,7 @@ def test_the_same_seed_and_rounds_give_the_same_answer(monkeypatch):
     monkeypatch.setattr(solver, "_blocks_a_round", lambda *_: 2)  # measured, else
     instance = instance_of(1, 6)
     first, again, other = (solve(instance, seed=seed, config=CONFIGS["random"], rounds=1) for seed in (5, 5, 6))
-    assert (first.rounds, first.steps) == (1, 4 * 2 * 6)
+    assert (first.rounds, first.steps) == (1, 4 * 2 * 8)  # six points, filled up to eight
     np.testing.assert_array_equal(first.permutation, again.permutation)
     assert [i.value for i in first.history] == [i.value for i in again.history]
     assert other.history[0].value != first.history[0].value
@@ -107,6 +107,29 @@ def test_the_pair_is_scaled_by_powers_of_two_alone():
     assert float(qap.value(p, (a, b))) * 8 * 1024 == instance.value(p)
 
 
+def test_sizes_share_programs_and_find_their_optima():
+    from shuffle_jax.problems.search import advance, begin
+
+    solve(instance_of(8, 6), config=CONFIGS["default"], rounds=1)
+    compiled = begin._cache_size(), advance._cache_size()
+    for size in (5, 7):
+        instance = instance_of(9, size)
+        start = np.arange(size)[::-1].copy()
+        for initial in (None, start) if size == 5 else (None,):
+            found = solve(instance, seconds=60, config=CONFIGS["default"], enough=optimum(instance), initial=initial)
+            assert found.value == optimum(instance) and found.permutation.shape == (size,)
+    assert begin._cache_size() - compiled[0] <= 1 and advance._cache_size() == compiled[1]  # one for a given start
+
+
+def test_few_sizes_are_compiled():
+    def sizes(least, most, config=CONFIGS["default"]):
+        return {len(filled_up(instance_of(0, size), config).pair[0]) for size in range(least, most + 1)}
+
+    assert sizes(12, 56) == {12, 16, 24, 32, 40, 48, 56}
+    assert sizes(1, 4) == {4} and sizes(65, 80) == {80} and sizes(129, 130) == {160}
+    assert sizes(5, 7, CONFIGS["penalty"]) == {5, 6, 7}
+
+
 @pytest.mark.parametrize(("size", "config"), [(1, "default"), (2, "exchange")])
 @pytest.mark.fast_cases(1)
 def test_the_smallest_problems_and_nothing_to_gain(size, config):
@@ -139,13 +162,13 @@ def test_time_must_be_given():
 
 @pytest.mark.slow
 def test_memory_of_64_searches_of_100():
-    from shuffle_jax.problems.search import advance, begin
+    from shuffle_jax.problems.search import Problem, advance, begin
 
     config = SolverConfig(searches=64, threads=1)
     key = jax.random.key(0)
-    pair = (jnp.zeros((100, 100)), jnp.zeros((100, 100)))
-    search = jax.eval_shape(lambda: begin(key, pair, config))
-    compiled = advance.lower(search, key, jnp.int32(0), jnp.int32(1), pair, config).compile()
+    problem = Problem((jnp.zeros((100, 100)), jnp.zeros((100, 100))), jnp.int32(100))
+    search = jax.eval_shape(lambda: begin(key, problem, config))
+    compiled = advance.lower(search, key, jnp.int32(0), jnp.int32(1), problem, config).compile()
     memory = compiled.memory_analysis()
     used = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     assert used < 100 * 2**20
