@@ -20,10 +20,11 @@ _T = TypeVar("_T")
 def recomputed(function: Callable[..., _T]) -> Callable[..., _T]:
     """``function(x, *others)``, of which the gradient keeps the arguments alone and computes all the rest again.
 
-    As :func:`jax.checkpoint`, but on CPU as well: there XLA drops the barriers between the two computations, finds them
-    equal, and keeps what was to be computed again. Here the second one is of an x that the compiler cannot know for the
-    first: ``where(g = g, x, NaN)``, g of each image one number of the gradient that comes back. Values and gradients
-    are those of the function, but for how a compiler fuses and rounds them. Reverse mode alone, any number of times.
+    As :func:`jax.checkpoint`, but on CPU as well: there the XLA of JAX 0.10 drops the barriers between the two
+    computations, finds them equal, and keeps what was to be computed again. Here the second one is of an x that the
+    compiler cannot know for the first: ``where(g = g, x, NaN)``, g of each image one number of the gradient that comes
+    back. Values and gradients are those of the function, but for how a compiler fuses and rounds them. Reverse mode
+    alone, any number of times.
 
     Args:
         function: of arrays and pytrees of arrays, to one of arrays.
