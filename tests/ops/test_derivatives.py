@@ -28,6 +28,7 @@ from shuffle_jax.ops import (
 )
 from shuffle_jax.ops.depthwise_shifts import sum_of_shifts
 from shuffle_jax.ops.normalization import normalize_by_batch
+from shuffle_jax.ops.remat import recomputed
 from shuffle_jax.ops.shifted_pointwise_kernel import shift_and_convolve
 from shuffle_jax.ops.wrap import wrap
 
@@ -135,6 +136,11 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
         ]
     },
     "fixed point": (partial(relaxation.converged_sinkhorn, tolerance=1e-13), iterated, [drawn(4, 4)]),
+    "recomputed": (
+        recomputed(lambda x, kernel: jnp.tanh(jnp.tanh(x @ kernel) @ kernel)),
+        lambda x, kernel: jnp.tanh(jnp.tanh(x @ kernel) @ kernel),
+        [drawn(3, 4), drawn(4, 4, seed=1)],
+    ),
     "arc cosine": (two_layer.relu_kernel, arc_cosine, [drawn(3, 4), drawn(2, 4, seed=1)]),
     **{
         f"kernel, {boundary}": (
@@ -198,6 +204,7 @@ def test_every_derivative_of_its_own_is_among_the_cases():
         "normalization",
         "polyphase",
         "pooling",
+        "remat",
         "reduction",
         "shifted_pointwise_kernel",
         "two_layer",

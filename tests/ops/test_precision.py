@@ -19,6 +19,7 @@ from shuffle_jax.problems import search
 C = 4
 INDEX, MATRIX = jnp.arange(C), jnp.full((C, C), 1 / C)
 PAIR = (jnp.ones((C, C)), jnp.eye(C))
+PROBLEM = search.Problem(PAIR, jnp.int32(C))
 WEIGHTS = jnp.ones((2, C))
 KEY = jax.random.key(0)
 CONFIG = search.SolverConfig(searches=1, iterations=1)
@@ -36,7 +37,7 @@ PROGRAMS = {
     "two_exchange": (local_search.two_exchange, INDEX, PAIR),
     "tabu_steps": (lambda p, pair: local_search.tabu_search(p, pair, KEY, 2), INDEX, PAIR),
     "frank_wolfe": (frank_wolfe, MATRIX, PAIR),
-    "solver": (lambda pair: search.advance(search.begin(KEY, pair, CONFIG), KEY, 0, 1, pair, CONFIG), PAIR),
+    "solver": (lambda given: search.advance(search.begin(KEY, given, CONFIG), KEY, 0, 1, given, CONFIG), PROBLEM),
     "assert_orthogonal": (invariants.assert_orthogonal, MATRIX),
     "orthogonality": (gradient(penalty.orthogonality), MATRIX),
     "orthogonality_certificate": (rounding.orthogonality_certificate, MATRIX),
