@@ -99,7 +99,8 @@ def _line(axes: Axes, place: int, name: str, x: list[float], points: list[tuple[
     """Per cent with bars from the second to the third number of each point."""
     colour, marker, dashes, size = STYLES[place]
     middle, low, high = 100 * np.array(points).T
-    line = axes.errorbar(x, middle, [middle - low, high - middle], label=name, zorder=3, clip_on=False)
+    errors = [(middle - low).tolist(), (high - middle).tolist()]  # of arrays with one number NumPy before 2.4 warns
+    line = axes.errorbar(x, middle, errors, label=name, zorder=3, clip_on=False)
     data, _, bars = line.lines
     data.set(color=colour, linestyle=dashes, marker=marker, markersize=size, linewidth=1.6)
     data.set(markerfacecolor="white", markeredgewidth=1.4)
