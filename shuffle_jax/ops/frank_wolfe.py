@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from shuffle_jax.ops import quadratic_assignment as qap
-from shuffle_jax.ops.local_search import inner
-from shuffle_jax.ops.permutation import to_matrix
+from shuffle_jax.ops.permutation import inner, to_matrix
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.rounding import assignment
 from shuffle_jax.typing import Array, Int, Matrix

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.ops.mesh import each_device
-from shuffle_jax.ops.permutation import identity, invert
+from shuffle_jax.ops.permutation import identity, inner, invert, random_inner
 from shuffle_jax.ops.quadratic_assignment import checked
 from shuffle_jax.typing import Array, Bool, Float, Int, Key, Permutation
 
@@ -253,28 +253,6 @@ def _tabu_step(state: Tabu, tenure: Float[Array, " 2"], pair: qap.Pair, outer: B
     return Tabu(moved, barred, state.step + 1, best, jnp.where(improved, moved.value, state.best_value))
 
 
-def inner(channels: int, size: int | Int[Array, ""] | None = None) -> Bool[Array, "c c"]:
-    """Which entries of a ``(c, c)`` matrix are in its first ``size`` rows and columns; all of them without a size.
-
-    >>> inner(3, 2).tolist()
-    [[True, True, False], [True, True, False], [False, False, False]]
-    """
-    index = identity(channels)
-    within = index < (channels if size is None else size)
-    return within[:, None] & within[None, :]
-
-
-def shuffled(key: Key, channels: int, size: int | Int[Array, ""] | None = None) -> Int[Array, " c"]:
-    """A random permutation of which only the first ``size`` entries, a number that may be traced, are not in place.
-
-    >>> p = shuffled(jax.random.key(0), 5, 3).tolist()
-    >>> sorted(p[:3]), p[3:]
-    ([0, 1, 2], [3, 4])
-    """
-    within = identity(channels) < (channels if size is None else size)
-    return jnp.argsort(jnp.where(within, jax.random.uniform(key, (channels,)), 2)).astype(jnp.int32)
-
-
 def kick(key: Key, index: Int[Array, " c"], size: int | Int[Array, ""] | None = None) -> Int[Array, " c"]:
     """Moves some entries of a permutation, between 3 and half of them, around a random cycle.
 
@@ -287,7 +265,7 @@ def kick(key: Key, index: Int[Array, " c"], size: int | Int[Array, ""] | None = 
     channels = len(index)
     free = jnp.int32(channels if size is None else size)
     order_key, length_key = jax.random.split(key)
-    order = shuffled(order_key, channels, size)
+    order = random_inner(order_key, channels, size)
     length = jnp.minimum(jax.random.randint(length_key, (), 3, jnp.maximum(4, free // 2 + 1)), free)
     at = identity(channels)
     following = jnp.where(at < length - 1, at + 1, jnp.where(at == length - 1, 0, at))

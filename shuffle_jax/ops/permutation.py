@@ -90,6 +90,42 @@ def random(key: Key, channels: int) -> Int[Array, " c"]:
     return jax.random.permutation(key, identity(channels))
 
 
+def random_inner(key: Key, channels: int, size: int | Int[Array, ""] | None = None) -> Int[Array, " c"]:
+    """A uniformly drawn permutation of the first entries, which leaves all others in their place.
+
+    Args:
+        key: random key.
+        channels: c.
+        size: how many are permuted, from 0 to c, a number that may be traced; all by default.
+
+    Returns:
+        int32 vector of length c with ``p[i] = i`` from ``size`` on.
+
+    >>> p = random_inner(jax.random.key(0), 5, 3).tolist()
+    >>> sorted(p[:3]), p[3:]
+    ([0, 1, 2], [3, 4])
+    """
+    moves = identity(channels) < (channels if size is None else size)
+    return jnp.argsort(jnp.where(moves, jax.random.uniform(key, (channels,)), 2)).astype(jnp.int32)
+
+
+def inner(channels: int, size: int | Int[Array, ""] | None = None) -> Bool[Array, "c c"]:
+    """Which entries of a matrix are in its first rows and columns: ``i < size`` and ``j < size``.
+
+    Args:
+        channels: c.
+        size: how many rows and columns, a number that may be traced; all by default.
+
+    Returns:
+        ``(c, c)`` booleans.
+
+    >>> inner(3, 2).tolist()
+    [[True, True, False], [True, True, False], [False, False, False]]
+    """
+    within = identity(channels) < (channels if size is None else size)
+    return within[:, None] & within[None, :]
+
+
 def invert(permutation: Permutation) -> Permutation:
     """The inverse ``q`` of a permutation: ``q[p[i]] = i``.
 

@@ -32,9 +32,15 @@ def recomputed(function: Callable[..., _T]) -> Callable[..., _T]:
     Returns:
         The function of ``(x, *others)``. What it computes of ``others`` alone may be kept.
 
+    Raises:
+        TypeError: a derivative in forward mode is asked for.
+
     >>> slope = jax.grad(recomputed(lambda x: jnp.sin(jnp.sin(x)).sum()))(jnp.ones(2))
     >>> slope.tolist() == jax.grad(lambda x: jnp.sin(jnp.sin(x)).sum())(jnp.ones(2)).tolist()
     True
+
+    Source: Chen, Xu, Zhang and Guestrin, Training deep nets with sublinear memory cost, 2016. The dependence on the
+    gradient is this project's.
     """
 
     def kept(*arguments: PyTree) -> _T:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from shuffle_jax.ops import local_search
+from shuffle_jax.ops import local_search, permutation
 from shuffle_jax.ops import quadratic_assignment as qap
 from shuffle_jax.ops.bistochastic import clamp_normalize
 from shuffle_jax.ops.frank_wolfe import frank_wolfe
@@ -120,12 +120,12 @@ def starts(key: Key, problem: Problem, config: SolverConfig) -> Permutation:
     """
     pair, size = problem
     channels = len(pair[0])
-    keys = jax.random.split(key, config.searches)
     match config.start:
         case "random":
-            return jax.vmap(lambda k: local_search.shuffled(k, channels, size))(keys)
+            keys = jax.random.split(key, config.searches)
+            return jax.vmap(lambda k: permutation.random_inner(k, channels, size))(keys)
         case "frank_wolfe":
-            within = local_search.inner(channels, size)
+            within = permutation.inner(channels, size)
             entries = jax.random.uniform(key, (config.searches, channels, channels), jnp.float32)
             drawn = clamp_normalize(jnp.where(within, entries, jnp.eye(channels, dtype=jnp.float32)), passes=20)
             begun = jnp.where(within, (drawn + 1 / jnp.asarray(size, jnp.float32)) / 2, drawn)
