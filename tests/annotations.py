@@ -35,12 +35,16 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             if "jaxtyping." in repr(hint) and name not in variadic
         }
 
+    def symbolic(value: Any, hint: Any) -> bool:
+        # jaxtyping broadcasts numbers alone, and no axis of any length.
+        return "*#" in repr(hint) and any(not isinstance(size, int) for size in getattr(value, "shape", ()))
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         result = function(*args, **kwargs)
         values = {**signature.bind(*args, **kwargs).arguments, "return": result}
         with jaxtyped("context"):
             for name, hint in hints().items():
-                fits = name not in values or is_bearable(values[name], hint)
+                fits = name not in values or symbolic(values[name], hint) or is_bearable(values[name], hint)
                 assert fits, f"{place}: {name} is annotated as {hint}, and is {values[name]!r}"
         return result
 

@@ -35,17 +35,58 @@ def index(outer: Int[Array, "*#b #k p"], inner: Int[Array, "*#b #k q"], groups: 
     return jnp.swapaxes(table, -1, -2).reshape(*table.shape[:-2], groups * size)
 
 
-def _inverse_index(outer: Int[Array, "#n #k p"], inner: Int[Array, "#n #k q"], groups: int) -> Int[Array, "n c"]:
-    """The inverse of :func:`index`: ``x[k p q + a q + b] = y[(i q + j) G + k]`` with i, j where a and b went."""
-    within = kron(invert(outer), invert(inner)) * groups
-    table = within + identity(groups).reshape(1, groups, 1)
-    return table.reshape(table.shape[0], groups * table.shape[2])
+def _inverse_index(outer: Int[Array, "*#b #k p"], inner: Int[Array, "*#b #k q"], groups: int) -> Int[Array, "*lead c"]:
+    """``x[k p q + a q + b] = y[(outer[k, a] q + inner[k, b]) G + k]``: of inverses the inverse of :func:`index`."""
+    within = kron(outer, inner) * groups
+    table = within + identity(groups).reshape((1,) * (within.ndim - 2) + (groups, 1))
+    return table.reshape(*table.shape[:-2], groups * table.shape[-1])
 
 
-def _gather(x: Num[Array, "n s c"], index: Int[Array, "m c"]) -> Num[Array, "n s c"]:
+def _gather(
+    x: Num[Array, "n s c"], outer: Int[Array, "#m #k p"], inner: Int[Array, "#m #k q"], groups: int
+) -> Num[Array, "n s c"]:
+    return _gather_by(index, x, outer, inner, groups)
+
+
+def _gather_back(
+    y: Num[Array, "n s c"], outer: Int[Array, "#m #k p"], inner: Int[Array, "#m #k q"], groups: int
+) -> Num[Array, "n s c"]:
+    return _gather_by(_inverse_index, y, invert(outer), invert(inner), groups)
+
+
+def _gather_by(
+    index_of: Callable[..., Array],
+    x: Num[Array, "n s c"],
+    outer: Int[Array, "#m #k p"],
+    inner: Int[Array, "#m #k q"],
+    groups: int,
+) -> Num[Array, "n s c"]:
     # The barrier keeps XLA from computing the index anew for every position, which takes three times as long.
-    index = lax.optimization_barrier(index)
-    return mixing.permute(x, index[0]) if index.shape[0] == 1 else jax.vmap(mixing.permute)(x, index)
+    def behind_barrier(outer: Array, inner: Array) -> Array:
+        chosen: Array = lax.optimization_barrier(index_of(outer, inner, groups))
+        return chosen
+
+    # That of JAX 0.10 on CPU drops the barrier, but it keeps a product, which pays with more positions than entries.
+    positions = x.shape[0] * x.shape[1]  # no number in a program for any number of images
+    pays = not isinstance(positions, int) or positions > sum(math.prod(f.shape[1:]) for f in (outer, inner))
+    by_product = partial(_affine, partial(index_of, groups=groups))
+    chosen = by_platform(outer, inner, cpu=by_product if pays else behind_barrier, default=behind_barrier)
+    return mixing.permute(x, chosen[0]) if chosen.shape[0] == 1 else jax.vmap(mixing.permute)(x, chosen)
+
+
+def _affine(
+    function: Callable[..., Array], outer: Int[Array, "#m #k p"], inner: Int[Array, "#m #k q"]
+) -> Int[Array, "m c"]:
+    """An affine function of both as ``[outer, inner] L + f(0, 0)``, L the rows of unit vectors. Exact up to 2^24."""
+    images = inner.shape[0] if outer.shape[0] == 1 else outer.shape[0]
+    entries = [jnp.broadcast_to(f, (images, *f.shape[1:])).reshape(images, -1) for f in (outer, inner)]
+    sizes = [rows.shape[1] for rows in entries]
+    units = jnp.eye(1 + sum(sizes), k=-1, dtype=jnp.int32)[:, :-1]  # none of them, and one after the other
+    parts = jnp.split(units, sizes[:1], axis=1)
+    values = function(*(part.reshape(-1, *f.shape[1:]) for part, f in zip(parts, (outer, inner), strict=True)))
+    first, steps = values[:1], values[1:] - values[:1]
+    product = jnp.matmul(*(a.astype(jnp.float32) for a in (jnp.concatenate(entries, 1), steps)), precision="highest")
+    return product.astype(jnp.int32) + first
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -54,7 +95,7 @@ def permute(
 ) -> Num[Array, "n s c"]:
     """The gather ``y[i] = x[r[i]]``, or its transpose ``y[r[i]] += x[i]``, by products if r has no inverse."""
     if not transposed:
-        return _gather(x, index(outer, inner, groups))
+        return _gather(x, outer, inner, groups)
 
     def by_products() -> Array:
         tables = x.reshape(*x.shape[:2], outer.shape[-1], inner.shape[-1], groups)
@@ -62,7 +103,7 @@ def permute(
         with jax.default_matmul_precision("highest"):  # zeros and ones round nothing then
             return _mix_inner(_unmix_outer(tables, hard[0]), jnp.swapaxes(hard[1], -1, -2)).reshape(x.shape)
 
-    return lax.cond(_valid(outer, inner), lambda: _gather(x, _inverse_index(outer, inner, groups)), by_products)
+    return lax.cond(_valid(outer, inner), lambda: _gather_back(x, outer, inner, groups), by_products)
 
 
 def _permute_forward(groups: int, transposed: bool, x: Array, *indices: Array) -> tuple[Array, tuple[Array, ...]]:
@@ -241,7 +282,7 @@ def _on_cpu(
 def straight_through(x: Tables, outer: Float[Array, "#m #k p p"], inner: Float[Array, "#m #k q q"]) -> Array:
     """The gather, with the gradient of :func:`mix` at the hard factors."""
     rows = x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
-    return _gather(rows, index(rounding.argmax(outer), rounding.argmax(inner), x.shape[2]))
+    return _gather(rows, rounding.argmax(outer), rounding.argmax(inner), x.shape[2])
 
 
 def _straight_forward(
@@ -276,7 +317,7 @@ def _straight_gradients(
     """The gradient of :func:`mix` at hard factors, by correlations if both are permutations, and its own gradient."""
 
     def by_correlations() -> tuple[Array, Array, Array]:
-        dx = _gather(gradient, _inverse_index(outer_index, inner_index, x.shape[2])).reshape(x.shape)
+        dx = _gather_back(gradient, outer_index, inner_index, x.shape[2]).reshape(x.shape)
         return dx, outer @ _row_correlation(dx, x, outer), inner @ _column_correlation(dx, x, inner)
 
     valid = _valid(outer_index, inner_index)

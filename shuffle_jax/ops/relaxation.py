@@ -19,12 +19,15 @@ orthostochastic       ``(c, c)`` entries  rows and columns            c^3       
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic, tangent
 from shuffle_jax.ops.converged_sinkhorn import converged_sinkhorn
-from shuffle_jax.ops.mesh import each_device
+from shuffle_jax.ops.mesh import each_device, varying_alike
 from shuffle_jax.ops.orthogonal import orthostochastic
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shape import check_matrix
@@ -66,14 +69,20 @@ def softmax_rows(
 
 
 def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterations: int = 20) -> Matrix:
-    """Nearly doubly stochastic matrices by Sinkhorn's iteration in the log domain.
+    """Nearly doubly stochastic matrices by Sinkhorn's iteration, at any temperature.
 
-    ``L <- L - logsumexp_columns(L)``, then ``L <- L - logsumexp_rows(L)``, repeated; ``M = exp(L)``. Logarithms keep
-    small temperatures from overflowing. Rows end exactly normalised; columns converge geometrically, the slower the
-    smaller T: check with :func:`~shuffle_jax.ops.rounding.certificate` or
+    ``L <- L - logsumexp_columns(L)``, then ``L <- L - logsumexp_rows(L)``, repeated; ``M = exp(L)``. Rows end exactly
+    normalised; columns converge geometrically, the slower the smaller T: check with
+    :func:`~shuffle_jax.ops.rounding.certificate` or
     :func:`~shuffle_jax.ops.invariants.assert_doubly_stochastic`. As ``T -> 0`` the limit is the permutation of
-    :func:`~shuffle_jax.ops.rounding.assignment`. Cost O(iterations c^2), in time and, under a gradient, in memory;
-    :func:`converged_sinkhorn` needs no number of iterations and no such memory.
+    :func:`~shuffle_jax.ops.rounding.assignment`. Cost O(iterations c^2), most of it in products with vectors, and under
+    a gradient the memory of a few matrices and of two vectors for every pass.
+
+    The first pass is in logarithms, and the next ones scale ``K = exp(L)`` as ``diag(u) K diag(w)``: ``w = 1 / K^T u``,
+    ``u = 1 / K w``. Once one pass is done all column sums are between 1 / c and c, and stay there, so that in r further
+    ones no entry grows by more than ``c^(2 r)``: what is too small for K stays below ``10^-8``. After as many passes
+    (seven of c = 116, 25 of c = 4 in float32) the logarithms take up u and w, and it starts anew. So small temperatures
+    neither overflow nor lose an entry that would have become a large one.
 
     Args:
         logits: ``(..., c, c)`` real matrices.
@@ -95,8 +104,7 @@ def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterat
     check_matrix(logits)
     if iterations < 1:
         raise ValueError(f"sinkhorn needs at least 1 iteration, not {iterations}")
-    log_matrix, _ = jax.lax.scan(_one_pass, at_least_float32(logits) / temperature, length=iterations)
-    return jnp.exp(log_matrix)
+    return _passes(at_least_float32(logits) / temperature, iterations)
 
 
 def gumbel_sinkhorn(
@@ -178,7 +186,38 @@ def soft_sort(
     return softmax_rows(-jnp.abs(ordered[..., :, None] - scores[..., None, :]), temperature)
 
 
-# Not inside of sinkhorn, which outside of jit would compile a function of its own at every call.
-def _one_pass(log_matrix: Matrix, _: None) -> tuple[Matrix, None]:
-    log_matrix = jax.nn.log_softmax(log_matrix, axis=-2)
-    return jax.nn.log_softmax(log_matrix, axis=-1), None
+# Compiled here, so that a call outside of jit does not compile the loops each time anew.
+@partial(jax.jit, static_argnums=1)
+def _passes(scores: Matrix, iterations: int) -> Matrix:
+    def several(log_matrix: Matrix, _: None) -> tuple[Matrix, None]:
+        rows, columns = _scaling(jnp.exp(log_matrix), most)
+        return log_matrix + jnp.log(rows)[..., :, None] + jnp.log(columns)[..., None, :], None
+
+    log_matrix = jax.nn.log_softmax(jax.nn.log_softmax(scores, axis=-2), axis=-1)
+    most = _most_passes(log_matrix)
+    times, left = divmod(iterations - 1, most)
+    if times:
+        log_matrix, _ = jax.lax.scan(several, log_matrix, length=times)
+    matrix = jnp.exp(log_matrix)
+    if not left:
+        return matrix
+    rows, columns = _scaling(matrix, left)
+    return rows[..., :, None] * matrix * columns[..., None, :]
+
+
+def _scaling(matrix: Matrix, passes: int) -> tuple[Float[Array, "*batch c"], Float[Array, "*batch c"]]:
+    """The vectors u and w of ``diag(u) K diag(w)`` after so many passes over columns and rows."""
+
+    def one_pass(scaling: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        # Products and not sums, which XLA on CPU does not vectorise along the last axis.
+        columns = 1 / jnp.einsum("...ij,...i->...j", matrix, scaling[0], precision="highest")
+        return (1 / jnp.einsum("...ij,...j->...i", matrix, columns, precision="highest"), columns), None
+
+    _, ones = varying_alike(matrix, jnp.ones_like(matrix[..., 0]))
+    return jax.lax.scan(one_pass, (ones, ones), length=passes)[0]
+
+
+def _most_passes(matrix: Matrix) -> int:
+    """How many passes may scale a matrix before what it has lost as too small could matter."""
+    grows = 2 * math.log(max(matrix.shape[-1], 2))
+    return max(int(math.log(1e-8 / float(jnp.finfo(matrix.dtype).tiny)) / grows), 1)

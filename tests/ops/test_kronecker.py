@@ -16,6 +16,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from shuffle_jax.ops import kronecker, mixing, permutation, rounding
+from shuffle_jax.ops.form import native
 
 CASES = {  # images, positions, groups, (p', p), (q', q), leading axes of the outer and of the inner factor
     "one pair for all": (2, (2, 3), 2, (3, 3), (4, 4), (), ()),
@@ -212,6 +213,28 @@ def test_index_is_the_permutation_of_the_matrix_and_what_permute_does_to_integer
     np.testing.assert_array_equal(index, oracle(channels, *map(matrix_of, chosen), groups))
     assert index.dtype == permute(channels, *chosen).dtype == jnp.int32
     np.testing.assert_array_equal(permute(channels, *chosen), index)
+
+
+@pytest.mark.parametrize("leads", [((5,), (5,)), ((5, 2), (5, 1)), ((5, 2), (1, 2))])
+def test_on_cpu_the_index_of_many_positions_is_a_product(leads):
+    """The same index, forward and backward, as behind a barrier, which XLA may drop there."""
+    chosen = [permutations(*lead, size) for lead, size in zip(leads, (3, 4), strict=True)]
+    x, cotangent = normal((5, 6, 24), (5, 6, 24))
+
+    def permuted(x, *chosen):
+        y, gradient = jax.vjp(lambda x: kronecker.permute(x, *chosen, 2), x)
+        return y, gradient(cotangent)[0]
+
+    def run():
+        forward = jax.jit(partial(kronecker.permute, groups=2)).lower(x, *chosen)
+        return forward.as_text().count("dot_general"), jax.jit(permuted)(x, *chosen)
+
+    products, found = run()
+    with native():
+        plain, expected = run()
+    assert (products, plain) == (1, 0)
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(actual, wanted)
 
 
 def permute_by_argmax(x, outer, inner, groups):

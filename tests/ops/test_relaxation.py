@@ -184,6 +184,32 @@ def test_tiny_temperatures_do_not_overflow():
     assert bool(np.all(np.isfinite(gradient)))
 
 
+@pytest.mark.parametrize("size, iterations", [(5, 500), (8, 60), (16, 60), (40, 30)])
+def test_sinkhorn_loses_no_entry_that_starts_too_small_for_float32(size, iterations):
+    """Without logarithms taken up on the way all of these overflow, or end at another permutation."""
+    left, right = logits(23, 2, 3, size)
+    scores = 1000 * left[:, :, None] * right[:, None, :]
+    weights = logits(24, 3, size, size)
+
+    def by_logarithms(scores):
+        def one_pass(scores, _):
+            return jax.nn.log_softmax(jax.nn.log_softmax(scores, axis=-2), axis=-1), None
+
+        return jnp.exp(jax.lax.scan(one_pass, scores, length=iterations)[0])
+
+    def value_and_gradient(relax, scores):
+        gradient = jax.grad(lambda scores: (weights.astype(scores.dtype) * relax(scores)).sum())
+        return relax(scores), gradient(scores)
+
+    with jax.enable_x64(True):
+        expected = jax.jit(partial(value_and_gradient, by_logarithms))(scores.astype(np.float64))
+    relax = partial(relaxation.sinkhorn, iterations=iterations)
+    for relaxed in (relax, jax.vmap(relax)):
+        actual = jax.jit(partial(value_and_gradient, relaxed))(scores)
+        np.testing.assert_allclose(actual[0], expected[0], atol=2e-5)
+        np.testing.assert_allclose(actual[1], expected[1], atol=2e-3)
+
+
 @pytest.mark.parametrize("relax", ORACLES, ids=lambda relax: relax.__name__)
 def test_batches_jit_vmap_and_half_precision(relax):
     scores = 4 * logits(7, 2, 3, 5, 5)  # where every iteration counts
