@@ -114,7 +114,9 @@ def mix(x: Float[Array, "*batch c"], matrix: Float[Array, "d c"]) -> Float[Array
     >>> mix(jnp.array([1.0, 2.0]), jnp.array([[0.0, 1.0], [0.5, 0.5]])).tolist()
     [2.0, 1.5]
     """
-    return x @ matrix.astype(x.dtype).T
+    # Two-dimensional on purpose, as a 1x1 convolution is: the gradient by the matrix is then one plain product.
+    rows = x.reshape(-1, x.shape[-1]) @ matrix.astype(x.dtype).T
+    return rows.reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def unit_rows(matrix: Float[Array, "*batch d c"]) -> Float[Array, "*batch d c"]:
