@@ -115,8 +115,19 @@ def mix(x: Float[Array, "*batch c"], matrix: Float[Array, "d c"]) -> Float[Array
     [2.0, 1.5]
     """
     # Two-dimensional on purpose, as a 1x1 convolution is: the gradient by the matrix is then one plain product.
-    rows = x.reshape(-1, x.shape[-1]) @ matrix.astype(x.dtype).T
-    return rows.reshape(*x.shape[:-1], matrix.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
+    y = by_platform(rows, matrix.astype(x.dtype), cpu=_mix_in_place, default=_mix)
+    return y.reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def _mix(rows: Float[Array, "r c"], matrix: Float[Array, "d c"]) -> Float[Array, "r d"]:
+    return rows @ matrix.T
+
+
+def _mix_in_place(rows: Float[Array, "r c"], matrix: Float[Array, "d c"]) -> Float[Array, "r d"]:
+    # The transposed matrix where the matrix is, and the same for its gradient. XLA would else cancel its transposition
+    # against that of the product, and compute all that the other gradient passes through once more, columns first.
+    return rows @ with_layout_constraint(matrix.T, Layout((1, 0)))
 
 
 def unit_rows(matrix: Float[Array, "*batch d c"]) -> Float[Array, "*batch d c"]:
