@@ -118,7 +118,7 @@ class PenaltyConfig:
 
     settle: int = 0
     """Epochs for which all learned permutations must be certified and the same to be hardened while the training goes
-    on, which is faster from then on; 0 for at the end alone."""
+    on. A step takes less time from then on, behind a second compilation; 0 for at the end alone."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
