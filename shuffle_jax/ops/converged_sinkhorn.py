@@ -29,8 +29,8 @@ def converged_sinkhorn(
     Lower T gradually, or ask :func:`~shuffle_jax.ops.rounding.certificate` for the residual.
 
     The derivative is that of the fixed point, :func:`fixed_point_derivative`, forward and reverse and of any order.
-    It keeps one matrix, where the derivative through the passes keeps as many as there are passes. Cost O(c^2) for a
-    pass, O(c^3) for a derivative.
+    It keeps one matrix, where the derivative through the passes keeps two vectors for each and a matrix for every few.
+    Cost O(c^2) for a pass, O(c^3) for a derivative.
 
     Args:
         logits: ``(..., c, c)`` real matrices. -inf forbids an entry, where the others leave some permutation.

@@ -76,7 +76,8 @@ def sinkhorn(logits: Matrix, temperature: float | Float[Array, ""] = 1.0, iterat
     :func:`~shuffle_jax.ops.rounding.certificate` or
     :func:`~shuffle_jax.ops.invariants.assert_doubly_stochastic`. As ``T -> 0`` the limit is the permutation of
     :func:`~shuffle_jax.ops.rounding.assignment`. Cost O(iterations c^2), most of it in products with vectors, and under
-    a gradient the memory of a few matrices and of two vectors for every pass.
+    a gradient the memory of two vectors for every pass and a matrix for every few; :func:`converged_sinkhorn` needs no
+    number of iterations and one matrix.
 
     The first pass is in logarithms, and the next ones scale ``K = exp(L)`` as ``diag(u) K diag(w)``: ``w = 1 / K^T u``,
     ``u = 1 / K w``. Once one pass is done all column sums are between 1 / c and c, and stay there, so that in r further

@@ -128,7 +128,7 @@ def test_a_learned_shuffle_equals_the_fixed_one_of_the_paper(family, evaluate, v
 
 
 def products(network, variables, images):
-    return str(jax.make_jaxpr(network.apply)(variables, images)).count("dot_general")
+    return jax.jit(network.apply).lower(variables, images).as_text().count("stablehlo.dot_general")
 
 
 def test_hardened_no_product_is_left_of_the_mixers(family, network, variables, indices, images):
