@@ -202,8 +202,8 @@ def _passes(scores: Matrix, iterations: int) -> Matrix:
     matrix = jnp.exp(log_matrix)
     if not left:
         return matrix
-    rows, columns = _scaling(matrix, left)
-    return rows[..., :, None] * matrix * columns[..., None, :]
+    # As a product, u w^T has products for gradients, and no sums along the last axis.
+    return matrix * jnp.einsum("...i,...j->...ij", *_scaling(matrix, left), precision="highest")
 
 
 def _scaling(matrix: Matrix, passes: int) -> tuple[Float[Array, "*batch c"], Float[Array, "*batch c"]]:
