@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from shuffle_jax.ops.bistochastic import balance, clamp_normalize, random_bistochastic, tangent
 from shuffle_jax.ops.converged_sinkhorn import converged_sinkhorn
-from shuffle_jax.ops.mesh import each_device, varying_alike
+from shuffle_jax.ops.mesh import each_device
 from shuffle_jax.ops.orthogonal import orthostochastic
 from shuffle_jax.ops.precision import at_least_float32
 from shuffle_jax.ops.shape import check_matrix
@@ -214,7 +214,7 @@ def _scaling(matrix: Matrix, passes: int) -> tuple[Float[Array, "*batch c"], Flo
         columns = 1 / jnp.einsum("...ij,...i->...j", matrix, scaling[0], precision="highest")
         return (1 / jnp.einsum("...ij,...j->...i", matrix, columns, precision="highest"), columns), None
 
-    _, ones = varying_alike(matrix, jnp.ones_like(matrix[..., 0]))
+    ones = 1 + 0 * jax.lax.stop_gradient(matrix[..., 0])  # ones_like forgets over which devices it is split
     return jax.lax.scan(one_pass, (ones, ones), length=passes)[0]
 
 
