@@ -17,8 +17,8 @@ def permute(x: Shaped[Array, "*batch c"], permutation: Int[Array, " c"]) -> Shap
 
     A gather forward and a gather by the inverse permutation backward; autodiff of a gather would scatter-add, which is
     several times slower. The index must therefore be a permutation, and its entries are not counted from the end, which
-    is not checked here: see :func:`~shuffle_jax.ops.invariants.assert_permutation`. Under ``vmap`` both arguments may be batched. There is no
-    forward-mode derivative.
+    is not checked here: see :func:`~shuffle_jax.ops.invariants.assert_permutation`. Under ``vmap`` both arguments may
+    be batched. There is no forward-mode derivative.
 
     Args:
         x: array with c channels last.
