@@ -81,8 +81,6 @@ def _image_gradient(
     At stride 2 and 3 x 3 taps those are one, two, two and four: a quarter of what it takes to spread the output's
     gradient out between zeros and correlate that.
     """
-    if max(size) <= _SMALL:
-        return _spread_gradient(stride, pads, size, gradient, kernel, dilation)
     axes = [
         _Readers.of(*axis, stride, dilation)
         for axis in zip(size, kernel.shape[:2], (before for before, _ in pads), gradient.shape[1:3], strict=True)
@@ -99,29 +97,6 @@ def _image_gradient(
         return _sum_of_taps(taps, jnp.stack([kernel[a, b] for a, _, b, _ in pairs]))
 
     return interleave([[part(r, c) for c in columns.taps] for r in rows.taps], size)
-
-
-def _spread_gradient(
-    stride: int,
-    pads: Pads,
-    size: tuple[int, int],
-    gradient: Outputs,
-    kernel: Float[Array, "kh kw 1 c"],
-    dilation: int = 1,
-) -> Images:
-    """The same as one correlation of the flipped kernel with the output's gradient, spread out between zeros."""
-    axes = zip(size, kernel.shape[:2], (before for before, _ in pads), gradient.shape[1:3], strict=True)
-    spread = [
-        (dilation * (window - 1) - before, length + before - ((out - 1) * stride + 1), stride - 1)
-        for length, window, before, out in axes
-    ]
-    dense = lax.pad(gradient, jnp.zeros((), gradient.dtype), ((0, 0, 0), *spread, (0, 0, 0)))
-    return _sum_of_taps(shifted(dense, kernel.shape[0], kernel.shape[1], 1, dilation), kernel[::-1, ::-1])
-
-
-# Up to here residues take 0.65 to 0.83 of the time too (64 images, two cores, JAX 0.12), under a hundredth of a step.
-# They add in another order: what docs/results reports of small images would change in its last digits.
-_SMALL = 32
 
 
 class _Readers(NamedTuple):

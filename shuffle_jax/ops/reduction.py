@@ -60,15 +60,13 @@ def _(axis, primals, tangents):  # type: ignore[no-untyped-def]
 
 
 def _block(height: int) -> int:
-    """How many rows are summed at once: all of a small image, of a larger one a divisor of its height if it has one.
+    """How many rows are summed at once: the least divisor of the height from 8 to 16, or all of them.
 
-    Whole columns of a large image leave the caches between a row and the next: at 112 x 112 x 96 blocks of 14 or 16
-    take 0.4 of the time. With fewer than 8 rows what is left is too large (two cores, JAX 0.12).
+    Rows are powers of two apart in memory, more often than not, and whole columns of them push one another out of the
+    caches: at 32 x 32 x 96 blocks of 8 take 0.1 of the time, at 112 x 112 x 96 0.8. With fewer rows what is left is
+    too large (64 and 16 images, two cores, JAX 0.10).
     """
-    if height <= _SMALL:
-        return height
-    return next((rows for rows in range(_MOST_ROWS, _LEAST_ROWS - 1, -1) if height % rows == 0), height)
+    return next((rows for rows in range(_LEAST_ROWS, _MOST_ROWS + 1) if height % rows == 0), height)
 
 
-_SMALL = 32  # as in depthwise_shifts
 _LEAST_ROWS, _MOST_ROWS = 8, 16
