@@ -18,6 +18,7 @@ from shuffle_jax.nn import BatchNorm, PointwiseConv, ShiftedPointwise
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
+from shuffle_jax.ops.residual import relu_of_sum
 from shuffle_jax.ops.shift import LEFT_UP_RIGHT_DOWN, Boundary, Offsets, shortcut_shift
 from shuffle_jax.ops.shifted_pointwise import Form
 from shuffle_jax.ops.slicing import thinned
@@ -194,7 +195,7 @@ class Unit(nn.Module):
         y = norm(name="norm2")(step(y, train=train), train)
         if self.stride > 1:
             return nn.relu(jnp.concatenate([x, y], axis=-1))
-        return shortcut_shift(x, nn.relu(y)) if self.shortcut == "shift" else nn.relu(x + y)
+        return shortcut_shift(x, nn.relu(y)) if self.shortcut == "shift" else relu_of_sum(x, y)
 
 
 def new_features(channels: int, features: int, stride: int, shortcut: Shortcut) -> int:

@@ -20,6 +20,7 @@ from shuffle_jax.nn import BatchNorm, Conv, Identity, PointwiseConv, Use
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.pooling import largest_2x2
+from shuffle_jax.ops.residual import relu_of_sum
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 UNITS = {
@@ -200,10 +201,10 @@ class Unit(nn.Module):
         y = norm(name="norm2")(self._use("conv2")(y, train=train), train)
         y = _regulated(y, self.regulator, self.dtype, train)
         if self.stream:
-            y = self.mixer(name="mixer2")(x + y, train=train)
+            y = nn.relu(self.mixer(name="mixer2")(x + y, train=train))
         else:
-            y = x + self.mixer(name="mixer")(y, train=train)
-        return _pooled(nn.relu(y), self.pool)
+            y = relu_of_sum(x, self.mixer(name="mixer")(y, train=train))
+        return _pooled(y, self.pool)
 
     def _use(self, name: str) -> Use:
         return Use(self.anchor, self.own, name=name)

@@ -19,6 +19,7 @@ from shuffle_jax.models.stem import Stem, StemKind
 from shuffle_jax.nn import BatchNorm, Conv, DynamicConv, DynamicDense, Identity, PointwiseConv
 from shuffle_jax.nn.convolution import fan_out_init
 from shuffle_jax.nn.dense import Dense
+from shuffle_jax.ops.residual import relu_of_sum
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 UNITS = {
@@ -201,7 +202,7 @@ class BasicUnit(nn.Module):
         y, x = halving(nn.relu(norm(name="norm1")(y, train)), x)
         y = self.mixer(name="mixer")(y, train=train)
         y = norm(name="norm2")(conv(features=self.features, stride=1, name="conv2")(y, train=train), train)
-        return nn.relu(_shortcut(x, self.features, halving, self.dtype, train) + y)
+        return relu_of_sum(_shortcut(x, self.features, halving, self.dtype, train), y)
 
 
 class Bottleneck(nn.Module):
@@ -246,7 +247,7 @@ class Bottleneck(nn.Module):
         y, x = halving(nn.relu(norm(name="norm2")(y, train)), x)
         y, last = pointwise(features=out, name="conv3")(y, train=train), norm(name="norm3")
         x = _shortcut(x, out, halving, self.dtype, train)
-        return nn.relu(last(x + y, train) if self.norm_sum else x + last(y, train))
+        return nn.relu(last(x + y, train)) if self.norm_sum else relu_of_sum(x, last(y, train))
 
 
 def _shortcut(x: Images, features: int, halving: Halving, dtype: jnp.dtype | None, train: bool) -> Outputs:

@@ -17,6 +17,7 @@ from shuffle_jax.nn import BatchNorm, ChannelShuffle, DepthwiseConv, PointwiseCo
 from shuffle_jax.nn.dense import Dense
 from shuffle_jax.ops.polyphase import mean_around
 from shuffle_jax.ops.pooling import halve
+from shuffle_jax.ops.residual import relu_of_sum
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -151,4 +152,4 @@ class Unit(nn.Module):
             y, x = (y, halve(x)) if self.sampling is None else halving(y, mean_around(x))
         y = pointwise(features=out, groups=self.groups, name="pointwise2")(y, train=train)
         y = norm(name="norm3")(y, train)
-        return nn.relu(x + y if residual else jnp.concatenate([x, y], axis=-1))
+        return relu_of_sum(x, y) if residual else nn.relu(jnp.concatenate([x, y], axis=-1))

@@ -142,7 +142,7 @@ class DynamicConv(nn.Module):
         pool, latent, hidden = self._sizes(x.shape[-1])
         channels, blocks, copies = x.shape[-1], self._blocks, max(self.elements, 1)
         shape = copies, blocks, latent // blocks, latent // blocks
-        x = computed_once(x)
+        x = computed_once(lambda x: x, x)
         seen = dynamic_conv.adaptive_mean(at_least_float32(x), pool)
         gate, phi = Coefficients(hidden, self.features, shape, self.head_init, name="generator")(seen)
 

@@ -69,7 +69,7 @@ class KernelAttention(nn.Module):
         for channel_count in (channels, self.features):
             check_groups(channel_count, self.groups)
         check_positive(count=self.count)
-        dtype, sequence, x = self.dtype or x.dtype, x.ndim == 3, computed_once(x)
+        dtype, sequence, x = self.dtype or x.dtype, x.ndim == 3, computed_once(lambda x: x, x)
         weights = self._weights(x.mean(tuple(range(1, x.ndim - 1)), dtype=jnp.float32)).astype(dtype)
         x = x.reshape(x.shape[0], *view.image, channels).astype(dtype)
         shape = self.count, *view.size, channels // self.groups, self.features

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from shuffle_jax.ops.barrier import computed_once
 from shuffle_jax.ops.depthwise_shifts import interleave
 from shuffle_jax.ops.form import by_platform
 from shuffle_jax.ops.precision import at_least_float32
@@ -119,9 +120,8 @@ def _largest_noted(size: tuple[int, int], x: Images) -> Outputs:
 
 
 def _largest_forward(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n oh ow c"], Int[Array, "n oh ow c"]]:
-    # By the function itself, for a second derivative: that of a maximum of equal numbers is half of each. What is
-    # computed twice here XLA computes once.
-    return _largest_noted(size, x), _largest_and_place(size, x)[1]
+    # By the function itself, for a second derivative: that of a maximum of equal numbers is half of each.
+    return _largest_noted(size, x), computed_once(lambda x: _largest_and_place(size, x)[1], x)
 
 
 def _largest_and_place(size: tuple[int, int], x: Images) -> tuple[Float[Array, "n oh ow c"], Int[Array, "n oh ow c"]]:

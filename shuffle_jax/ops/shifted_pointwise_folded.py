@@ -12,10 +12,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from shuffle_jax.ops import convolution
 from shuffle_jax.ops.shift import Boundary, Offsets, address_shift, channels_from, pointer_reads, rotate
 from shuffle_jax.typing import Array, Float, Images, Outputs
+
+Rims = tuple[tuple[int, int], ...]
+"""Ranges of pixels, in the order in which an image has them."""
+
+Rows = Float[Array, "n 1 s c"]
 
 
 def folded(
@@ -57,11 +63,10 @@ def folded(
     if parts > groups:
         jax.eval_shape(partial(convolution.pointwise, groups=groups), x, kernel)  # what does not fit is told in groups
         kernel = _split_groups(kernel, groups, parts // groups)
-    products = convolution.pointwise(x, kernel, parts, rotation)
     if boundary == "pointer" and offsets:
-        moved = _products_by_pointer(x, products, kernel, parts, rotation, offsets)
+        moved = _products_by_pointer(x, kernel, parts, rotation, offsets)
     else:
-        moved = address_shift(products, offsets, boundary)
+        moved = address_shift(convolution.pointwise(x, kernel, parts, rotation), offsets, boundary)
     return moved if parts == groups else _add_neighbours(moved, groups, parts // groups)
 
 
@@ -78,26 +83,48 @@ def _add_neighbours(x: Images, groups: int, by: int) -> Outputs:
 
 
 def _products_by_pointer(
-    x: Images,
-    products: Float[Array, "n h w o"],
-    kernel: Float[Array, "1 1 i o"],
-    groups: int,
-    rotation: int,
-    offsets: Offsets,
+    x: Images, kernel: Float[Array, "1 1 i o"], groups: int, rotation: int, offsets: Offsets
 ) -> Float[Array, "n h w o"]:
-    """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made here."""
+    """Moves products; those of what a pointer reads from the neighbouring channels, a rim, are made apart."""
     n, h, w, c = x.shape
-    rows, products = (image.reshape(n, h * w, image.shape[-1])[:, None] for image in (x, products))
-    parts = jnp.split(products, len(offsets), axis=-1)
+    reads = [pointer_reads(h * w, dh * w + dw) for dh, dw in offsets]
+    rims = tuple((start, stop) for read in reads for start, stop, further in read if further)
+    rows, cut = _with_rims(rims, x.reshape(n, 1, h * w, c))
+    cut_out = iter(cut)
+    parts = jnp.split(convolution.pointwise(rows, kernel, groups, rotation), len(offsets), axis=-1)
     kernels = jnp.split(kernel, len(offsets), axis=-1)
     size, moved = c // len(offsets), []
-    for k, (part, weights, (dh, dw)) in enumerate(zip(parts, kernels, offsets, strict=True)):
+    for k, (part, weights, read) in enumerate(zip(parts, kernels, reads, strict=True)):
         pieces = []
-        for start, stop, further in pointer_reads(h * w, dh * w + dw):
+        for start, stop, further in read:
             if further == 0:
                 pieces.append(part[:, :, start:stop])
             else:
-                rim = channels_from(rows[:, :, start:stop], k * size + rotation + further, size)
+                rim = channels_from(next(cut_out), k * size + rotation + further, size)
                 pieces.append(convolution.pointwise(rim, weights, groups // len(offsets)))
         moved.append(jnp.concatenate(pieces, axis=2))
     return jnp.concatenate(moved, axis=-1)[:, 0].reshape(n, h, w, kernel.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_rims(rims: Rims, rows: Rows) -> tuple[Rows, list[Rows]]:
+    """An image, and slices of its pixels, whose gradients are added in place.
+
+    Otherwise they are spread out between zeros, and of each value of the sum XLA asks whether it is in one of them.
+    """
+    return rows, [rows[:, :, start:stop] for start, stop in rims]
+
+
+def _with_rims_forward(rims: Rims, rows: Rows) -> tuple[tuple[Rows, list[Rows]], None]:
+    return _with_rims(rims, rows), None
+
+
+def _with_rims_backward(rims: Rims, _: None, gradients: tuple[Rows, list[Rows]]) -> tuple[Rows]:
+    gradient, parts = gradients
+    for (start, stop), part in zip(rims, parts, strict=True):
+        own = gradient[:, :, start:stop] + part
+        gradient = lax.dynamic_update_slice_in_dim(gradient, own, start, axis=2)
+    return (gradient,)
+
+
+_with_rims.defvjp(_with_rims_forward, _with_rims_backward)

@@ -29,6 +29,7 @@ from shuffle_jax.ops import (
 from shuffle_jax.ops.depthwise_shifts import sum_of_shifts
 from shuffle_jax.ops.normalization import normalize_by_batch
 from shuffle_jax.ops.remat import recomputed
+from shuffle_jax.ops.residual import relu_of_sum
 from shuffle_jax.ops.shifted_pointwise_kernel import shift_and_convolve
 from shuffle_jax.ops.wrap import wrap
 
@@ -89,6 +90,7 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
         mixed_straight_through,
         [TABLES, near((1, 0), (0, 1)), near((2, 0, 1), (0, 2, 1))],
     ),
+    "relu of a sum": (relu_of_sum, lambda x, y: jax.nn.relu(x + y), [drawn(2, 3), drawn(2, 3, seed=1)]),
     "largest": (pooling.largest, pooling._largest_native, [drawn(1, 5, 4, 2)]),
     "sums": (lambda x: jnp.stack(reduction.sums([x, x * x])), lambda x: jnp.stack([x, x * x]).sum((1, 2, 3)), [TABLES]),
     "component": (
@@ -150,6 +152,11 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
         )
         for boundary in ("zero", "pointer")
     },
+    "step, pointer": (
+        partial(shifted_pointwise.shifted_pointwise, **STEP, form="folded"),
+        partial(shifted_pointwise.shifted_pointwise, **STEP, form="plain"),
+        [drawn(2, 3, 3, 8), drawn(1, 1, 2, 8, seed=1)],
+    ),
 }
 FORWARD = ("sums", "fixed point", "arc cosine")
 """Those with a derivative in forward mode."""
@@ -206,6 +213,8 @@ def test_every_derivative_of_its_own_is_among_the_cases():
         "pooling",
         "remat",
         "reduction",
+        "residual",
+        "shifted_pointwise_folded",
         "shifted_pointwise_kernel",
         "two_layer",
         "wrap",
