@@ -40,7 +40,7 @@ def train(family: str, keep: bool) -> None:
     network = build(NetworkConfig(family=family, mixer=mixer), CLASSES)
     optimizer = make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3))
     state = jax.jit(lambda: init_state(jax.random.key(0), network, jnp.zeros((1, 32, 32, 3)), optimizer))()
-    step, batch = train_step(network, optimizer), random_batch(work)
+    step, batch = train_step(network), random_batch(work)
     times = []
     for number in range(WARM + STEPS):
         if number == WARM:

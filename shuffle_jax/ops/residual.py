@@ -14,8 +14,7 @@ def relu_of_sum(x: Float[Array, "n *s"], y: Float[Array, "n *s"]) -> Float[Array
     """``z = max(x + y, 0)``, with the gradient ``dz`` where z is above 0, and 0 elsewhere.
 
     The gradient keeps z, which the next unit has to keep as well, and makes it once: XLA on CPU otherwise computes the
-    sums of all units before it anew, at each place where a gradient reads z. It can be differentiated in reverse any
-    number of times, and not in forward mode.
+    sums of all units before it anew, at each place where a gradient reads z.
 
     Args:
         x: the shortcut.
@@ -31,17 +30,10 @@ def _plain(x: Array, y: Array) -> Array:
     return jnp.maximum(x + y, 0)
 
 
-_relu_of_sum = jax.custom_vjp(_plain)
+_relu_of_sum = jax.custom_jvp(_plain)
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, Array]:
-    z = computed_once(_relu_of_sum, x, y)
-    return z, z
-
-
-def _backward(z: Array, gradient: Array) -> tuple[Array, Array]:
-    passed = jnp.where(z > 0, gradient, 0)
-    return passed, passed
-
-
-_relu_of_sum.defvjp(_forward, _backward)
+@_relu_of_sum.defjvp
+def _(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    z = computed_once(_relu_of_sum, *primals)
+    return z, jnp.where(z > 0, tangents[0] + tangents[1], 0)

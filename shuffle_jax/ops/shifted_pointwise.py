@@ -32,6 +32,7 @@ def shifted_pointwise(
 
     - "plain" is this equation, left to XLA to fuse; it is also the native form, see :mod:`shuffle_jax.ops.form`.
     - "folded" is :func:`~shuffle_jax.ops.shifted_pointwise_folded.folded`, which moves products where they are fewer.
+      Where it does with the boundary "pointer", there is no forward-mode derivative.
     - "kernel" is :func:`~shuffle_jax.ops.shifted_pointwise_kernel.shift_and_convolve`, one kernel for GPU.
     - "auto" is the fastest known on the platform: "folded". On GPU nothing has been measured, and the kernel has only
       been lowered and interpreted, not run: it is there to be asked for.

@@ -158,7 +158,7 @@ CASES = {  # The op, its plain form, what it is of; in float64 where it can be.
         [drawn(2, 3, 3, 8), drawn(1, 1, 2, 8, seed=1)],
     ),
 }
-FORWARD = ("sums", "fixed point", "arc cosine")
+FORWARD = ("sums", "relu of a sum", "fixed point", "arc cosine")
 """Those with a derivative in forward mode."""
 
 
