@@ -107,15 +107,22 @@ class _Finder(ast.NodeVisitor):
     def at(self, line: int, column: int) -> int:
         return self.begins[line - 1] + column
 
-    def add(self, node: ast.AST, start: int, stop: int, new: str) -> None:
+    def start(self, node: ast.expr | ast.stmt) -> int:
+        return self.at(node.lineno, node.col_offset)
+
+    def stop(self, node: ast.expr | ast.stmt) -> int:
+        assert node.end_lineno is not None and node.end_col_offset is not None  # as in all code that was parsed
+        return self.at(node.end_lineno, node.end_col_offset)
+
+    def add(self, node: ast.expr | ast.stmt, start: int, stop: int, new: str) -> None:
         old, line = self.source[start:stop].decode(), self.lines[node.lineno - 1].strip().decode()
         key = f"{'.'.join(self.inside)}|{line}|{old}|{new}"
         self.seen[key] = self.seen.get(key, 0) + 1
         self.found.append(Mutant(self.path, node.lineno, start, stop, old, new, f"{key}|{self.seen[key]}"))
 
-    def between(self, node: ast.AST, left: ast.AST, right: ast.AST, new: str) -> None:
+    def between(self, node: ast.expr | ast.stmt, left: ast.expr, right: ast.expr, new: str) -> None:
         """Exchanges the operator between two operands."""
-        start, stop = self.at(left.end_lineno, left.end_col_offset), self.at(right.lineno, right.col_offset)
+        start, stop = self.stop(left), self.start(right)
         match = re.search(rb"not\s+in|is\s+not|and|or|in|is|[<>=!]=|//|\*\*|[<>+\-*/%]", self.source[start:stop])
         if match and b"#" not in self.source[start:stop]:
             self.add(node, start + match.start(), start + match.end(), new)
@@ -173,15 +180,15 @@ class _Finder(ast.NodeVisitor):
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.USub | ast.Not):
-            start = self.at(node.lineno, node.col_offset)
-            self.add(node, start, self.at(node.operand.lineno, node.operand.col_offset), "")
+            start = self.start(node)
+            self.add(node, start, self.start(node.operand), "")
         self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> None:
         name = node.func
         text = name.attr if isinstance(name, ast.Attribute) else name.id if isinstance(name, ast.Name) else ""
         if text in CALLS:
-            stop = self.at(name.end_lineno, name.end_col_offset)
+            stop = self.stop(name)
             self.add(node, stop - len(text), stop, CALLS[text])
         self.generic_visit(node)
 
@@ -195,7 +202,7 @@ class _Finder(ast.NodeVisitor):
             new = repr(2 * value if value else 1.0)
         else:
             return
-        self.add(node, self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset), new)
+        self.add(node, self.start(node), self.stop(node), new)
 
 
 def mutants(root: Path) -> list[Mutant]:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 STEPS = 9
 INSTRUCTION = re.compile(r"\s*(?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)(.*)")
@@ -60,7 +61,7 @@ def main() -> None:
     show(times, text, alone)
 
 
-def profile(network: dict[str, object], batch_size: int, image_size: int) -> tuple[dict[str, float], str, float]:
+def profile(network: dict[str, Any], batch_size: int, image_size: int) -> tuple[dict[str, float], str, float]:
     """The least milliseconds of each operation, the compiled program, and the least of a step without the profiler."""
     import jax
     import jax.numpy as jnp
@@ -77,7 +78,7 @@ def profile(network: dict[str, object], batch_size: int, image_size: int) -> tup
     images = jnp.zeros((1, image_size, image_size, 3))
     state = jax.jit(lambda: init_state(jax.random.key(0), built, images, optimizer))()
     batch = random_batch(work)
-    step = train_step(built).lower(state, batch).compile()
+    step = train_step(built).lower(state, batch).compile()  # type: ignore[attr-defined]
     alone = []
     for _ in range(STEPS):
         began = time.perf_counter()
@@ -121,7 +122,7 @@ def least(times: list[list[float]]) -> float:
 def show(times: dict[str, float], text: str, alone: float) -> None:
     """Prints a line for each kind, the longest first."""
     found = {match[1]: match for match in map(INSTRUCTION.match, text.splitlines()) if match}
-    total: collections.Counter[str] = collections.Counter()
+    total: dict[str, float] = collections.defaultdict(float)
     operations: dict[str, list[float]] = collections.defaultdict(list)
     for name, milliseconds in times.items():
         kind = kind_of(found[name])
@@ -129,7 +130,7 @@ def show(times: dict[str, float], text: str, alone: float) -> None:
         operations[kind].append(multiply_adds(found, name))
     whole = sum(total.values())
     print(f"a step takes {alone:.0f} ms on one core, its operations in the profile {whole:.0f} ms")
-    for kind, milliseconds in total.most_common():
+    for kind, milliseconds in sorted(total.items(), key=lambda item: -item[1]):
         # Only where all are products of two matrices.
         rate = f"  {2e-6 * sum(operations[kind]) / milliseconds:.0f} GFLOP/s" if all(operations[kind]) else ""
         print(f"{milliseconds:8.1f} ms {100 * milliseconds / whole:3.0f}%  {kind}{rate}")

@@ -84,7 +84,7 @@ def train_and_save(folder: Path, steps: int, saves: int) -> dict[str, list[float
         make_optimizer(OptimizerConfig(), optax.constant_schedule(1e-3)),
     )
     state = init_state(jax.random.key(0), network, jnp.zeros((1, 32, 32, 3)), optimizer)
-    step, batch = train_step(network, optimizer), random_batch(work)
+    step, batch = train_step(network), random_batch(work)
     found: dict[str, list[float]] = {"step": [], "step_while_writing": [], "save": [], "write": []}
     found["megabytes"] = [sum(np.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.opt_state))) * 4e-6]
 
