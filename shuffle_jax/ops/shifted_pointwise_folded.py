@@ -89,7 +89,7 @@ def _products_by_pointer(
     n, h, w, c = x.shape
     reads = [pointer_reads(h * w, dh * w + dw) for dh, dw in offsets]
     rims = tuple((start, stop) for read in reads for start, stop, further in read if further)
-    rows, cut = _with_rims(rims, x.reshape(n, 1, h * w, c))
+    rows, cut = _with_rims(rims, x.reshape(n, h * w, c)[:, None])
     cut_out = iter(cut)
     parts = jnp.split(convolution.pointwise(rows, kernel, groups, rotation), len(offsets), axis=-1)
     kernels = jnp.split(kernel, len(offsets), axis=-1)
