@@ -25,6 +25,9 @@ def computed_once(function: Callable[..., Array], x: Float[Array, "n *s"], *othe
         x: with the images on the first axis.
         others: further arguments.
 
+    Returns:
+        What the function returns. The identity keeps x itself, for a layer that both looks at it and convolves it.
+
     >>> import jax.numpy as jnp
     >>> computed_once(jnp.add, jnp.ones(2), jnp.ones(2)).tolist()
     [2.0, 2.0]

@@ -17,11 +17,16 @@ def relu_of_sum(x: Float[Array, "n *s"], y: Float[Array, "n *s"]) -> Float[Array
     sums of all units before it anew, at each place where a gradient reads z.
 
     Args:
-        x: the shortcut.
+        x: the shortcut, ``(n, ...)``.
         y: what the unit adds to it, of the same shape and type.
+
+    Returns:
+        Array like x.
 
     >>> relu_of_sum(jnp.array([1.0, -2.0]), jnp.array([1.0, 1.0])).tolist()
     [2.0, 0.0]
+
+    Source: He, Zhang, Ren and Sun, Deep residual learning, 2015; that it is kept is this project's.
     """
     return _relu_of_sum(*varying_alike(x, y))
 

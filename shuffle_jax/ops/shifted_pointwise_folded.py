@@ -19,7 +19,7 @@ from shuffle_jax.ops.shift import Boundary, Offsets, address_shift, channels_fro
 from shuffle_jax.typing import Array, Float, Images, Outputs
 
 Rims = tuple[tuple[int, int], ...]
-"""Ranges of pixels, in the order in which an image has them."""
+"""Ranges of pixels, (first, last + 1), one for each piece that is cut out."""
 
 Rows = Float[Array, "n 1 s c"]
 
