@@ -42,7 +42,8 @@ def _branch(function: Callable[..., Array], x: Float[Array, "n *s"], *others: Ar
     for axis in range(1, x.ndim):
         first = lax.slice_in_dim(first, 0, 1, axis=axis)
     number = first.sum()
-    result: Array = lax.cond(number == number, function, function, x, *others)
+    behind = partial(_behind_barrier, function)  # else JAX itself hands on what both branches hand on
+    result: Array = lax.cond(number == number, behind, behind, x, *others)
     return result
 
 
