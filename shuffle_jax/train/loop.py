@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import jax
 import optax
 
 from shuffle_jax.analysis.shift_consistency import shift_breakers
+from shuffle_jax.data import Batch
 from shuffle_jax.data.dataset import Dataset
 from shuffle_jax.data.pipelines import InputConfig
 from shuffle_jax.distributed import Agreement, ProcessLost, connected, is_lead, is_lost, lost, same
@@ -119,14 +121,17 @@ def train(
             step = saved[-1] if saved else 0
             same("the newest checkpoint", step)  # as far as each process sees it
             _say([f"compiling, to go on from step {step:,}" if step else "compiling"])
-            compiling = Compiling()
+            compiling, batches = Compiling(), experiment.batches.train(step)
+            if step < experiment.steps:
+                batches = itertools.chain([first := next(batches)], batches)
+                compiling.begin(train_step, shapes, first)
             state = checkpoints.restore(shapes, step) if saved else experiment.init()
             state = experiment.settled(state) if state.lacks_stats else state
             if is_lead():
                 run.forget_after(step)
             with _metrics(experiment, run, step, track) as metrics:
                 loop = _Loop(experiment, run, checkpoints, metrics, interruption, trace, compiling, command)
-                state = loop.run_steps(train_step, state, step)
+                state = loop.run_steps(train_step, state, step, batches)
                 interruption.answer = ENDING
                 return finish(experiment, run, state, metrics)
 
@@ -170,8 +175,8 @@ class _Loop:
     compiling: Compiling
     command: str
 
-    def run_steps(self, train_step: TrainStep, state: TrainState, first: int) -> TrainState:
-        """Trains from step ``first`` to the end."""
+    def run_steps(self, train_step: TrainStep, state: TrainState, first: int, batches: Iterator[Batch]) -> TrainState:
+        """Trains from step ``first`` to the end, on batches of which the first is that of this step."""
         experiment, config = self.experiment, self.experiment.config
         steps, per_epoch = experiment.steps, experiment.batches.steps_per_epoch
         meter, agreement = Meter(config.batch_size), Agreement(experiment.mesh)
@@ -183,7 +188,8 @@ class _Loop:
             self._snapshot(state, 0)
             self._record(state, 0)
 
-        for step, batch in zip(range(first + 1, steps + 1), experiment.batches.train(first), strict=False):
+        self.compiling.wait()
+        for step, batch in zip(range(first + 1, steps + 1), batches, strict=False):
             with self.trace.step(step):
                 state, values = train_step(state, batch)
             if step == first + 1:

@@ -1,17 +1,21 @@
-"""What a run says before its first step: its data, its network, its length, and how long it compiles."""
+"""What a run says and compiles before its first step: its data, its network, its length; the step itself."""
 
 from __future__ import annotations
 
 import time
+from concurrent import futures
 from pathlib import Path
 
 import jax
 
+from shuffle_jax.data import Batch
 from shuffle_jax.nn.collections import RELAXED, STATIC
 from shuffle_jax.train.config import TrainConfig
 from shuffle_jax.train.experiment import Experiment
 from shuffle_jax.train.frozen import frozen
 from shuffle_jax.train.size import small_images
+from shuffle_jax.train.state import TrainState
+from shuffle_jax.train.step import TrainStep
 from shuffle_jax.typing import PyTree
 
 SAVED = "/jax/compilation_cache/compile_time_saved_sec"
@@ -60,7 +64,27 @@ class Compiling:
 
     def __init__(self) -> None:
         self._started, self._saved = time.perf_counter(), 0.0
+        self._ahead: futures.Future[object] | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def begin(self, step: TrainStep, state: TrainState, batch: Batch) -> None:
+        """Begins to compile a step, in a thread of its own: the compiler leaves cores idle, and the state is not there.
+
+        A call of the step finds the program, once :meth:`wait` has returned. What cannot be compiled is left to the
+        call, which says why.
+
+        Args:
+            step: the jitted step.
+            state: types, shapes and shardings of its state.
+            batch: the first one, of which the step needs the same.
+        """
+        thread = futures.ThreadPoolExecutor(1, "compiling")
+        self._ahead = thread.submit(lambda: step.lower(state, batch).compile())
+        thread.shutdown(wait=False)
+
+    def wait(self) -> None:
+        """Waits until the step is compiled, or cannot be."""
+        futures.wait([] if self._ahead is None else [self._ahead])
 
     def done(self) -> str:
         """How long it took and what was saved, in one line; to be called once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
+from typing import Protocol
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,17 @@ from shuffle_jax.typing import Array, Float, Images, Key, PyTree
 Values = dict[str, Float[Array, ""]]
 """What a step reports."""
 
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Values]]
+
+class TrainStep(Protocol):
+    """A jitted training step."""
+
+    def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, Values]:
+        """The state after the step, and what it reports."""
+
+    def lower(self, state: TrainState, batch: Batch, /) -> jax.stages.Lowered:
+        """The traced program for states and batches of these types, shapes and shardings."""
+
+
 EvalStep = Callable[[dict[str, PyTree], Batch], Values]
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import signal
 
+import flax
 import jax
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from shuffle_jax.train.config import OptimizerConfig, PenaltyConfig, TrainConfig
 from shuffle_jax.train.experiment import prepare, read_state, restore
 from shuffle_jax.train.loop import Stopped, train
 from shuffle_jax.train.metrics import NonFiniteLoss
+from shuffle_jax.train.opening import Compiling
 from shuffle_jax.train.trained import hardened_experiment, load_trained
 
 CONFIG = with_network(
@@ -88,6 +90,47 @@ def test_a_run_leaves_what_it_promises(whole):
     result = [r for r in numbers(path) if r["kind"] == "result"]
     assert [r["network"] for r in result] == ["relaxed", "hardened"]
     assert {r["network"]: r["top1"] for r in result} == {k: v["top1"] for k, v in outcome.results.items()}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_step_is_compiled_once_while_its_state_is_made_or_read(tmp_path, devices):
+    experiment = prepare(PLAIN, devices)
+    step, shapes, batch = experiment.train_step(), experiment.state_shapes(), next(experiment.batches.train())
+    compiling, compiled = Compiling(), []
+    compiling.begin(step, shapes, batch)
+    state = experiment.init()
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        checkpoints.save(state)
+        checkpoints.wait()
+        restored = checkpoints.restore(shapes, 0)
+    compiling.wait()
+
+    def listen(event, seconds, **_):
+        compiled.extend([event] * event.endswith("backend_compile_duration"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        first = jax.block_until_ready(step(state, batch))
+        again = jax.block_until_ready(step(restored, batch))
+        assert not compiled
+        jax.jit(lambda x: x + len(compiled))(1.0)
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert float(first[1]["loss"]) == float(again[1]["loss"])
+    assert compiling.done().startswith("compiled in ")
+
+
+def test_what_cannot_be_compiled_ahead_is_left_to_the_step():
+    experiment = prepare(PLAIN)
+    step, batch, state = experiment.train_step(), next(experiment.batches.train()), experiment.init()
+    compiling = Compiling()
+    compiling.begin(step, state.replace(params={}), batch)
+    compiling.wait()
+    compiling.done()
+    with pytest.raises(flax.errors.ScopeCollectionNotFound):
+        step(state.replace(params={}), batch)
+    assert np.isfinite(float(step(state, batch)[1]["loss"]))
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "8"])
