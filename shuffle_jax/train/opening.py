@@ -60,7 +60,7 @@ def about(experiment: Experiment, params: PyTree) -> list[str]:
 
 
 class Compiling:
-    """Times the compilation before the first step, and what programs that were kept from earlier runs save of it."""
+    """Compiles the step ahead, and times all compilation before the first one and what kept programs save of it."""
 
     def __init__(self) -> None:
         self._started, self._saved = time.perf_counter(), 0.0
